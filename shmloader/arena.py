@@ -1,0 +1,134 @@
+"""The arena: one sparse shared-memory file, mapped once, cut into slots.
+
+A memfd has no name and no size limit but memory itself: /dev/shm's size does not apply, and when the last process
+that maps it is gone, so is the memory. Address space costs nothing, so every slot is given a range that could hold
+the whole pool. A slot therefore grows in place: no offset ever changes, no process has to map anything again, and
+tensors that were written before the slot grew stay where they are. Only touched pages take memory; giving a range
+back makes them a hole again.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+from .errors import PoolMemoryError
+from .limits import address_space_left
+
+PAGE = mmap.PAGESIZE
+
+# What one pool may map: a 47-bit address space must hold many.
+_MAX_ADDRESS_BYTES = 1 << 42
+
+_MADV_POPULATE_WRITE = 23
+
+
+def round_up(nbytes: int) -> int:
+    """Returns ``nbytes`` rounded up to whole pages."""
+    return -(-nbytes // PAGE) * PAGE
+
+
+class Arena:
+    """A pool's shared memory: one control page, then slots of ``stride`` bytes of address space each.
+
+    Args:
+        slots: number of slots.
+        max_slot_bytes: what one slot must be able to grow to, as far as address space goes.
+        keep_open: keep the file's descriptor, as processes need that do not inherit the mapping by a fork.
+
+    Raises:
+        PoolMemoryError: the address range cannot be mapped.
+    """
+
+    def __init__(self, slots: int, max_slot_bytes: int, keep_open: bool = False) -> None:
+        self.slots = slots
+        self.stride = _stride(slots, max_slot_bytes)
+        size = PAGE + slots * self.stride
+        fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            self._map(fd, size)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise PoolMemoryError(
+                f"cannot map {size} bytes of address space for {slots} slots ({error}); "
+                "lower max_pool_bytes, or raise the limit on address space (ulimit -v)"
+            ) from error
+        if not keep_open:
+            os.close(fd)
+        self._fd = fd if keep_open else -1
+
+    def _map(self, fd: int, size: int) -> None:
+        self.memory = mmap.mmap(fd, size)
+        self.address = int(np.ndarray(1, np.uint8, self.memory).__array_interface__["data"][0])
+        # Byte 0 of the control page; workers read it before each job.
+        self._stopped = np.ndarray(1, np.uint8, self.memory)
+
+    def start(self, slot: int) -> int:
+        """Returns the offset of ``slot`` from the beginning of the arena."""
+        return PAGE + slot * self.stride
+
+    def block(self, slot: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Returns the first ``nbytes`` bytes of ``slot`` as a new array; whoever keeps it alive holds the mapping."""
+        return np.ndarray((nbytes,), np.uint8, self.memory, PAGE + slot * self.stride)
+
+    def populate(self, slot: int, nbytes: int) -> None:
+        """Makes the first ``nbytes`` bytes of ``slot`` resident, and maps them in this process for writing.
+
+        Raises:
+            PoolMemoryError: there is not that much memory.
+        """
+        try:
+            self.memory.madvise(_MADV_POPULATE_WRITE, self.start(slot), round_up(nbytes))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise PoolMemoryError(
+                    f"cannot make {nbytes} bytes of slot {slot} resident ({error}); "
+                    "lower max_pool_bytes, num_slots or prefetch_factor"
+                ) from error
+            self.block(slot, nbytes)[::PAGE] = 0  # a kernel before 5.14
+
+    def give_back(self, slot: int) -> None:
+        """Returns all memory of ``slot`` to the system; it reads as zeros afterwards."""
+        self.memory.madvise(mmap.MADV_REMOVE, self.start(slot), self.stride)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether jobs that were sent and not begun are to be dropped."""
+        return bool(self._stopped[0])
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._stopped[0] = stopped
+
+    def close(self) -> None:
+        """Closes the descriptor, if it was kept. The mapping ends with the last tensor that lies in it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __reduce__(self) -> tuple[Callable[..., Arena], tuple[Any, int, int]]:
+        return _attach, (reduction.DupFd(self._fd), self.slots, self.stride)
+
+
+def _attach(duplicate: Any, slots: int, stride: int) -> Arena:
+    arena = Arena.__new__(Arena)
+    arena.slots = slots
+    arena.stride = stride
+    fd = duplicate.detach()
+    arena._map(fd, PAGE + slots * stride)
+    os.close(fd)
+    arena._fd = -1
+    return arena
+
+
+def _stride(slots: int, max_slot_bytes: int) -> int:
+    left = address_space_left()
+    budget = _MAX_ADDRESS_BYTES if left is None else min(_MAX_ADDRESS_BYTES, left // 2)
+    return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

@@ -1,0 +1,341 @@
+"""One pass over the data: the iterator that the training loop steps.
+
+It is a torch ``_BaseDataLoaderIter``, which draws the seeds and makes the sampler's iterator where stock does, and
+warns as stock warns. Everything else happens in `_next_data`: take the next batch, waiting for it if need be; hand it
+over; ask for one more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch.utils.data import IterDataPipe, MapDataPipe
+from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn, _SingleProcessDataLoaderIter
+
+from . import wire, worker
+from .checking import CheckedCollate
+from .errors import PoolMemoryError, WorkerDiedError, WorkerFault, WorkerTimeoutError
+from .pool import Packed, Pool
+from .schedule import Schedule, Task
+from .wire import PipeEnd, Token
+from .workers import Crew
+
+if TYPE_CHECKING:
+    from .loader import ShmDataLoader
+
+_profiler_enabled = torch.autograd._profiler_enabled
+
+
+class ShmIterator(_BaseDataLoaderIter):
+    """Iterates over the dataset with worker processes that write batches into a pool's slots.
+
+    Made by `ShmDataLoader.__iter__`. Belongs to the process that made it; in a process forked from that one it does
+    nothing.
+
+    Raises:
+        AssertionError: ``prefetch_factor`` is 0, as in stock's iterator.
+        ValueError, PoolMemoryError: the pool cannot be made; see `Pool`.
+    """
+
+    def __init__(self, loader: ShmDataLoader) -> None:
+        super().__init__(loader)
+        self._closed = False
+        self._owner_pid = os.getpid()
+        self._prefetch_factor = loader.prefetch_factor
+        if self._prefetch_factor <= 0:
+            raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
+        self._in_order = loader.in_order
+        self._generation = 0
+        self._schedule = self._new_schedule()
+        self._asks: dict[int, Token] = {}
+        self._shelf = loader._shelf
+        self._pool = self._shelf.take()
+        self._crew = Crew(loader._worker_context(), self._num_workers, self._schedule.look_ahead)
+        _open_iterators.add(self)
+        try:
+            self._start_workers(loader)
+            self._reset(loader, first_iter=True)
+        except BaseException:
+            self._shutdown_workers()
+            raise
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    def _start_workers(self, loader: ShmDataLoader) -> None:
+        init_fn = loader.worker_init_fn
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
+        slots_to_map, bytes_to_map = self._shelf.populated
+
+        def make_brief(number: int, inbox: PipeEnd, close_first: list[int]) -> worker.Brief:
+            return worker.Brief(
+                worker=number,
+                num_workers=self._num_workers,
+                parent_pid=self._owner_pid,
+                arena=self._pool.arena,
+                inbox=inbox,
+                outbox=self._crew.outbox,
+                dataset=self._dataset,
+                dataset_kind=self._dataset_kind,
+                auto_collation=self._auto_collation,
+                collate_fn=self._collate_fn,
+                drop_last=self._drop_last,
+                init_fn=init_fn,
+                base_seed=self._base_seed,
+                shared_seed=self._shared_seed,
+                sample_spec=loader._sample_spec,
+                slots_to_map=range(slots_to_map),
+                bytes_to_map=bytes_to_map,
+                close_first=close_first,
+            )
+
+        self._crew.start(worker.run, make_brief)
+
+    @property
+    def _workers(self) -> list[Any]:
+        """The worker processes, under the name that tools know from stock's iterator."""
+        return self._crew.processes
+
+    def _new_schedule(self) -> Schedule[Packed]:
+        return Schedule(self._num_workers, self._prefetch_factor, self._in_order)
+
+    def _reset(self, loader: ShmDataLoader, first_iter: bool = False) -> None:
+        """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
+
+        In later passes of persistent workers it first waits until every worker is done with the pass before.
+        """
+        super()._reset(loader, first_iter)
+        if not first_iter:
+            self._resume_workers()
+        for _ in range(self._schedule.look_ahead):
+            self._dispatch()
+
+    def _resume_workers(self) -> None:
+        self._drop_batches()
+        self._generation += 1
+        for number in range(self._num_workers):
+            self._tell(number, wire.RESUME, size=self._shared_seed or 0)
+        waiting = set(range(self._num_workers))
+        while waiting:
+            for token in self._receive():
+                if token.kind == wire.RESUMED and token.generation == self._generation:
+                    waiting.discard(token.worker)
+                else:
+                    self._handle(token)
+        self._pool.abandon()
+        self._schedule = self._new_schedule()
+
+    def _drop_batches(self) -> None:
+        for task in self._schedule.made():
+            assert task.result is not None
+            self._pool.release(task.result)
+            task.result = None
+        for seq in list(self._asks):
+            self._refuse(seq)
+
+    # -- stepping ------------------------------------------------------------------------------------------------
+
+    def __next__(self) -> Any:
+        limit = self._IterableDataset_len_called
+        if _profiler_enabled() or (limit is not None and self._num_yielded >= limit):
+            return super().__next__()  # with a profiler's label, and the warning about a length that lied
+        data = self._next_data()
+        self._num_yielded += 1
+        return data
+
+    def _next_data(self) -> Any:
+        if self._closed:
+            self._raise_closed()
+        self._pool.collect()
+        if self._asks:
+            self._answer_asks()
+        packed = self._take()
+        data = self._pool.hand_over(packed)
+        self._dispatch()
+        if packed.is_fault and isinstance(data, WorkerFault):
+            data.reraise()
+        if self._pin_memory:
+            data = pin_memory(data, self._pin_memory_device)
+        return data
+
+    def _take(self) -> Packed:
+        """Returns the next batch of the schedule, waiting for it if need be.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        while (task := self._schedule.take()) is None:
+            if self._schedule.done:
+                if not self._persistent_workers:
+                    self._shutdown_workers()
+                raise StopIteration
+            for token in self._receive():
+                self._handle(token)
+            if self._asks:
+                self._unblock()
+        assert task.result is not None
+        return task.result
+
+    def _dispatch(self) -> None:
+        """Asks the next worker in turn for one more batch, if the sampler has one."""
+        try:
+            index = self._next_index()
+        except StopIteration:
+            return
+        number = self._schedule.next_worker()
+        if number is None:
+            return
+        slot, size, room = self._pool.claim(index)
+        task = self._schedule.send(number, index, slot)
+        self._tell(number, wire.JOB, slot, task.seq, size, room)
+
+    def _receive(self) -> list[Token]:
+        """Waits for tokens, and for whatever may come in their place.
+
+        Raises:
+            WorkerTimeoutError: none came within ``timeout`` seconds.
+            WorkerDiedError: a worker has ended.
+        """
+        tokens, dead = self._crew.wait(self._timeout or None)
+        if dead:
+            self._fail(dead[0])
+        if not tokens:
+            raise WorkerTimeoutError(f"DataLoader timed out after {self._timeout} seconds")
+        return tokens
+
+    def _handle(self, token: Token) -> None:
+        kind = token.kind & ~wire.KEPT
+        if kind == wire.ASK:
+            self._asks[token.seq] = token
+            self._answer_asks()
+        elif kind == wire.ENDED:
+            self._end_worker(token)
+        else:
+            packed = Packed(token.slot, token.size, token.room, kind == wire.FAULT, token.kind != kind)
+            self._pool.ready(packed)
+            if token.generation == self._generation:
+                self._schedule.arrive(token.seq, packed)
+            else:
+                self._pool.release(packed)
+
+    def _end_worker(self, token: Token) -> None:
+        for task in self._schedule.end_worker(token.worker):
+            self._pool.withdraw(task.slot)
+        if token.generation == self._generation:
+            if not self._persistent_workers:
+                self._crew.dismiss(token.worker, Token(wire.STOP, token.worker, self._generation))
+            self._dispatch()
+
+    def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:
+        try:
+            self._crew.send(number, Token(kind, number, self._generation, slot, seq, size, room))
+        except WorkerDiedError:
+            self._fail(number)
+
+    # -- room ----------------------------------------------------------------------------------------------------
+
+    def _answer_asks(self) -> None:
+        """Grants what can be granted, to the batches that are needed soonest."""
+        for seq in sorted(self._asks):
+            self._try_to_grant(seq)
+
+    def _try_to_grant(self, seq: int) -> bool:
+        ask = self._asks[seq]
+        room = self._pool.grant(ask.slot, ask.size)
+        if room is None:
+            return False
+        del self._asks[seq]
+        self._tell(ask.worker, wire.GRANT, ask.slot, seq, room=room)
+        return True
+
+    def _refuse(self, seq: int) -> None:
+        ask = self._asks.pop(seq)
+        self._tell(ask.worker, wire.GRANT, ask.slot, seq, room=0)
+
+    def _unblock(self) -> None:
+        """Sees to it that the batch which the loop waits for is not the one that waits for room.
+
+        Batches that wait for their turn are moved out of the pool; if even that does not make room, the batch cannot
+        be had, and its worker is told so, which makes an exception of it.
+        """
+        awaited = self._schedule.awaited
+        if awaited is not None:
+            blocked = awaited.seq if awaited.seq in self._asks else None
+        else:
+            blocked = min(self._asks) if self._schedule.all_in(self._asks) else None
+        if blocked is None or self._try_to_grant(blocked):
+            return
+        for task in self._schedule.made():
+            assert task.result is not None
+            task.result = self._pool.spill(task.result)
+        if not self._try_to_grant(blocked):
+            self._refuse(blocked)
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def _fail(self, number: int) -> NoReturn:
+        """Closes the iterator, since a worker is gone, and says which, how, and what it owed."""
+        text = self._crew.obituary(number)
+        owed = self._schedule.outstanding(number)
+        if owed:
+            text += f"It was worker {number} of {self._num_workers}, and owed batch {owed[0].seq}: {_name(owed[0])}. "
+        self._shutdown_workers()
+        raise WorkerDiedError(text)
+
+    def _raise_closed(self) -> NoReturn:
+        if self._schedule.done:
+            raise StopIteration
+        raise RuntimeError("this iterator of ShmDataLoader is closed; make a new one with iter(loader)")
+
+    def _shutdown_workers(self) -> None:
+        """Ends the workers and passes the pool on to the loader's next iterator. Safe to call again.
+
+        Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
+        """
+        if self._closed or self._owner_pid != os.getpid():
+            return
+        self._closed = True
+        _open_iterators.discard(self)
+        self._crew.stop(self._pool.arena, Token(wire.STOP, 0, self._generation))
+        self._asks.clear()
+        self._pool.abandon()
+        self._shelf.put(self._pool)
+
+    def __del__(self) -> None:
+        if getattr(self, "_crew", None) is not None:
+            self._shutdown_workers()
+
+
+class CheckedInProcessIterator(_SingleProcessDataLoaderIter):
+    """``num_workers=0`` with declared sample shapes: stock's iterator, with every sample checked."""
+
+    def __init__(self, loader: ShmDataLoader) -> None:
+        super().__init__(loader)
+        self._check = CheckedCollate(self._collate_fn, loader._sample_spec, self._auto_collation)
+        self._dataset_fetcher.collate_fn = self._check
+
+    def _next_index(self) -> Any:
+        self._check.indices = super()._next_index()
+        return self._check.indices
+
+
+def _name(task: Task[Any]) -> str:
+    text = repr(task.index)
+    return f"indices {text}" if len(text) < 200 else f"indices {text[:200]}..."
+
+
+_open_iterators: weakref.WeakSet[ShmIterator] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # multiprocessing would terminate the workers too, but later, and joins without a time limit.
+    for iterator in list(_open_iterators):
+        iterator._shutdown_workers()

@@ -1,0 +1,59 @@
+"""The consumer's right to a slot, and how the loader learns that it has ended.
+
+Every batch gets one array over its slot, the *block*, and every tensor of the batch is made from an array whose base
+is the block. A tensor's storage owns its array, so the block lives as long as any tensor, slice, ``.numpy()`` array
+or autograd graph of the batch does. (A weak reference on a tensor would be wrong: a slice outlives the tensor that it
+was cut from.)
+
+The weak reference's callback is ``deque.append`` itself. It runs in whichever thread drops the last reference, or in
+the middle of a garbage collection, so it must take no lock and run no code of ours; the reference carries the slot's
+number, and the parent reads it when it next claims a slot.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+Block = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class _Lease(weakref.ref[Block]):
+    __slots__ = ("slot",)
+    slot: int
+
+
+class Leases:
+    """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any."""
+
+    def __init__(self) -> None:
+        # A weak reference must itself stay alive for its callback to be called.
+        self._live: dict[int, _Lease] = {}
+        self._ended: deque[weakref.ref[Block]] = deque()
+        self._kept: list[Block] = []
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def open(self, slot: int, block: Block) -> None:
+        """Begins a lease of ``slot`` that ends when ``block`` and everything based on it is gone."""
+        lease = _Lease(block, self._ended.append)
+        lease.slot = slot
+        self._live[slot] = lease
+
+    def keep(self, block: Block) -> None:
+        """Holds ``block`` for as long as the pool lives, so that its lease does not end before."""
+        self._kept.append(block)
+
+    def drain(self) -> list[int]:
+        """Returns the slots whose leases have ended since the last call."""
+        slots = []
+        while self._ended:
+            lease = self._ended.popleft()
+            assert isinstance(lease, _Lease)
+            del self._live[lease.slot]
+            slots.append(lease.slot)
+        return slots

@@ -1,0 +1,227 @@
+"""Who owns which slot, and how many bytes each may use: FREE -> WRITING -> READY -> LEASED -> FREE.
+
+Pure: memory is counted here and touched elsewhere, so that the rules can be tested by random walks. Only the parent
+has a ledger, so nothing here needs a lock.
+
+Every slot has a *resident* size, the bytes that its writers have touched so far and that therefore take memory, and
+an *allowance*, the bytes that it counts for against the pool's cap. A slot that is being written may use up to its
+allowance without asking; any other slot's allowance is what it really takes. The allowances never sum to more than
+the cap.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+# Room for a job and for an exception's text, which must arrive however small the cap is.
+MIN_SLOT_BYTES = 64 * 1024
+
+# A slot is surplus when it is much larger than recent batches, or was not needed for a while. "A while" is counted in
+# batches per slot; small differences are not worth the system call and the page faults to come.
+_WINDOW_BATCHES_PER_SLOT = 32
+_SURPLUS_FACTOR = 2
+
+
+class State(Enum):
+    """Whose a slot is."""
+
+    FREE = "free"  # nobody's
+    WRITING = "writing"  # the worker's whose job names it
+    READY = "ready"  # the parent's: a batch that was not handed out yet
+    LEASED = "leased"  # the consumer's: it ends when no tensor of the batch is alive
+
+
+class _Slot:
+    __slots__ = ("allowance", "last_used", "number", "resident", "state")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.state = State.FREE
+        self.resident = 0
+        self.allowance = MIN_SLOT_BYTES
+        self.last_used = 0
+
+
+class Ledger:
+    """The states and sizes of a pool's slots.
+
+    Args:
+        slots: how many slots there are.
+        cap: bytes that all slots together may take, at least MIN_SLOT_BYTES each.
+        in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
+        slot_cap: bytes that one slot may take; by default all of ``cap``.
+    """
+
+    def __init__(self, slots: int, cap: int, in_flight: int, slot_cap: int | None = None) -> None:
+        self.cap = cap
+        self.slot_cap = min(cap, slot_cap or cap)
+        self.share = min(cap // slots, self.slot_cap)
+        if self.share < MIN_SLOT_BYTES:
+            raise ValueError(f"a cap of {cap} bytes is too small for {slots} slots of {MIN_SLOT_BYTES} bytes")
+        self._slots = [_Slot(number) for number in range(slots)]
+        # The slot that was freed last is used next: its pages are mapped and perhaps cached, and slots that a plain
+        # loop does not need are never touched.
+        self._free = self._slots[::-1]
+        self._max_leased = slots - in_flight
+        self._leased = 0
+        self._leased_bytes = 0
+        self._committed = sum(slot.allowance for slot in self._slots)
+        self._batches = 0
+        self._largest = self._largest_before = 0
+        self._window_end = self._window = _WINDOW_BATCHES_PER_SLOT * slots
+
+    def __repr__(self) -> str:
+        states = " ".join(f"{slot.number}:{slot.state.value}:{slot.resident}/{slot.allowance}" for slot in self._slots)
+        return f"<Ledger {self._committed}/{self.cap} {states}>"
+
+    def state(self, number: int) -> State:
+        """Returns whose slot ``number`` is."""
+        return self._slots[number].state
+
+    def allowance(self, number: int) -> int:
+        """Returns the bytes that slot ``number`` counts for; while it is WRITING, those that may be used."""
+        return self._slots[number].allowance
+
+    @property
+    def committed(self) -> int:
+        """The sum of all allowances."""
+        return self._committed
+
+    @property
+    def resident(self) -> int:
+        """Bytes that the slots' writers have touched and that were not given back."""
+        return sum(slot.resident for slot in self._slots)
+
+    @property
+    def leased(self) -> int:
+        """How many slots the consumer holds."""
+        return self._leased
+
+    def count(self, state: State) -> int:
+        """Returns how many slots are in ``state``."""
+        return sum(slot.state is state for slot in self._slots)
+
+    def claim(self) -> int:
+        """Takes a FREE slot for a job; its allowance becomes a fair share of the cap, or what is left of that.
+
+        Raises:
+            IndexError: no slot is FREE; cannot happen while no more than ``in_flight`` are WRITING or READY.
+        """
+        slot = self._free.pop()
+        slot.state = State.WRITING
+        slot.last_used = self._batches
+        left = self.cap - self._committed + slot.allowance
+        self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
+        return slot.number
+
+    def grant(self, number: int, need: int) -> list[int] | None:
+        """Raises the allowance of a WRITING slot to ``need`` bytes, if need be at the expense of FREE slots.
+
+        Returns:
+            The slots whose memory has to be given back first, or None when even that would not do now.
+        """
+        slot = self._expect(number, State.WRITING)
+        if need > self.slot_cap:
+            return None
+        missing = self._committed - slot.allowance + need - self.cap
+        emptied: list[int] = []
+        if missing > 0:
+            spare = sorted(self._free, key=lambda free: free.allowance, reverse=True)
+            if missing > sum(free.allowance - MIN_SLOT_BYTES for free in spare):
+                return None
+            for free in spare:
+                if missing <= 0:
+                    break
+                missing -= free.allowance - MIN_SLOT_BYTES
+                self._empty(free)
+                emptied.append(free.number)
+        # Whoever asks does so in the middle of a batch and will ask again; twice the need, where it costs nobody
+        # anything, makes that logarithmic. What was not used returns when the slot is ready.
+        left = self.cap - self._committed + slot.allowance
+        self._set_allowance(slot, max(slot.allowance, min(2 * need, left, self.slot_cap)))
+        return emptied
+
+    def ready(self, number: int, touched: int) -> None:
+        """WRITING -> READY: the worker is done and has touched the slot's first ``touched`` bytes."""
+        slot = self._expect(number, State.WRITING)
+        slot.state = State.READY
+        self._settle(slot, touched)
+        self._count_batch(touched)
+
+    def lease(self, number: int) -> None:
+        """READY -> LEASED: the batch is the consumer's."""
+        slot = self._expect(number, State.READY)
+        slot.state = State.LEASED
+        self._leased += 1
+        self._leased_bytes += slot.allowance
+
+    def may_lease(self, number: int) -> bool:
+        """Whether the consumer can have this READY slot itself, with enough left to go on; else it gets a copy.
+
+        Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
+        """
+        slot = self._expect(number, State.READY)
+        after = self._leased_bytes + slot.allowance
+        room_to_go_on = max(self._largest, self._largest_before, slot.resident)
+        return self._leased < self._max_leased and after + room_to_go_on <= self.cap
+
+    def free(self, number: int) -> None:
+        """Any state but FREE -> FREE: nobody reads or writes the slot any more.
+
+        A WRITING slot is taken to be as its last batch left it. Where its writer may have been interrupted, its
+        memory has to be given back (`empty`), since nobody knows how much of it was touched.
+        """
+        slot = self._slots[number]
+        if slot.state is State.FREE:
+            raise ValueError(f"slot {number} is free already")
+        if slot.state is State.LEASED:
+            self._leased -= 1
+            self._leased_bytes -= slot.allowance
+        elif slot.state is State.WRITING:
+            self._settle(slot, 0)
+        slot.state = State.FREE
+        self._free.append(slot)
+
+    def empty(self, number: int) -> None:
+        """Notes that the memory of a FREE slot was given back."""
+        self._empty(self._expect(number, State.FREE))
+
+    def surplus(self) -> list[int]:
+        """Returns the FREE slots whose memory should be given back, once a window of batches; else nothing.
+
+        Those are slots much larger than any batch of the last two windows (an outlier's), and slots that no batch of
+        the last two windows needed.
+        """
+        if self._batches < self._window_end:
+            return []
+        recent = max(self._largest, self._largest_before, MIN_SLOT_BYTES)
+        unused_since = self._batches - 2 * self._window
+        self._window_end = self._batches + self._window
+        self._largest_before, self._largest = self._largest, 0
+        return [
+            slot.number
+            for slot in self._free
+            if slot.resident > _SURPLUS_FACTOR * recent or (slot.resident and slot.last_used < unused_since)
+        ]
+
+    def _expect(self, number: int, state: State) -> _Slot:
+        slot = self._slots[number]
+        if slot.state is not state:
+            raise ValueError(f"slot {number} is {slot.state.value}, not {state.value}")
+        return slot
+
+    def _settle(self, slot: _Slot, touched: int) -> None:
+        slot.resident = max(slot.resident, touched)
+        self._set_allowance(slot, max(MIN_SLOT_BYTES, slot.resident))
+
+    def _empty(self, slot: _Slot) -> None:
+        slot.resident = 0
+        self._set_allowance(slot, MIN_SLOT_BYTES)
+
+    def _set_allowance(self, slot: _Slot, allowance: int) -> None:
+        self._committed += allowance - slot.allowance
+        slot.allowance = allowance
+
+    def _count_batch(self, touched: int) -> None:
+        self._batches += 1
+        self._largest = max(self._largest, touched)

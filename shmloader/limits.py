@@ -1,0 +1,72 @@
+"""How much memory this process may use: physical memory, control groups and resource limits."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+_UNLIMITED_V1 = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+def physical_memory() -> int:
+    """Returns the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cgroup_memory_limit(root: Path = Path("/")) -> int | None:
+    """Returns the tightest memory limit of the control groups that this process is in, in bytes.
+
+    Both hierarchies are read; a group inherits the limits of every group above it. Inside a container the path that
+    the kernel gives may lie outside what is mounted, and the mounted root stands for the container's own group.
+
+    Args:
+        root: where ``proc`` and ``sys`` are mounted; another folder in tests.
+
+    Returns:
+        The limit, or None where no group sets one or none can be read.
+    """
+    limits = [
+        limit
+        for line in _lines(root / "proc/self/cgroup")
+        for file in _limit_files(root / "sys/fs/cgroup", line)
+        if (limit := _read_limit(file)) is not None
+    ]
+    return min(limits, default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Returns the bytes of memory that this process may use at most: the machine's, or its control groups' limit."""
+    return min(physical_memory(), cgroup_memory_limit(root) or physical_memory())
+
+
+def address_space_left() -> int | None:
+    """Returns how many bytes this process may still map under RLIMIT_AS, or None where that is unlimited."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return max(0, soft - mapped_pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _limit_files(mount: Path, line: str) -> list[Path]:
+    _, controllers, path = line.split(":", 2)
+    if controllers and "memory" not in controllers.split(","):
+        return []
+    folder, name = (mount / "memory", "memory.limit_in_bytes") if controllers else (mount, "memory.max")
+    group = folder / path.lstrip("/")
+    return [above / name for above in (group, *group.parents) if above == folder or folder in above.parents]
+
+
+def _read_limit(file: Path) -> int | None:
+    text = "".join(_lines(file)).strip()
+    if not text.isdigit() or int(text) >= _UNLIMITED_V1:
+        return None
+    return int(text)

@@ -1,0 +1,237 @@
+"""The pool: an arena, the ledger of its slots, and the leases that the consumer has on them.
+
+Here the ledger's decisions become memory operations. Used in the parent, by one iterator at a time.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .arena import Arena
+from .errors import HeldBatchesWarning, PoolMemoryError
+from .leases import Block, Leases
+from .ledger import MIN_SLOT_BYTES, Ledger, State
+from .packing import Unpacker
+
+
+class Packed(NamedTuple):
+    """A batch that a worker has made: where it is, and where its tail is in there."""
+
+    slot: int
+    tail_offset: int
+    tail_bytes: int
+    is_fault: bool = False
+    kept: bool = False
+    spilled: Block | None = None  # the batch itself, where the slot was needed before its turn came
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """What a pool is and has done.
+
+    Attributes:
+        num_slots: slots in the pool.
+        max_bytes: the cap.
+        resident_bytes: memory that slots take now.
+        leased: slots whose batches the consumer holds.
+        batches: batches handed out so far.
+        copies: batches of those that were handed out as private copies, since the consumer held so many.
+    """
+
+    num_slots: int
+    max_bytes: int
+    resident_bytes: int
+    leased: int
+    batches: int
+    copies: int
+
+
+class Pool:
+    """Slots in shared memory, from being claimed for a job to the end of the consumer's lease.
+
+    Args:
+        num_slots: how many slots.
+        in_flight: how many of them are kept for jobs, at least.
+        max_bytes: the cap on what all slots take together.
+        keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
+
+    Raises:
+        ValueError: ``max_bytes`` is too small for ``num_slots`` slots.
+        PoolMemoryError: the arena cannot be mapped.
+    """
+
+    def __init__(self, num_slots: int, in_flight: int, max_bytes: int, keep_open: bool = False) -> None:
+        if max_bytes < num_slots * MIN_SLOT_BYTES:
+            raise ValueError(
+                f"max_pool_bytes={max_bytes} is too small: {num_slots} slots take at least "
+                f"{num_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
+            )
+        self.num_slots = num_slots
+        self.arena = Arena(num_slots, max_bytes, keep_open)
+        self._ledger = Ledger(num_slots, max_bytes, in_flight, self.arena.stride)
+        self._leases = Leases()
+        self._unpacker = Unpacker()
+        self._batches = self._copies = 0
+
+    def statistics(self) -> PoolStatistics:
+        """Returns the pool's figures as they are now."""
+        self.collect()
+        ledger = self._ledger
+        return PoolStatistics(
+            self.num_slots, ledger.cap, ledger.resident, ledger.leased, self._batches, self._copies
+        )
+
+    def populate(self, slots: int, nbytes: int) -> None:
+        """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.
+
+        Raises:
+            PoolMemoryError: they do not fit under ``max_pool_bytes``, or there is not that much memory.
+        """
+        nbytes = max(nbytes, 1)
+        claimed = [self._ledger.claim() for _ in range(slots)]
+        for slot in claimed:
+            if self._ledger.allowance(slot) < nbytes and self._ledger.grant(slot, nbytes) is None:
+                raise PoolMemoryError(
+                    f"{slots} batches of {nbytes} bytes, as sample_shapes declares them, do not fit under "
+                    f"max_pool_bytes={self._ledger.cap}; raise it, or lower batch_size or prefetch_factor"
+                )
+            self.arena.populate(slot, nbytes)
+            self._ledger.ready(slot, nbytes)
+        for slot in reversed(claimed):
+            self._ledger.free(slot)
+
+    def collect(self) -> None:
+        """Frees the slots whose leases have ended, and gives surplus memory back."""
+        for slot in self._leases.drain():
+            self._ledger.free(slot)
+        for slot in self._ledger.surplus():
+            self._give_back(slot)
+
+    def claim(self, job: Any) -> tuple[int, int, int]:
+        """Takes a free slot and writes ``job`` into it.
+
+        Returns:
+            The slot, the job's bytes, and the bytes that the worker may use.
+
+        Raises:
+            PoolMemoryError: the job alone is larger than a slot may be.
+            Exception: what pickling the job raises.
+        """
+        data = pickle.dumps(job, 5)
+        slot = self._ledger.claim()
+        room = self._ledger.allowance(slot)
+        if len(data) > room:
+            room = self.grant(slot, len(data)) or 0
+            if not room:
+                self._ledger.free(slot)
+                raise PoolMemoryError(f"the indices of one batch take {len(data)} bytes; raise max_pool_bytes")
+        start = self.arena.start(slot)
+        self.arena.memory[start : start + len(data)] = data
+        return slot, len(data), room
+
+    def grant(self, slot: int, need: int) -> int | None:
+        """Lets the slot that is being written grow to ``need`` bytes.
+
+        Returns:
+            The bytes that it may use now, or None if there are not so many at present.
+        """
+        emptied = self._ledger.grant(slot, need)
+        if emptied is None:
+            return None
+        for other in emptied:
+            self.arena.give_back(other)
+        return self._ledger.allowance(slot)
+
+    def ready(self, packed: Packed) -> None:
+        """Notes that the slot's writer is done with it."""
+        self._ledger.ready(packed.slot, packed.tail_offset + packed.tail_bytes)
+
+    def release(self, packed: Packed) -> None:
+        """Frees the slot of a batch that nobody wants."""
+        if packed.kept:
+            self._keep(packed)
+        elif packed.spilled is None:
+            self._ledger.free(packed.slot)
+
+    def withdraw(self, slot: int) -> None:
+        """Takes back a slot whose job its worker has never begun."""
+        self._ledger.free(slot)
+
+    def abandon(self) -> None:
+        """Frees every slot that is not leased, after the workers have ended, wherever they were."""
+        for slot in range(self.num_slots):
+            if self._ledger.state(slot) is State.WRITING:
+                # How much of it was touched died with its writer.
+                self._ledger.free(slot)
+                self._give_back(slot)
+            elif self._ledger.state(slot) is State.READY:
+                self._ledger.free(slot)
+        self.arena.stopped = False
+
+    def hand_over(self, packed: Packed) -> Any:
+        """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise."""
+        if packed.is_fault:
+            fault = self._unpacker.copies(*self._where(packed))
+            self.release(packed)
+            return fault
+        self._batches += 1
+        if packed.spilled is None and (packed.kept or self._ledger.may_lease(packed.slot)):
+            return self._lease(packed)
+        self._count_copy()
+        batch = self._unpacker.copies(*self._where(packed))
+        self.release(packed)
+        return batch
+
+    def spill(self, packed: Packed) -> Packed:
+        """Moves a batch that waits for its turn out of its slot, which is free then."""
+        if packed.kept or packed.spilled is not None:
+            return packed
+        block, *_ = self._where(packed)
+        self._ledger.free(packed.slot)
+        return packed._replace(spilled=block.copy())
+
+    def close(self) -> None:
+        """Gives back all memory but that of leased slots, which follows when the last of their tensors is gone."""
+        self.collect()
+        for slot in range(self.num_slots):
+            if self._ledger.state(slot) is not State.LEASED:
+                self.arena.give_back(slot)
+        self.arena.close()
+
+    def _where(self, packed: Packed) -> tuple[Block, int, int]:
+        block = packed.spilled
+        if block is None:
+            block = self.arena.block(packed.slot, packed.tail_offset + packed.tail_bytes)
+        return block, packed.tail_offset, packed.tail_bytes
+
+    def _lease(self, packed: Packed) -> Any:
+        block, tail_offset, tail_bytes = self._where(packed)
+        self._ledger.lease(packed.slot)
+        self._leases.open(packed.slot, block)
+        if packed.kept:
+            self._leases.keep(block)
+        return self._unpacker.views(block, tail_offset, tail_bytes)
+
+    def _keep(self, packed: Packed) -> None:
+        block, *_ = self._where(packed)
+        self._ledger.lease(packed.slot)
+        self._leases.open(packed.slot, block)
+        self._leases.keep(block)
+
+    def _give_back(self, slot: int) -> None:
+        self._ledger.empty(slot)
+        self.arena.give_back(slot)
+
+    def _count_copy(self) -> None:
+        self._copies += 1
+        if self._copies == 1:
+            warnings.warn(
+                f"the loop holds {self._ledger.leased} batches, more than {self.num_slots} slots leave room for "
+                "beside those being loaded; this one and others are handed out as private copies, which costs a copy "
+                "of each. Raise num_slots (or max_pool_bytes) if the loop is to hold so many, or drop batches sooner",
+                HeldBatchesWarning,
+                stacklevel=5,
+            )

@@ -1,0 +1,131 @@
+"""Which worker makes which batch, how far ahead, and in which order batches come out.
+
+Pure: no process, pipe or memory is touched here, so that it can be tested by random walks. The rules are those of
+torch's multiprocessing iterator: batch i goes to the next worker in turn that still has data, at most
+``prefetch_factor`` x ``num_workers`` batches are between being asked for and being handed out, and batches come out
+by number, or by arrival when ``in_order`` is off.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class Task(Generic[Result]):
+    """A batch that was asked for and not handed out yet."""
+
+    seq: int
+    worker: int
+    index: Any  # what the sampler gave: kept to say in an error which samples were lost
+    slot: int  # where its job is
+    result: Result | None = None
+
+
+class Schedule(Generic[Result]):
+    """The batches of one pass over the data, from being asked for to being handed out."""
+
+    def __init__(self, num_workers: int, prefetch_factor: int, in_order: bool) -> None:
+        self.look_ahead = num_workers * prefetch_factor
+        self._in_order = in_order
+        self._num_workers = num_workers
+        self._active = [True] * num_workers
+        self._load = [0] * num_workers
+        self._turn = 0
+        self._next_seq = 0
+        self._out_seq = 0
+        self._tasks: dict[int, Task[Result]] = {}
+        self._arrived: deque[Task[Result]] = deque()
+
+    def next_worker(self) -> int | None:
+        """Returns the worker whose turn it is, or None when none can take a batch now.
+
+        Without order a worker takes a batch only while it has fewer than its share, so that a slow one does not
+        collect a queue; with order the turn alone decides. Each call moves the turn on, as stock's does.
+        """
+        active = sum(self._active)
+        for _ in range(self._num_workers):
+            worker = self._turn
+            self._turn = (worker + 1) % self._num_workers
+            if self._active[worker] and (self._in_order or self._load[worker] < self.look_ahead // active):
+                return worker
+        return None
+
+    def send(self, worker: int, index: Any, slot: int = 0) -> Task[Result]:
+        """Notes that ``worker`` is asked for the batch of ``index``, and numbers it."""
+        task: Task[Result] = Task(self._next_seq, worker, index, slot)
+        self._tasks[task.seq] = task
+        self._next_seq += 1
+        self._load[worker] += 1
+        return task
+
+    def arrive(self, seq: int, result: Result) -> None:
+        """Notes that batch ``seq`` was made."""
+        task = self._tasks[seq]
+        task.result = result
+        if not self._in_order:
+            self._arrived.append(task)
+
+    def end_worker(self, worker: int) -> list[Task[Result]]:
+        """Notes that ``worker`` has no more data in this pass, and returns its tasks that will never be made."""
+        self._active[worker] = False
+        lost = [task for task in self._tasks.values() if task.worker == worker and task.result is None]
+        for task in lost:
+            del self._tasks[task.seq]
+        return lost
+
+    def take(self) -> Task[Result] | None:
+        """Returns the next batch to hand out, or None when it is not made yet (or `done`)."""
+        task = self._next_by_number() if self._in_order else self._next_by_arrival()
+        if task is not None:
+            del self._tasks[task.seq]
+            self._load[task.worker] -= 1
+        return task
+
+    @property
+    def done(self) -> bool:
+        """Whether every batch that was asked for was handed out or will never be made."""
+        return not self._tasks
+
+    @property
+    def awaited(self) -> Task[Result] | None:
+        """The batch without which the loop cannot go on: with order the one that is next, without it none by name."""
+        if not self._in_order or not self._tasks:
+            return None
+        return self._tasks[self._skip_to_next()]
+
+    def task(self, seq: int) -> Task[Result] | None:
+        """Returns the task of batch ``seq`` unless it was handed out or dropped."""
+        return self._tasks.get(seq)
+
+    def outstanding(self, worker: int) -> list[Task[Result]]:
+        """Returns what ``worker`` still owes, oldest first."""
+        return [task for task in self._tasks.values() if task.worker == worker and task.result is None]
+
+    def made(self) -> list[Task[Result]]:
+        """Returns the batches that were made and not handed out, oldest first."""
+        return [task for task in self._tasks.values() if task.result is not None]
+
+    def all_in(self, seqs: Container[int]) -> bool:
+        """Whether every batch that is still to be made is one of ``seqs``."""
+        return all(task.seq in seqs for task in self._tasks.values() if task.result is None)
+
+    def _skip_to_next(self) -> int:
+        # Numbers are missing where an iterable worker ended before its batch.
+        while self._out_seq not in self._tasks:
+            self._out_seq += 1
+        return self._out_seq
+
+    def _next_by_number(self) -> Task[Result] | None:
+        if not self._tasks:
+            return None
+        task = self._tasks[self._skip_to_next()]
+        return task if task.result is not None else None
+
+    def _next_by_arrival(self) -> Task[Result] | None:
+        return self._arrived.popleft() if self._arrived else None

@@ -1,0 +1,139 @@
+"""Tokens and the pipes that they travel on.
+
+A token is one fixed-size record, far smaller than PIPE_BUF: the kernel writes it whole or not at all, so a process
+that is killed at any instruction leaves no half message behind, and no lock, because there is none. Batches and jobs
+never travel on a pipe; they lie in the slot that the token names.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+from collections.abc import Callable
+from multiprocessing import reduction
+from typing import Any, NamedTuple
+
+# Down: from the parent to one worker.
+JOB = 1  # fill `slot` for batch `seq`: the job is its first `size` bytes, and `room` bytes of the slot may be used
+GRANT = 2  # `slot` may now use `room` bytes; 0: no more can be had
+RESUME = 3  # a new pass begins: it is `generation`, and `size` is the seed that IterDataPipes share
+STOP = 4  # no job will follow
+
+# Up: from every worker to the parent, over one pipe.
+BATCH = 5  # batch `seq` lies in `slot`: tensors in its first `size` bytes, a skeleton in the `room` bytes after them
+FAULT = 6  # as BATCH, but what lies there is the exception that making the batch raised
+ENDED = 7  # this worker's iterable dataset has no batch `seq`, nor a later one
+ASK = 8  # `slot` needs `size` bytes in all; the worker waits for a GRANT
+RESUMED = 9  # all jobs before `generation` are done: this worker owns no slot
+
+# Added to BATCH and FAULT: code in the worker still holds tensors of the slot, which must never be written again.
+KEPT = 0x100
+
+
+class Token(NamedTuple):
+    """One message; what `slot`, `seq`, `size` and `room` mean depends on `kind`, see the constants above."""
+
+    kind: int
+    worker: int
+    generation: int
+    slot: int = 0
+    seq: int = 0
+    size: int = 0
+    room: int = 0
+
+
+_LAYOUT = struct.Struct("<HHIIQQQ")
+TOKEN_BYTES = _LAYOUT.size
+_READ_BYTES = TOKEN_BYTES * 128
+_DEFAULT_PIPE_BYTES = 65536
+_F_SETPIPE_SZ = 1031
+
+
+class PipeEnd:
+    """One end of a pipe. It can be handed to a process that is being started, whatever the start method."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def write(self, token: Token) -> None:
+        """Writes one token, whole. Blocks while the pipe is full, until the other side reads.
+
+        Raises:
+            BrokenPipeError: no process has the other end open.
+        """
+        os.write(self.fd, _LAYOUT.pack(*token))
+
+    def read(self) -> list[Token]:
+        """Returns the tokens that are there, at least one; empty at end of file. Blocks while there is none."""
+        return [Token._make(fields) for fields in _LAYOUT.iter_unpack(os.read(self.fd, _READ_BYTES))]
+
+    def close(self) -> None:
+        """Closes the descriptor, once."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __reduce__(self) -> tuple[Callable[[Any], PipeEnd], tuple[Any]]:
+        return _adopt, (reduction.DupFd(self.fd),)
+
+
+def pipe(tokens: int) -> tuple[PipeEnd, PipeEnd]:
+    """Returns the reading and the writing end of a new pipe that holds ``tokens`` tokens; neither survives an exec.
+
+    Raises:
+        OSError: the kernel does not make pipes of that size (/proc/sys/fs/pipe-max-size).
+    """
+    reader, writer = os.pipe()
+    if tokens * TOKEN_BYTES > _DEFAULT_PIPE_BYTES // 2:
+        try:
+            fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * tokens * TOKEN_BYTES)
+        except OSError:
+            os.close(reader)
+            os.close(writer)
+            raise
+    return PipeEnd(reader), PipeEnd(writer)
+
+
+def _adopt(duplicate: Any) -> PipeEnd:
+    return PipeEnd(duplicate.detach())
+
+
+class Inbox:
+    """A worker's view of its pipe: tokens in order, or None once the parent is gone. Used in the worker only."""
+
+    def __init__(self, reader: PipeEnd, parent_pidfd: int) -> None:
+        self._reader = reader
+        self._parent_pidfd = parent_pidfd
+        self._waiting: list[Token] = []
+        self._poll = select.poll()
+        self._poll.register(reader.fd, select.POLLIN)
+        self._poll.register(parent_pidfd, select.POLLIN)
+
+    def get(self) -> Token | None:
+        """Returns the next token. Blocks until there is one or the parent has ended, then None.
+
+        End of file alone would not do to notice the parent's end: a process that the parent forked later also has
+        the pipe's other end open.
+        """
+        if not self._waiting:
+            ready = [fd for fd, _ in self._poll.poll()]
+            if self._reader.fd not in ready or not (tokens := self._reader.read()):
+                return None
+            self._waiting = tokens[::-1]
+        return self._waiting.pop()
+
+    def get_grant(self) -> Token | None:
+        """Returns the next GRANT, leaving the jobs that were sent before it in their order.
+
+        Blocks as `get`. None when there will be no GRANT: the parent is gone, or has said STOP.
+        """
+        passed: list[Token] = []
+        while (token := self.get()) is not None and token.kind != GRANT:
+            passed.append(token)
+            if token.kind == STOP:
+                token = None
+                break
+        self._waiting.extend(reversed(passed))
+        return token

@@ -1,0 +1,203 @@
+"""A worker process: job in, slot filled, token out.
+
+What user code can observe here is torch's worker loop: seeds, `get_worker_info`, thread count, process name, the
+order of calls, and the text of errors (torch/utils/data/_utils/worker.py says what they are).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterDataPipe, graph_settings
+from torch.utils.data import _DatasetKind as DatasetKind  # type: ignore[attr-defined]
+from torch.utils.data._utils import signal_handling
+from torch.utils.data._utils import worker as torch_worker
+
+from . import wire
+from .arena import Arena
+from .checking import CheckedCollate
+from .collation import DirectCollation
+from .errors import PoolMemoryError, WorkerFault
+from .ledger import MIN_SLOT_BYTES
+from .packing import Packer
+from .wire import Inbox, PipeEnd, Token
+from .writer import SlotWriter
+
+
+@dataclass
+class Brief:
+    """What a worker needs to know; handed over once, when it starts."""
+
+    worker: int
+    num_workers: int
+    parent_pid: int
+    arena: Arena
+    inbox: PipeEnd
+    outbox: PipeEnd
+    dataset: Any
+    dataset_kind: int
+    auto_collation: bool
+    collate_fn: Callable[[Any], Any]
+    drop_last: bool
+    init_fn: Callable[[int], None] | None
+    base_seed: int
+    shared_seed: int | None
+    sample_spec: Any
+    slots_to_map: Sequence[int]
+    bytes_to_map: int
+    close_first: Sequence[int]  # the parent's ends of pipes, which a forked child has open too
+
+
+def run(brief: Brief) -> None:
+    """Serves jobs until told to stop or the parent has ended. The target of the worker process."""
+    for fd in brief.close_first:
+        os.close(fd)
+    try:
+        parent = os.pidfd_open(brief.parent_pid)
+    except ProcessLookupError:
+        return
+    _prepare_process()
+    _seed(brief)
+    _Worker(brief, Inbox(brief.inbox, parent)).serve()
+
+
+def _prepare_process() -> None:
+    # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it. A handler that does nothing,
+    # and not SIG_IGN, since programs that the dataset starts would inherit that.
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+    signal_handling._set_worker_signal_handlers()
+    torch.multiprocessing._set_thread_name("pt_data_worker")
+    torch.set_num_threads(1)
+
+
+def _seed(brief: Brief) -> None:
+    seed = brief.base_seed + brief.worker
+    random.seed(seed)
+    torch.manual_seed(seed)
+    np.random.seed(torch_worker._generate_state(brief.base_seed, brief.worker))
+
+
+class _Worker:
+    def __init__(self, brief: Brief, inbox: Inbox) -> None:
+        self._brief = brief
+        self._inbox = inbox
+        self._generation = 0
+        self._dataset = brief.dataset
+        self._writer = SlotWriter(brief.arena, self._ask_for_room)
+        self._packer = Packer()
+        self._job = Token(wire.JOB, brief.worker, 0)
+        self._shared_rng = torch.Generator()
+        self._collate = brief.collate_fn
+        self._check: CheckedCollate | None = None
+        if brief.sample_spec is not None:
+            self._check = self._collate = CheckedCollate(brief.collate_fn, brief.sample_spec, brief.auto_collation)
+        self._collation = DirectCollation(self._writer)
+        self._fetcher: Any = None
+        self._init_fault: WorkerFault | None = None
+        self._ended = False
+
+    def serve(self) -> None:
+        self._map_slots()
+        self._init()
+        while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
+            if token.kind == wire.RESUME:
+                self._resume(token)
+            elif not self._ended and not self._brief.arena.stopped:
+                self._serve_job(token)
+
+    def _map_slots(self) -> None:
+        # The parent has made the memory resident; this enters it into this process's page table, which would
+        # otherwise cost a fault a page in the first batches. Failing, it costs just that.
+        with contextlib.suppress(PoolMemoryError):
+            for slot in self._brief.slots_to_map:
+                self._brief.arena.populate(slot, self._brief.bytes_to_map)
+
+    def _init(self) -> None:
+        brief = self._brief
+        self._shuffle_datapipes(brief.shared_seed)
+        torch_worker._worker_info = torch_worker.WorkerInfo(
+            id=brief.worker, num_workers=brief.num_workers, seed=brief.base_seed + brief.worker, dataset=self._dataset
+        )
+        self._collation.install()
+        self._begin_pass(brief.init_fn)
+
+    def _begin_pass(self, init_fn: Callable[[int], None] | None = None) -> None:
+        brief = self._brief
+        self._ended = False
+        self._init_fault = None
+        try:
+            if init_fn is not None:
+                init_fn(brief.worker)
+            self._fetcher = DatasetKind.create_fetcher(
+                brief.dataset_kind, self._dataset, brief.auto_collation, self._collate, brief.drop_last
+            )
+        except Exception:
+            self._init_fault = self._fault()
+
+    def _resume(self, token: Token) -> None:
+        self._generation = token.generation
+        self._send(wire.RESUMED)
+        self._shuffle_datapipes(token.size)
+        self._begin_pass()
+
+    def _shuffle_datapipes(self, shared_seed: int | None) -> None:
+        if isinstance(self._dataset, IterDataPipe):
+            assert shared_seed is not None
+            self._shared_rng.manual_seed(shared_seed)
+            self._dataset = graph_settings.apply_random_seed(self._dataset, self._shared_rng)
+
+    def _serve_job(self, job: Token) -> None:
+        self._job = job
+        index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
+        self._writer.open(job.slot, job.room)
+        kind, offset, nbytes = self._fill(index)
+        if not self._writer.close():
+            kind |= wire.KEPT
+            self._collation.uninstall()  # whoever keeps one batch will keep another, and each costs a slot
+        self._send(kind, job.slot, job.seq, offset, nbytes)
+
+    def _fill(self, index: Any) -> tuple[int, int, int]:
+        """Makes the batch and writes it into the slot; returns what a token says of it."""
+        if self._init_fault is not None:
+            return (wire.FAULT, *self._packer.pack(self._init_fault, self._writer))
+        try:
+            if self._check is not None:
+                self._check.indices = index
+            return (wire.BATCH, *self._packer.pack(self._fetcher.fetch(index), self._writer))
+        except Exception as error:
+            if isinstance(error, StopIteration) and self._brief.dataset_kind == DatasetKind.Iterable:
+                self._ended = True
+                return wire.ENDED, 0, 0
+            return (wire.FAULT, *self._pack_fault(self._fault()))
+
+    def _fault(self) -> WorkerFault:
+        return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}")
+
+    def _pack_fault(self, fault: WorkerFault) -> tuple[int, int]:
+        """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
+        try:
+            pickle.loads(pickle.dumps(fault))
+            return self._packer.pack(fault, self._writer)
+        except Exception:
+            fault.exc_msg = f"{fault.exc_msg[: MIN_SLOT_BYTES // 8]}\n({fault.exc_type.__name__} itself cannot be sent)"
+            fault.exc_type, fault.fields = RuntimeError, None
+            self._writer.open(self._job.slot, self._job.room)
+            return self._packer.pack(fault, self._writer)
+
+    def _ask_for_room(self, need: int) -> int:
+        self._send(wire.ASK, self._job.slot, self._job.seq, need)
+        grant = self._inbox.get_grant()
+        return grant.room if grant is not None else 0
+
+    def _send(self, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:
+        generation = self._generation if kind == wire.RESUMED else self._job.generation
+        self._brief.outbox.write(Token(kind, self._brief.worker, generation, slot, seq, size, room))

@@ -1,0 +1,197 @@
+"""The parent's side of the worker processes: start, tell, wait, stop, reap.
+
+The parent waits in one place, on the pipe that all workers write to and on every worker's process descriptor, so
+that a batch, a death and a timeout all wake it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
+from pickle import PicklingError
+from typing import Any
+
+from .arena import Arena
+from .errors import WorkerDiedError
+from .wire import PipeEnd, Token, pipe
+
+# How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
+GRACE_SECONDS = 5.0
+_TERM_SECONDS = 1.0
+
+# Beside jobs: RESUME, GRANT, STOP.
+_CONTROL_TOKENS = 8
+
+
+class Crew:
+    """The worker processes of one iterator.
+
+    Args:
+        context: the multiprocessing context that makes processes.
+        num_workers: how many.
+        max_jobs: how many jobs may be under way to one worker.
+
+    Raises:
+        ValueError: so many jobs do not fit into a pipe.
+    """
+
+    def __init__(self, context: Any, num_workers: int, max_jobs: int) -> None:
+        self._context = context
+        self._num_workers = num_workers
+        self._max_jobs = max_jobs
+        self._owner_pid = os.getpid()
+        self.processes: list[BaseProcess] = []
+        self._pidfds: list[int] = []
+        self._down: list[PipeEnd] = []
+        self._leaving: set[int] = set()
+        self._poll = select.poll()
+        self._up, self.outbox = self._pipe()
+        self._poll.register(self._up.fd, select.POLLIN)
+        _crews.add(self)
+
+    def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
+        try:
+            return pipe(self._max_jobs + _CONTROL_TOKENS)
+        except OSError as error:
+            raise ValueError(
+                f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
+            ) from error
+
+    def start(self, run: Callable[[Any], None], make_brief: Callable[[int, PipeEnd, list[int]], Any]) -> None:
+        """Starts the processes.
+
+        Args:
+            run: what a process runs; called there with its brief.
+            make_brief: makes the brief of a worker from its number, the end of its pipe, and the descriptors that
+                it has to close first.
+        """
+        for worker in range(self._num_workers):
+            inbox, down = self._pipe()
+            self._down.append(down)
+            try:
+                brief = make_brief(worker, inbox, self._foreign_descriptors())
+                process = self._context.Process(target=run, args=(brief,), daemon=True)
+                _start(process)
+                self.processes.append(process)
+                self._pidfds.append(os.pidfd_open(process.pid))
+                self._poll.register(self._pidfds[-1], select.POLLIN)
+            finally:
+                inbox.close()
+        self.outbox.close()
+
+    def _foreign_descriptors(self) -> list[int]:
+        """What a forked child inherits and has no use for; other start methods inherit nothing."""
+        if self._context.get_start_method() != "fork":
+            return []
+        own_crews = [crew for crew in _crews if crew._owner_pid == os.getpid()]
+        return [fd for crew in own_crews for fd in crew._descriptors()]
+
+    def _descriptors(self) -> Iterable[int]:
+        ends = [self._up, *self._down] if self._up.fd >= 0 else self._down
+        return [end.fd for end in ends if end.fd >= 0] + self._pidfds
+
+    def send(self, worker: int, token: Token) -> None:
+        """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
+
+        Raises:
+            WorkerDiedError: the worker has ended.
+        """
+        try:
+            self._down[worker].write(token)
+        except BrokenPipeError:
+            raise WorkerDiedError(self.obituary(worker)) from None
+
+    def dismiss(self, worker: int, token: Token) -> None:
+        """Sends a worker that has no more data its last token; its end is no news then."""
+        self._leaving.add(worker)
+        with contextlib.suppress(BrokenPipeError):
+            self._down[worker].write(token)
+
+    def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
+        """Waits for workers.
+
+        Blocks until a token is there, a worker has ended, or ``timeout`` seconds have passed (None: for ever).
+
+        Returns:
+            Tokens, and the workers that have ended without being told to. While there are tokens, the dead are not
+            mentioned: they may have finished their work before they died.
+        """
+        while True:
+            ready = [fd for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000)]
+            if not ready:
+                return [], []
+            if self._up.fd not in ready:
+                # What a worker wrote before it ended may have come in after the kernel looked at the pipe.
+                ready += [fd for fd, _ in self._poll.poll(0)]
+            if self._up.fd in ready:
+                return self._up.read(), []
+            dead = [worker for worker, pidfd in enumerate(self._pidfds) if pidfd in ready]
+            for worker in self._leaving.intersection(dead):
+                self._poll.unregister(self._pidfds[worker])
+            dead = [worker for worker in dead if worker not in self._leaving]
+            if dead:
+                return [], dead
+
+    def obituary(self, worker: int) -> str:
+        """Says how a worker ended."""
+        process = self.processes[worker]
+        process.join(_TERM_SECONDS)
+        code = process.exitcode
+        if code is not None and code < 0:
+            return f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
+        return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
+
+    def stop(self, arena: Arena, token: Token) -> None:
+        """Ends all workers and reaps them. In a process that did not start them it does nothing.
+
+        Blocks until they have finished the sample that they are at, GRACE_SECONDS at most; whoever has not ended
+        then is terminated, and after another second killed, which reaches stopped processes too.
+        """
+        if self._owner_pid != os.getpid():
+            return
+        _crews.discard(self)
+        arena.stopped = True
+        for worker, down in enumerate(self._down):
+            if worker < len(self.processes) and down.fd >= 0:
+                self.dismiss(worker, token)
+            down.close()
+        self._reap(GRACE_SECONDS, None)
+        self._reap(_TERM_SECONDS, signal.SIGTERM)
+        self._reap(None, signal.SIGKILL)
+        for pidfd in self._pidfds:
+            os.close(pidfd)
+        self._pidfds = []
+        self._up.close()
+        self.outbox.close()
+
+    def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for process, pidfd in zip(self.processes, self._pidfds, strict=True):
+            if first_send is not None and process.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, first_send)
+        for process in self.processes:
+            process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+
+
+def _start(process: BaseProcess) -> None:
+    try:
+        process.start()
+    except (TypeError, AttributeError, PicklingError):
+        warnings.warn(
+            "a worker process could not be started, probably since the dataset, collate_fn, worker_init_fn or sampler "
+            "cannot be pickled, which the start methods spawn and forkserver need; multiprocessing_context='fork' "
+            "does without",
+            stacklevel=6,
+        )
+        raise
