@@ -11,8 +11,7 @@ from .errors import (
 from .loader import ShmDataLoader
 from .pool import PoolStatistics
 from .spec import TensorSpec
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "FallbackWarning",

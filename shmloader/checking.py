@@ -31,6 +31,11 @@ class CheckedCollate:
         self.indices: Any = None
 
     def __call__(self, data: Any) -> Any:
+        """Collates ``data`` if it is as declared.
+
+        Raises:
+            SpecMismatchError: a sample is not.
+        """
         samples = data if self._batched else [data]
         check(self._spec, samples, self._names(len(samples)))
         self._seen += len(samples)

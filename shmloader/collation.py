@@ -67,13 +67,15 @@ class DirectCollation:
             if out is not None:
                 # Along an existing axis: np.stack would first give every sample a new one, at twice the time.
                 joined = out.numpy().reshape(-1, *first.shape[1:])
-                np.concatenate(batch, out=joined, casting="no")  # type: ignore[call-overload]
+                np.concatenate(batch, out=joined, casting="no")
                 return out
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_nested)
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_nested)
+    )
 
 
 def _are_alike(batch: Sequence[Any]) -> bool:

@@ -34,7 +34,8 @@ _PYTHON_SCALARS: dict[object, torch.dtype] = {bool: torch.bool, int: torch.int64
 
 def carrier(dtype: torch.dtype) -> np.dtype[Any]:
     """Returns the numpy dtype whose elements carry those of ``dtype``: its twin, or an integer of its width."""
-    return TO_NUMPY.get(dtype) or _CARRIERS[dtype.itemsize]
+    twin: np.dtype[Any] | None = TO_NUMPY.get(dtype)
+    return _CARRIERS[dtype.itemsize] if twin is None else twin
 
 
 def as_torch_dtype(dtype: object) -> torch.dtype:
@@ -53,6 +54,7 @@ def as_torch_dtype(dtype: object) -> torch.dtype:
         return _PYTHON_SCALARS.get(dtype) or TO_TORCH[np.dtype(dtype)]  # type: ignore[call-overload]
     except (TypeError, KeyError):
         raise TypeError(f"no torch dtype corresponds to {dtype!r}") from None
+
 
 # Every torch dtype in one order, the same in all processes of a loader: a dtype's place is how it travels.
 ALL: tuple[torch.dtype, ...] = tuple(

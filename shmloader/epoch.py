@@ -10,57 +10,61 @@ from __future__ import annotations
 import atexit
 import functools
 import os
-import time
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
-from torch.utils.data import IterDataPipe, MapDataPipe
+from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
 from torch.utils.data._utils.pin_memory import pin_memory
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn, _SingleProcessDataLoaderIter
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn
 
 from . import wire, worker
-from .checking import CheckedCollate
-from .errors import PoolMemoryError, WorkerDiedError, WorkerFault, WorkerTimeoutError
-from .pool import Packed, Pool
+from .errors import WorkerDiedError, WorkerFault, WorkerTimeoutError
+from .pool import Packed
 from .schedule import Schedule, Task
+from .shelf import PoolShelf
 from .wire import PipeEnd, Token
 from .workers import Crew
 
-if TYPE_CHECKING:
-    from .loader import ShmDataLoader
-
-_profiler_enabled = torch.autograd._profiler_enabled
+_profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
 
 class ShmIterator(_BaseDataLoaderIter):
     """Iterates over the dataset with worker processes that write batches into a pool's slots.
 
-    Made by `ShmDataLoader.__iter__`. Belongs to the process that made it; in a process forked from that one it does
-    nothing.
+    It belongs to the process that made it; in a process forked from that one it does nothing.
+
+    Args:
+        loader: whose data to load; it is not kept.
+        shelf: where the pool comes from and goes to.
+        context: the multiprocessing context that makes the workers.
+        sample_spec: what `spec.declare` returned, or None.
 
     Raises:
         AssertionError: ``prefetch_factor`` is 0, as in stock's iterator.
         ValueError, PoolMemoryError: the pool cannot be made; see `Pool`.
     """
 
-    def __init__(self, loader: ShmDataLoader) -> None:
+    _IterableDataset_len_called: int | None
+
+    def __init__(self, loader: DataLoader[Any], shelf: PoolShelf, context: Any, sample_spec: Any) -> None:
         super().__init__(loader)
         self._closed = False
         self._owner_pid = os.getpid()
-        self._prefetch_factor = loader.prefetch_factor
+        self._prefetch_factor = loader.prefetch_factor or 0
         if self._prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._in_order = loader.in_order
         self._generation = 0
         self._schedule = self._new_schedule()
         self._asks: dict[int, Token] = {}
-        self._shelf = loader._shelf
-        self._pool = self._shelf.take()
-        self._crew = Crew(loader._worker_context(), self._num_workers, self._schedule.look_ahead)
+        self._shelf = shelf
+        self._pool = shelf.take()
+        self._crew = Crew(context, self._num_workers, self._schedule.look_ahead)
         _open_iterators.add(self)
         try:
-            self._start_workers(loader)
+            self._start_workers(loader.worker_init_fn, sample_spec)
             self._reset(loader, first_iter=True)
         except BaseException:
             self._shutdown_workers()
@@ -68,8 +72,7 @@ class ShmIterator(_BaseDataLoaderIter):
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def _start_workers(self, loader: ShmDataLoader) -> None:
-        init_fn = loader.worker_init_fn
+    def _start_workers(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> None:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
         slots_to_map, bytes_to_map = self._shelf.populated
@@ -88,9 +91,9 @@ class ShmIterator(_BaseDataLoaderIter):
                 collate_fn=self._collate_fn,
                 drop_last=self._drop_last,
                 init_fn=init_fn,
-                base_seed=self._base_seed,
+                base_seed=int(self._base_seed),
                 shared_seed=self._shared_seed,
-                sample_spec=loader._sample_spec,
+                sample_spec=sample_spec,
                 slots_to_map=range(slots_to_map),
                 bytes_to_map=bytes_to_map,
                 close_first=close_first,
@@ -106,7 +109,7 @@ class ShmIterator(_BaseDataLoaderIter):
     def _new_schedule(self) -> Schedule[Packed]:
         return Schedule(self._num_workers, self._prefetch_factor, self._in_order)
 
-    def _reset(self, loader: ShmDataLoader, first_iter: bool = False) -> None:
+    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
 
         In later passes of persistent workers it first waits until every worker is done with the pass before.
@@ -186,7 +189,7 @@ class ShmIterator(_BaseDataLoaderIter):
     def _dispatch(self) -> None:
         """Asks the next worker in turn for one more batch, if the sampler has one."""
         try:
-            index = self._next_index()
+            index = self._next_index()  # type: ignore[no-untyped-call]
         except StopIteration:
             return
         number = self._schedule.next_worker()
@@ -311,19 +314,6 @@ class ShmIterator(_BaseDataLoaderIter):
     def __del__(self) -> None:
         if getattr(self, "_crew", None) is not None:
             self._shutdown_workers()
-
-
-class CheckedInProcessIterator(_SingleProcessDataLoaderIter):
-    """``num_workers=0`` with declared sample shapes: stock's iterator, with every sample checked."""
-
-    def __init__(self, loader: ShmDataLoader) -> None:
-        super().__init__(loader)
-        self._check = CheckedCollate(self._collate_fn, loader._sample_spec, self._auto_collation)
-        self._dataset_fetcher.collate_fn = self._check
-
-    def _next_index(self) -> Any:
-        self._check.indices = super()._next_index()
-        return self._check.indices
 
 
 def _name(task: Task[Any]) -> str:

@@ -51,7 +51,7 @@ class FallbackWarning(UserWarning):
     """This platform lacks what the pool is made of; torch's own multiprocessing iterator is used."""
 
 
-class WorkerFault(ExceptionWrapper):  # type: ignore[misc]
+class WorkerFault(ExceptionWrapper):
     """An exception on its way from a worker to the loop.
 
     torch's wrapper makes the text and picks the type, so that both equal stock's. This one keeps the fields of a
@@ -59,7 +59,7 @@ class WorkerFault(ExceptionWrapper):  # type: ignore[misc]
     """
 
     def __init__(self, where: str) -> None:
-        super().__init__(where=where)
+        super().__init__(where=where)  # type: ignore[no-untyped-call]
         error = sys.exc_info()[1]
         self.fields = dict(vars(error)) if type(error) is SpecMismatchError else None
 
@@ -71,7 +71,7 @@ class WorkerFault(ExceptionWrapper):  # type: ignore[misc]
                 that type cannot be built from a message.
         """
         try:
-            super().reraise()
+            super().reraise()  # type: ignore[no-untyped-call]
         except SpecMismatchError as error:
             vars(error).update(self.fields or {})
             raise

@@ -31,20 +31,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from . import spec
-from .epoch import CheckedInProcessIterator, ShmIterator
+from .epoch import ShmIterator
 from .errors import FallbackWarning
-from .limits import memory_limit
-from .pool import Pool, PoolStatistics
+from .inprocess import CheckedInProcessIterator
+from .pool import PoolStatistics
+from .shelf import PoolShelf
 from .writer import ALIGNMENT
 
 T_co = TypeVar("T_co", covariant=True)
 
 # Room for the skeleton of a declared batch, whose size is known only once there is one.
 _TAIL_BYTES = 4096
-
-# Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
-# next, and some more for loops that look ahead or collect a few. Untouched slots take no memory.
-_SPARE_SLOTS = 4
 
 
 class ShmDataLoader(DataLoader[T_co]):
@@ -147,7 +144,7 @@ class ShmDataLoader(DataLoader[T_co]):
                 f"num_slots={num_slots} is too small: prefetch_factor x num_workers = {self._in_flight} batches are "
                 f"loaded ahead and two are in the loop's hands, so it takes {self._in_flight + 2} at least"
             )
-        self._shelf = PoolShelf(self)
+        self._shelf = self._new_shelf()
 
     @property
     def _in_flight(self) -> int:
@@ -155,7 +152,11 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         if self.num_workers == 0:
-            return super()._get_iterator() if self._sample_spec is None else CheckedInProcessIterator(self)
+            return (
+                super()._get_iterator()
+                if self._sample_spec is None
+                else CheckedInProcessIterator(self, self._sample_spec)
+            )
         missing = missing_on_this_platform()
         if missing:
             warnings.warn(
@@ -165,13 +166,23 @@ class ShmDataLoader(DataLoader[T_co]):
             )
             return super()._get_iterator()
         self.check_worker_number_rationality()
-        return ShmIterator(self)
+        return ShmIterator(self, self._shelf, self._worker_context(), self._sample_spec)
 
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:
             return self.multiprocessing_context
         # Forked workers need nothing to be picklable, and start fastest; Python 3.14's own default is another.
         return multiprocessing.get_context(multiprocessing.get_start_method(allow_none=True) or "fork")
+
+    def _new_shelf(self) -> PoolShelf:
+        forks = self.num_workers == 0 or self._worker_context().get_start_method() == "fork"
+        return PoolShelf(self._in_flight, self.num_slots, self.max_pool_bytes, not forks, self._declared_bytes())
+
+    def _declared_bytes(self) -> int:
+        if self._sample_spec is None:
+            return 0
+        batch_size: int = self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1
+        return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
 
     def pool_statistics(self) -> PoolStatistics | None:
         """Returns the figures of the pool that was used last, or None before the first pass."""
@@ -183,67 +194,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shelf = PoolShelf(self)
-
-
-class PoolShelf:
-    """Makes a loader's pools, and keeps one from pass to pass: its memory is touched once and its sizes are known.
-
-    Iterators that live side by side have a pool each.
-    """
-
-    def __init__(self, loader: ShmDataLoader[Any]) -> None:
-        in_flight = loader._in_flight
-        self._in_flight = in_flight
-        self._num_slots = loader.num_slots or 2 * in_flight + _SPARE_SLOTS
-        self._max_bytes = loader.max_pool_bytes
-        self._keep_open = in_flight > 0 and loader._worker_context().get_start_method() != "fork"
-        self._declared_bytes = _declared_batch_bytes(loader)
-        self._owner_pid = os.getpid()
-        self._pool: Pool | None = None
-        self._last: Pool | None = None
-
-    @property
-    def populated(self) -> tuple[int, int]:
-        """How many slots a pool has resident from the start, and how many bytes of each."""
-        return (self._in_flight + 2, self._declared_bytes) if self._declared_bytes else (0, 0)
-
-    def take(self) -> Pool:
-        """Returns the kept pool, or a new one."""
-        pool, self._pool = self._pool, None
-        if pool is None or self._owner_pid != os.getpid():
-            self._owner_pid = os.getpid()
-            pool = self._new_pool()
-        self._last = pool
-        return pool
-
-    def put(self, pool: Pool) -> None:
-        """Keeps ``pool`` for the next iterator, or closes it if one is kept already."""
-        if self._pool is None:
-            self._pool = pool
-        else:
-            pool.close()
-
-    def statistics(self) -> PoolStatistics | None:
-        """Returns the figures of the pool that was taken last."""
-        return self._last.statistics() if self._last is not None else None
-
-    def _new_pool(self) -> Pool:
-        pool = Pool(self._num_slots, self._in_flight, self._max_bytes or memory_limit() // 2, self._keep_open)
-        if self._declared_bytes:
-            pool.populate(*self.populated)
-        return pool
-
-    def __del__(self) -> None:
-        if self._pool is not None and self._owner_pid == os.getpid():
-            self._pool.close()
-
-
-def _declared_batch_bytes(loader: ShmDataLoader[Any]) -> int:
-    if loader._sample_spec is None:
-        return 0
-    batch_size = loader.batch_size or (getattr(loader.batch_sampler, "batch_size", 1) if loader.batch_sampler else 1)
-    return spec.batch_bytes(loader._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
+        self._shelf = self._new_shelf()
 
 
 def _positive(name: str, value: int | None) -> int | None:

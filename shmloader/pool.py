@@ -14,7 +14,7 @@ from .arena import Arena
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
-from .packing import Unpacker
+from .unpacking import Unpacker
 
 
 class Packed(NamedTuple):
@@ -80,9 +80,7 @@ class Pool:
         """Returns the pool's figures as they are now."""
         self.collect()
         ledger = self._ledger
-        return PoolStatistics(
-            self.num_slots, ledger.cap, ledger.resident, ledger.leased, self._batches, self._copies
-        )
+        return PoolStatistics(self.num_slots, ledger.cap, ledger.resident, ledger.leased, self._batches, self._copies)
 
     def populate(self, slots: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.

@@ -86,15 +86,18 @@ def _declare(shapes: Any, dtypes: Any, path: str) -> Any:
     fields = _fields(shapes)
     if fields is None:
         hint = f"; write ({shapes},) for one axis" if isinstance(shapes, int) else ""
-        raise TypeError(f"sample_shapes{path} must be a shape, a TensorSpec, None or a structure of them, "
-                        f"got {shapes!r}{hint}")
+        raise TypeError(
+            f"sample_shapes{path} must be a shape, a TensorSpec, None or a structure of them, got {shapes!r}{hint}"
+        )
     if dtypes is None or _is_dtype(dtypes):
         parts = [_declare(part, dtypes, path + name) for name, part in fields]
     else:
         others = dict(_fields(dtypes) or ())
         if [name for name, _ in fields] != list(others):
-            raise ValueError(f"sample_dtypes{path} must have the structure of sample_shapes{path}: "
-                             f"{_names(shapes)} there, {_names(dtypes)} here")
+            raise ValueError(
+                f"sample_dtypes{path} must have the structure of sample_shapes{path}: "
+                f"{_names(shapes)} there, {_names(dtypes)} here"
+            )
         parts = [_declare(part, others[name], path + name) for name, part in fields]
     return dict(zip(shapes, parts, strict=True)) if isinstance(shapes, Mapping) else tuple(parts)
 
@@ -103,8 +106,9 @@ def _declare_leaf(shape: Any, dtype: Any, path: str) -> TensorSpec | None:
     if shape is None:
         return None
     if dtype is not None and not _is_dtype(dtype):
-        raise ValueError(f"sample_dtypes{path} must have the structure of sample_shapes{path}: one tensor there, "
-                         f"{dtype!r} here")
+        raise ValueError(
+            f"sample_dtypes{path} must have the structure of sample_shapes{path}: one tensor there, {dtype!r} here"
+        )
     if isinstance(shape, TensorSpec):
         if dtype is not None and shape.dtype not in (None, as_torch_dtype(dtype)):
             raise ValueError(f"sample_dtypes{path} is {dtype}, but sample_shapes{path} says {shape.dtype}")
@@ -167,21 +171,28 @@ def _all_fit(spec: Any, values: Sequence[Any]) -> bool:
 
 
 def _check(spec: Any, value: Any, index: Any, path: str) -> None:
+    if spec is None:
+        return
     if type(spec) is TensorSpec:
-        if not _fits(spec, value):
-            raise _mismatch(index, path, str(spec), describe(value))
+        fits, expected = _fits(spec, value), str(spec)
     elif type(spec) is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or len(value) != len(spec):
-            raise _mismatch(index, path, f"a sequence of {len(spec)}", describe(value))
-        for position, (part, item) in enumerate(zip(spec, value, strict=True)):
-            if part is not None:
-                _check(part, item, index, f"{path}[{position}]")
+        fits, expected = _is_sequence(value) and len(value) == len(spec), f"a sequence of {len(spec)}"
+    else:
+        fits = isinstance(value, Mapping) and value.keys() == spec.keys()
+        expected = f"a mapping with keys {list(spec)}"
+    if not fits:
+        raise _mismatch(index, path, expected, describe(value))
+    for name, part, item in _parts(spec, value):
+        _check(part, item, index, path + name)
+
+
+def _parts(spec: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
+    if type(spec) is tuple:
+        for position, part in enumerate(spec):
+            yield f"[{position}]", part, value[position]
     elif type(spec) is dict:
-        if not isinstance(value, Mapping) or value.keys() != spec.keys():
-            raise _mismatch(index, path, f"a mapping with keys {list(spec)}", describe(value))
         for key, part in spec.items():
-            if part is not None:
-                _check(part, value[key], index, f"{path}[{key!r}]")
+            yield f"[{key!r}]", part, value[key]
 
 
 def _fits(spec: TensorSpec, value: Any) -> bool:
@@ -197,10 +208,11 @@ def _fits(spec: TensorSpec, value: Any) -> bool:
 def describe(value: Any) -> str:
     """Says what a sample, or a field of one, is."""
     if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return f"shape {tuple(value.shape)}, {TO_TORCH.get(value.dtype, value.dtype)}"  # type: ignore[arg-type, call-overload]
+        dtype: Any = value.dtype
+        return f"shape {tuple(value.shape)}, {TO_TORCH.get(dtype, dtype)}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with keys {list(value)}"
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+    if _is_sequence(value):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}" if value is not None else "None"
 
@@ -214,6 +226,10 @@ def _mismatch(index: Any, path: str, expected: str, got: str) -> SpecMismatchErr
         expected=expected,
         got=got,
     )
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _is_shape(value: Any) -> bool:
@@ -235,7 +251,7 @@ def _fields(value: Any) -> list[tuple[str, Any]] | None:
     """Returns the parts of a structure with their paths, or None if ``value`` is no structure."""
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", part) for key, part in value.items()]
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+    if _is_sequence(value):
         return [(f"[{position}]", part) for position, part in enumerate(value)]
     return None
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import IterDataPipe, graph_settings
-from torch.utils.data import _DatasetKind as DatasetKind  # type: ignore[attr-defined]
+from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
 
@@ -74,7 +74,7 @@ def _prepare_process() -> None:
     # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it. A handler that does nothing,
     # and not SIG_IGN, since programs that the dataset starts would inherit that.
     signal.signal(signal.SIGINT, lambda signum, frame: None)
-    signal_handling._set_worker_signal_handlers()
+    signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
     torch.multiprocessing._set_thread_name("pt_data_worker")
     torch.set_num_threads(1)
 

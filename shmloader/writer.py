@@ -90,9 +90,7 @@ class SlotWriter:
 
     def view(self, offset: int, nbytes: int) -> Block:
         """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""
-        return np.ndarray(
-            (nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset
-        )
+        return np.ndarray((nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset)
 
     def offset_of(self, address: int) -> int | None:
         """Returns where in the slot ``address`` lies, or None if it is not in what was allocated."""

@@ -1,0 +1,63 @@
+"""A tensor's place in a packed batch, and the tensor from its place.
+
+What a packed batch is, `packing` says; it writes places, `unpacking` reads them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .dtypes import ALL, CODES, TO_NUMPY, carrier
+from .leases import Block
+
+_ndarray = np.ndarray
+_from_numpy = torch.from_numpy
+
+
+class Placed:
+    """A tensor that lies in the slot: where, and of what dtype, shape and strides.
+
+    Args:
+        offset: bytes from the slot's beginning.
+        code: the dtype's number in `dtypes.ALL`.
+        shape: sizes of the axes.
+        stride: steps along the axes, in elements; None: contiguous.
+    """
+
+    __slots__ = ("_carrier", "_dtype", "_empty", "_steps", "_viewed", "offset", "shape", "stride")
+
+    def __init__(self, offset: int, code: int, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> None:
+        self.offset = offset
+        self.shape = shape
+        self.stride = stride
+        self._dtype = ALL[code]
+        self._carrier = carrier(self._dtype)
+        self._steps = None if stride is None else tuple(step * self._carrier.itemsize for step in stride)
+        self._viewed = self._dtype not in TO_NUMPY
+        self._empty = 0 in shape
+
+    def over(self, block: Block) -> torch.Tensor:
+        """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
+        if self._empty:
+            return torch.empty(self.shape, dtype=self._dtype)
+        tensor = _from_numpy(_ndarray(self.shape, self._carrier, block, self.offset, self._steps))
+        return tensor.view(self._dtype) if self._viewed else tensor
+
+    def copied(self, block: Block) -> torch.Tensor:
+        """Returns the tensor in memory of its own, its strides as they are in ``block``."""
+        nbytes = extent_of(self.shape, self.stride) * self._carrier.itemsize
+        alone = Placed(0, CODES[self._dtype], self.shape, self.stride)
+        return alone.over(block[self.offset : self.offset + nbytes].copy())
+
+
+def extent_of(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:
+    """Returns how many elements lie between a tensor's first and last element, both included."""
+    if 0 in shape:
+        return 0
+    if stride is None:
+        count = 1
+        for size in shape:
+            count *= size
+        return count
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
