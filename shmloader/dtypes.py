@@ -27,7 +27,12 @@ TO_TORCH: dict[np.dtype[Any], torch.dtype] = {numpy: dtype for dtype, numpy in T
 
 # bfloat16, the float8 family and other dtypes unknown to numpy travel as integers of the same width and are viewed as
 # themselves at either end. complex32 has numpy's width of 4 bytes and none of its dtypes.
-_CARRIERS = {1: np.dtype(np.uint8), 2: np.dtype(np.int16), 4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+_CARRIERS: dict[int, np.dtype[Any]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    8: np.dtype(np.int64),
+}
 
 _PYTHON_SCALARS: dict[object, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 

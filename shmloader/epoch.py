@@ -46,7 +46,7 @@ class ShmIterator(_BaseDataLoaderIter):
         ValueError, PoolMemoryError: the pool cannot be made; see `Pool`.
     """
 
-    _IterableDataset_len_called: int | None
+    _IterableDataset_len_called: int | None  # type: ignore[assignment]
 
     def __init__(self, loader: DataLoader[Any], shelf: PoolShelf, context: Any, sample_spec: Any) -> None:
         super().__init__(loader)

@@ -1,0 +1,1 @@
+"""Measure stock and shmloader side by side."""
