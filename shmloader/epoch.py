@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_in
 
 from . import wire, worker
 from .errors import WorkerDiedError, WorkerFault, WorkerTimeoutError
-from .pool import Packed
+from .pool import Packed, Pool
 from .schedule import Schedule, Task
 from .shelf import PoolShelf
 from .wire import PipeEnd, Token
@@ -60,10 +60,11 @@ class ShmIterator(_BaseDataLoaderIter):
         self._schedule = self._new_schedule()
         self._asks: dict[int, Token] = {}
         self._shelf = shelf
-        self._pool = shelf.take()
+        self._pool: Pool | None = None
         self._crew = Crew(context, self._num_workers, self._schedule.look_ahead)
         _open_iterators.add(self)
         try:
+            self._pool = shelf.take()
             self._start_workers(loader.worker_init_fn, sample_spec)
             self._reset(loader, first_iter=True)
         except BaseException:
@@ -82,7 +83,8 @@ class ShmIterator(_BaseDataLoaderIter):
                 worker=number,
                 num_workers=self._num_workers,
                 parent_pid=self._owner_pid,
-                arena=self._pool.arena,
+                arena=pool.arena,
+                max_bytes=pool.max_bytes,
                 inbox=inbox,
                 outbox=self._crew.outbox,
                 dataset=self._dataset,
@@ -132,7 +134,8 @@ class ShmIterator(_BaseDataLoaderIter):
                     waiting.discard(token.worker)
                 else:
                     self._handle(token)
-        self._pool.abandon()
+            self._drop_batches()
+        self._pool.withdraw_all()
         self._schedule = self._new_schedule()
 
     def _drop_batches(self) -> None:
@@ -306,10 +309,13 @@ class ShmIterator(_BaseDataLoaderIter):
             return
         self._closed = True
         _open_iterators.discard(self)
-        self._crew.stop(self._pool.arena, Token(wire.STOP, 0, self._generation))
+        if self._pool is not None:
+            self._pool.arena.stopped = True
+        self._crew.stop(Token(wire.STOP, 0, self._generation))
         self._asks.clear()
-        self._pool.abandon()
-        self._shelf.put(self._pool)
+        if self._pool is not None:
+            self._pool.abandon()
+            self._shelf.put(self._pool)
 
     def __del__(self) -> None:
         if getattr(self, "_crew", None) is not None:

@@ -45,8 +45,12 @@ class Leases:
         self._live[slot] = lease
 
     def keep(self, block: Block) -> None:
-        """Holds ``block`` for as long as the pool lives, so that its lease does not end before."""
+        """Holds ``block``, so that its lease does not end, until `let_go`."""
         self._kept.append(block)
+
+    def let_go(self) -> None:
+        """Ends the hold of `keep`."""
+        self._kept.clear()
 
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended since the last call."""

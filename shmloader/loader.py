@@ -150,6 +150,12 @@ class ShmDataLoader(DataLoader[T_co]):
     def _in_flight(self) -> int:
         return self.num_workers * (self.prefetch_factor or 0)
 
+    def __iter__(self) -> _BaseDataLoaderIter:
+        """Begins a pass: starts workers, or resumes persistent ones."""
+        if isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
+            self._iterator = None
+        return super().__iter__()
+
     def _get_iterator(self) -> _BaseDataLoaderIter:
         if self.num_workers == 0:
             return (

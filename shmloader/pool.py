@@ -70,6 +70,7 @@ class Pool:
                 f"{num_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
             )
         self.num_slots = num_slots
+        self.max_bytes = max_bytes
         self.arena = Arena(num_slots, max_bytes, keep_open)
         self._ledger = Ledger(num_slots, max_bytes, in_flight, self.arena.stride)
         self._leases = Leases()
@@ -80,7 +81,9 @@ class Pool:
         """Returns the pool's figures as they are now."""
         self.collect()
         ledger = self._ledger
-        return PoolStatistics(self.num_slots, ledger.cap, ledger.resident, ledger.leased, self._batches, self._copies)
+        return PoolStatistics(
+            self.num_slots, self.max_bytes, ledger.resident, ledger.leased, self._batches, self._copies
+        )
 
     def populate(self, slots: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.
@@ -158,8 +161,15 @@ class Pool:
         """Takes back a slot whose job its worker has never begun."""
         self._ledger.free(slot)
 
+    def withdraw_all(self) -> None:
+        """Takes back the slots of all jobs that their workers have never begun."""
+        for slot in range(self.num_slots):
+            if self._ledger.state(slot) is State.WRITING:
+                self._ledger.free(slot)
+
     def abandon(self) -> None:
-        """Frees every slot that is not leased, after the workers have ended, wherever they were."""
+        """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were."""
+        self._leases.let_go()
         for slot in range(self.num_slots):
             if self._ledger.state(slot) is State.WRITING:
                 # How much of it was touched died with its writer.

@@ -41,6 +41,7 @@ class Brief:
     num_workers: int
     parent_pid: int
     arena: Arena
+    max_bytes: int
     inbox: PipeEnd
     outbox: PipeEnd
     dataset: Any
@@ -92,7 +93,7 @@ class _Worker:
         self._inbox = inbox
         self._generation = 0
         self._dataset = brief.dataset
-        self._writer = SlotWriter(brief.arena, self._ask_for_room)
+        self._writer = SlotWriter(brief.arena, brief.max_bytes, self._ask_for_room)
         self._packer = Packer()
         self._job = Token(wire.JOB, brief.worker, 0)
         self._shared_rng = torch.Generator()

@@ -18,7 +18,6 @@ from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from typing import Any
 
-from .arena import Arena
 from .errors import WorkerDiedError
 from .wire import PipeEnd, Token, pipe
 
@@ -148,16 +147,13 @@ class Crew:
             return f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
         return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
 
-    def stop(self, arena: Arena, token: Token) -> None:
-        """Ends all workers and reaps them. In a process that did not start them it does nothing.
+    def stop(self, token: Token) -> None:
+        """Ends all workers and reaps them: tells each with ``token``, then waits.
 
         Blocks until they have finished the sample that they are at, GRACE_SECONDS at most; whoever has not ended
         then is terminated, and after another second killed, which reaches stopped processes too.
         """
-        if self._owner_pid != os.getpid():
-            return
         _crews.discard(self)
-        arena.stopped = True
         for worker, down in enumerate(self._down):
             if worker < len(self.processes) and down.fd >= 0:
                 self.dismiss(worker, token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -23,12 +24,15 @@ class SlotWriter:
 
     Args:
         arena: where slots lie.
+        max_bytes: the pool's cap, for an error's text.
         ask: called with the bytes that the open slot needs in all; asks the parent, blocks until it has answered, and
             returns how many bytes the slot may use now.
     """
 
-    def __init__(self, arena: Arena, ask: Callable[[int], int]) -> None:
+    def __init__(self, arena: Arena, max_bytes: int, ask: Callable[[int], int]) -> None:
         self._arena = arena
+        self._max_bytes = max_bytes
+        self._thread = threading.get_ident()
         self._ask = ask
         self._slot = -1
         self._room = 0
@@ -48,8 +52,11 @@ class SlotWriter:
 
     @property
     def is_open(self) -> bool:
-        """Whether a batch is being written."""
-        return self._slot >= 0
+        """Whether a batch is being written, and this is the thread that writes it.
+
+        A dataset may collate in threads of its own; what they make is packed like any other tensor.
+        """
+        return self._slot >= 0 and threading.get_ident() == self._thread
 
     def close(self) -> bool:
         """Ends the batch, and returns whether nothing in this process holds a tensor of the slot any more.
@@ -82,8 +89,9 @@ class SlotWriter:
         granted = self._ask(need)
         if granted < need:
             raise PoolMemoryError(
-                f"a batch needs at least {need} bytes of shared memory, more than the pool can give it; "
-                "raise max_pool_bytes, or make batches smaller"
+                f"a batch needs at least {need} bytes of shared memory, which do not fit under "
+                f"max_pool_bytes={self._max_bytes} beside the batches that the loop holds; raise it, or make batches "
+                "smaller"
             )
         self._room = granted
         self._block = None  # the next one spans the larger range
