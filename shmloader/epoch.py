@@ -21,7 +21,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_in
 
 from . import wire, worker
 from .errors import WorkerDiedError, WorkerFault, WorkerTimeoutError
-from .pool import Packed, Pool
+from .pool import Packed
 from .schedule import Schedule, Task
 from .shelf import PoolShelf
 from .wire import PipeEnd, Token
@@ -60,11 +60,14 @@ class ShmIterator(_BaseDataLoaderIter):
         self._schedule = self._new_schedule()
         self._asks: dict[int, Token] = {}
         self._shelf = shelf
-        self._pool: Pool | None = None
-        self._crew = Crew(context, self._num_workers, self._schedule.look_ahead)
+        self._pool = shelf.take()
+        try:
+            self._crew = Crew(context, self._num_workers, self._schedule.look_ahead)
+        except BaseException:
+            shelf.put(self._pool)
+            raise
         _open_iterators.add(self)
         try:
-            self._pool = shelf.take()
             self._start_workers(loader.worker_init_fn, sample_spec)
             self._reset(loader, first_iter=True)
         except BaseException:
@@ -83,8 +86,8 @@ class ShmIterator(_BaseDataLoaderIter):
                 worker=number,
                 num_workers=self._num_workers,
                 parent_pid=self._owner_pid,
-                arena=pool.arena,
-                max_bytes=pool.max_bytes,
+                arena=self._pool.arena,
+                max_bytes=self._pool.max_bytes,
                 inbox=inbox,
                 outbox=self._crew.outbox,
                 dataset=self._dataset,
@@ -107,6 +110,11 @@ class ShmIterator(_BaseDataLoaderIter):
     def _workers(self) -> list[Any]:
         """The worker processes, under the name that tools know from stock's iterator."""
         return self._crew.processes
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether persistent workers are there for another pass, and are this process's."""
+        return not self._closed and self._owner_pid == os.getpid()
 
     def _new_schedule(self) -> Schedule[Packed]:
         return Schedule(self._num_workers, self._prefetch_factor, self._in_order)
@@ -309,13 +317,11 @@ class ShmIterator(_BaseDataLoaderIter):
             return
         self._closed = True
         _open_iterators.discard(self)
-        if self._pool is not None:
-            self._pool.arena.stopped = True
+        self._pool.arena.stopped = True
         self._crew.stop(Token(wire.STOP, 0, self._generation))
         self._asks.clear()
-        if self._pool is not None:
-            self._pool.abandon()
-            self._shelf.put(self._pool)
+        self._pool.abandon()
+        self._shelf.put(self._pool)
 
     def __del__(self) -> None:
         if getattr(self, "_crew", None) is not None:
