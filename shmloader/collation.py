@@ -54,8 +54,8 @@ class DirectCollation:
         if self._writer.is_open and type(first) is torch.Tensor and _is_plain(first):
             out = self._writer.empty((len(batch), *first.shape), first.dtype)
             if out is not None:
-                # torch's function words the error for tensors of unequal shape; the reasons are several.
-                with contextlib.suppress(RuntimeError):
+                # What cannot be stacked, torch's own function refuses in its own words.
+                with contextlib.suppress(RuntimeError, TypeError):
                     return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
         return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
 

@@ -76,10 +76,10 @@ class Pool:
         self._leases = Leases()
         self._unpacker = Unpacker()
         self._batches = self._copies = 0
+        self._announced = False
 
     def statistics(self) -> PoolStatistics:
-        """Returns the pool's figures as they are now."""
-        self.collect()
+        """Returns the pool's figures as they were at the last step."""
         ledger = self._ledger
         return PoolStatistics(
             self.num_slots, self.max_bytes, ledger.resident, ledger.leased, self._batches, self._copies
@@ -105,7 +105,13 @@ class Pool:
             self._ledger.free(slot)
 
     def collect(self) -> None:
-        """Frees the slots whose leases have ended, and gives surplus memory back."""
+        """Frees the slots whose leases have ended, and gives surplus memory back.
+
+        Warns:
+            HeldBatchesWarning: once, after the first private copy.
+        """
+        if self._copies and not self._announced:
+            self._announce_copies()
         for slot in self._leases.drain():
             self._ledger.free(slot)
         for slot in self._ledger.surplus():
@@ -188,7 +194,7 @@ class Pool:
         self._batches += 1
         if packed.spilled is None and (packed.kept or self._ledger.may_lease(packed.slot)):
             return self._lease(packed)
-        self._count_copy()
+        self._copies += 1
         batch = self._unpacker.copies(*self._where(packed))
         self.release(packed)
         return batch
@@ -203,7 +209,8 @@ class Pool:
 
     def close(self) -> None:
         """Gives back all memory but that of leased slots, which follows when the last of their tensors is gone."""
-        self.collect()
+        for slot in self._leases.drain():
+            self._ledger.free(slot)
         for slot in range(self.num_slots):
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
@@ -233,13 +240,13 @@ class Pool:
         self._ledger.empty(slot)
         self.arena.give_back(slot)
 
-    def _count_copy(self) -> None:
-        self._copies += 1
-        if self._copies == 1:
-            warnings.warn(
-                f"the loop holds {self._ledger.leased} batches, more than {self.num_slots} slots leave room for "
-                "beside those being loaded; this one and others are handed out as private copies, which costs a copy "
-                "of each. Raise num_slots (or max_pool_bytes) if the loop is to hold so many, or drop batches sooner",
-                HeldBatchesWarning,
-                stacklevel=5,
-            )
+    def _announce_copies(self) -> None:
+        # Not when the copy is made: were warnings errors, the batch would be lost.
+        self._announced = True
+        warnings.warn(
+            f"the loop holds {self._ledger.leased} batches; {self.num_slots} slots leave no room for more beside those "
+            "being loaded, so further ones are private copies, which costs a copy of each. Raise num_slots (or "
+            "max_pool_bytes) if the loop is to hold so many, or drop batches sooner",
+            HeldBatchesWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,28 @@
+"""After every test nothing may be left: no child, no descriptor, no thread, no mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from .support import holdings
+
+# Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    before = holdings()
+    yield
+    assert holdings() == before
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("-m"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
