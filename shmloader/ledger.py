@@ -161,7 +161,8 @@ class Ledger:
         Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
         """
         slot = self._expect(number, State.READY)
-        after = self._leased_bytes + slot.allowance
+        idle_slots = len(self._slots) - self._leased - 2
+        after = self._leased_bytes + slot.allowance + idle_slots * MIN_SLOT_BYTES
         room_to_go_on = max(self._largest, self._largest_before, slot.resident)
         return self._leased < self._max_leased and after + room_to_go_on <= self.cap
 

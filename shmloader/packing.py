@@ -119,9 +119,46 @@ def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
         )
     if tensor.device.type not in ("cpu", "meta"):
         return reductions.reduce_tensor(tensor)
-    # Sparse, nested and quantized tensors, parameters and subclasses take themselves apart into storages and dense
+    if type(tensor) is torch.Tensor and tensor.layout is not torch.strided:
+        return _reduce_sparse(tensor)
+    # Nested and quantized tensors, parameters and subclasses take themselves apart into storages and dense
     # tensors, which come back here.
     return tensor.__reduce_ex__(5)
+
+
+def _reduce_sparse(tensor: torch.Tensor) -> Any:
+    # torch's own reduction puts every sparse tensor that is unpickled on a list that only torch.load clears.
+    if tensor.layout is torch.sparse_coo:
+        parts = (tensor._indices(), tensor._values())
+        return _coo_tensor, (*parts, tensor.shape, tensor.is_coalesced(), tensor.requires_grad)
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        parts = (tensor.crow_indices(), tensor.col_indices())
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        parts = (tensor.ccol_indices(), tensor.row_indices())
+    else:
+        return tensor.__reduce_ex__(5)
+    return _compressed_tensor, (*parts, tensor.values().detach(), tensor.shape, tensor.layout, tensor.requires_grad)
+
+
+def _coo_tensor(
+    indices: torch.Tensor, values: torch.Tensor, shape: torch.Size, coalesced: bool, requires_grad: bool
+) -> torch.Tensor:
+    return torch.sparse_coo_tensor(
+        indices, values, shape, requires_grad=requires_grad, check_invariants=False, is_coalesced=coalesced
+    )
+
+
+def _compressed_tensor(
+    compressed: torch.Tensor,
+    plain: torch.Tensor,
+    values: torch.Tensor,
+    shape: torch.Size,
+    layout: torch.layout,
+    requires_grad: bool,
+) -> torch.Tensor:
+    return torch.sparse_compressed_tensor(
+        compressed, plain, values, shape, layout=layout, requires_grad=requires_grad, check_invariants=False
+    )
 
 
 def _place(tensor: torch.Tensor, memory: Memory) -> tuple[int, int, tuple[int, ...], tuple[int, ...] | None]:

@@ -7,6 +7,7 @@ never travel on a pipe; they lie in the slot that the token names.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -47,7 +48,8 @@ class Token(NamedTuple):
 _LAYOUT = struct.Struct("<HHIIQQQ")
 TOKEN_BYTES = _LAYOUT.size
 _READ_BYTES = TOKEN_BYTES * 128
-_DEFAULT_PIPE_BYTES = 65536
+_DEFAULT_PIPE_BYTES = 1 << 16
+_MAX_PIPE_BYTES = 1 << 30
 _F_SETPIPE_SZ = 1031
 
 
@@ -85,10 +87,13 @@ def pipe(tokens: int) -> tuple[PipeEnd, PipeEnd]:
     Raises:
         OSError: the kernel does not make pipes of that size (/proc/sys/fs/pipe-max-size).
     """
+    nbytes = 2 * tokens * TOKEN_BYTES  # the kernel's buffers are pages, which tokens need not fill to the last byte
+    if nbytes > _MAX_PIPE_BYTES:
+        raise OSError(errno.EINVAL, f"no pipe holds {tokens} tokens")
     reader, writer = os.pipe()
-    if tokens * TOKEN_BYTES > _DEFAULT_PIPE_BYTES // 2:
+    if nbytes > _DEFAULT_PIPE_BYTES:
         try:
-            fcntl.fcntl(writer, _F_SETPIPE_SZ, 2 * tokens * TOKEN_BYTES)
+            fcntl.fcntl(writer, _F_SETPIPE_SZ, nbytes)
         except OSError:
             os.close(reader)
             os.close(writer)

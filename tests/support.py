@@ -54,6 +54,10 @@ def _assert_same_tensor(ours: torch.Tensor, stock: torch.Tensor, place: str) -> 
         _assert_same_tensor(ours._indices(), stock._indices(), place)
         _assert_same_tensor(ours._values(), stock._values(), place)
         return
+    if stock.layout is not torch.strided and not stock.is_nested:
+        _assert_same_tensor(ours.values(), stock.values(), place)
+        _assert_same_tensor(ours.to_dense(), stock.to_dense(), place)
+        return
     if stock.is_nested:
         for one, other in zip(ours.unbind(), stock.unbind(), strict=True):
             _assert_same_tensor(one, other, place)

@@ -122,6 +122,9 @@ TENSORS: dict[str, Callable[[int], Any]] = {
     "leaf with gradient": lambda index: torch.nn.Parameter(torch.ones(2)).data.requires_grad_(),
     "parameter": lambda index: torch.nn.Parameter(torch.ones(2) * index),
     "sparse": lambda index: torch.eye(3).mul(index + 1).to_sparse(),
+    "sparse rows": lambda index: torch.eye(3).mul(index + 1).to_sparse_csr(),
+    "sparse columns": lambda index: torch.eye(3).mul(index + 1).to_sparse_csc(),
+    "sparse blocks": lambda index: torch.eye(4).mul(index + 1).to_sparse_bsr((2, 2)),
     "nested": lambda index: torch.nested.nested_tensor([torch.ones(2), torch.ones(index % 3 + 1)]),
     "quantized": lambda index: torch.quantize_per_tensor(torch.ones(3) * index, 0.5, 0, torch.qint8).dequantize(),
 }
@@ -208,7 +211,7 @@ class Unalike:
     zero_dimensional = staticmethod(lambda index: np.array(index))
     empty = staticmethod(lambda index: np.zeros((0, 2)))
     scalars = staticmethod(lambda index: np.float32(index))
-    subclass = staticmethod(lambda index: np.ma.masked_array([1, 2, index], mask=[0, 1, 0]))
+    subclass = staticmethod(lambda index: np.ma.masked_array([1, 2, index], mask=[False, True, False]))
     matrix_then_tensor = staticmethod(lambda index: torch.ones(2) if index % 2 else np.ones(2, np.float32))
     long_double = staticmethod(lambda index: np.ones(2, np.longdouble))
     texts = staticmethod(lambda index: np.array(["a"]))

@@ -1,0 +1,75 @@
+"""Memory limits, read from folders that look like /proc and /sys."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from shmloader.limits import address_space_left, cgroup_memory_limit, memory_limit, physical_memory
+
+GIB = 1 << 30
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n"}, None),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max\n"}, None),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": f"{GIB}\n"}, GIB),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": f"{GIB}\n"}, GIB),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/memory.max": f"{GIB}\n",
+                "sys/fs/cgroup/a/b/memory.max": f"{2 * GIB}\n",
+            },
+            GIB,
+        ),
+        ({"proc/self/cgroup": "0::/not/mounted\n", "sys/fs/cgroup/memory.max": f"{3 * GIB}\n"}, 3 * GIB),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/x\n4:memory:/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": f"{GIB}\n",
+                "sys/fs/cgroup/cpu/x/memory.limit_in_bytes": "1\n",
+            },
+            GIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/x\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            None,
+        ),
+    ],
+)
+def test_cgroups(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
+    root = write(tmp_path, files)
+    assert cgroup_memory_limit(root) == limit
+    assert memory_limit(root) == min(limit or physical_memory(), physical_memory())
+
+
+def test_a_path_that_leads_outside_is_not_followed(tmp_path: Path) -> None:
+    root = write(tmp_path, {"proc/self/cgroup": "0::/a\n", "sys/memory.max": "1\n", "memory.max": "1\n"})
+    assert cgroup_memory_limit(root) is None
+
+
+def test_address_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert address_space_left() is None or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 60, 1 << 60))
+    left = address_space_left()
+    assert left is not None
+    assert 0 < left < 1 << 60
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1, 1))
+    assert address_space_left() == 0
