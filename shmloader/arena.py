@@ -94,9 +94,11 @@ class Arena:
                 ) from error
             self.block(slot, nbytes)[::PAGE] = 0  # a kernel before 5.14
 
-    def give_back(self, slot: int) -> None:
-        """Returns all memory of ``slot`` to the system; it reads as zeros afterwards."""
-        self.memory.madvise(mmap.MADV_REMOVE, self.start(slot), self.stride)
+    def give_back(self, slot: int, keep: int = 0) -> None:
+        """Returns the memory of ``slot`` to the system, but for its first ``keep`` bytes; it reads as zeros then."""
+        kept = round_up(keep)
+        if kept < self.stride:
+            self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + kept, self.stride - kept)
 
     @property
     def stopped(self) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_in
 from . import wire, worker
 from .errors import WorkerDiedError, WorkerFault, WorkerTimeoutError
 from .pool import Packed
+from .room import RoomRequests
 from .schedule import Schedule, Task
 from .shelf import PoolShelf
 from .wire import PipeEnd, Token
@@ -58,7 +59,6 @@ class ShmIterator(_BaseDataLoaderIter):
         self._in_order = loader.in_order
         self._generation = 0
         self._schedule = self._new_schedule()
-        self._asks: dict[int, Token] = {}
         self._shelf = shelf
         self._pool = shelf.take()
         try:
@@ -66,6 +66,7 @@ class ShmIterator(_BaseDataLoaderIter):
         except BaseException:
             shelf.put(self._pool)
             raise
+        self._requests = RoomRequests(self._pool, self._tell)
         _open_iterators.add(self)
         try:
             self._start_workers(loader.worker_init_fn, sample_spec)
@@ -151,8 +152,7 @@ class ShmIterator(_BaseDataLoaderIter):
             assert task.result is not None
             self._pool.release(task.result)
             task.result = None
-        for seq in list(self._asks):
-            self._refuse(seq)
+        self._requests.refuse_all()
 
     # -- stepping ------------------------------------------------------------------------------------------------
 
@@ -168,8 +168,6 @@ class ShmIterator(_BaseDataLoaderIter):
         if self._closed:
             self._raise_closed()
         self._pool.collect()
-        if self._asks:
-            self._answer_asks()
         packed = self._take()
         data = self._pool.hand_over(packed)
         self._dispatch()
@@ -190,10 +188,10 @@ class ShmIterator(_BaseDataLoaderIter):
                 if not self._persistent_workers:
                     self._shutdown_workers()
                 raise StopIteration
+            if self._requests:
+                self._requests.answer(self._schedule)
             for token in self._receive():
                 self._handle(token)
-            if self._asks:
-                self._unblock()
         assert task.result is not None
         return task.result
 
@@ -207,7 +205,7 @@ class ShmIterator(_BaseDataLoaderIter):
         if number is None:
             return
         slot, size, room = self._pool.claim(index)
-        task = self._schedule.send(number, index, slot)
+        task = self._schedule.send(number, index, slot, size)
         self._tell(number, wire.JOB, slot, task.seq, size, room)
 
     def _receive(self) -> list[Token]:
@@ -227,8 +225,7 @@ class ShmIterator(_BaseDataLoaderIter):
     def _handle(self, token: Token) -> None:
         kind = token.kind & ~wire.KEPT
         if kind == wire.ASK:
-            self._asks[token.seq] = token
-            self._answer_asks()
+            self._requests.add(token)
         elif kind == wire.ENDED:
             self._end_worker(token)
         else:
@@ -252,45 +249,6 @@ class ShmIterator(_BaseDataLoaderIter):
             self._crew.send(number, Token(kind, number, self._generation, slot, seq, size, room))
         except WorkerDiedError:
             self._fail(number)
-
-    # -- room ----------------------------------------------------------------------------------------------------
-
-    def _answer_asks(self) -> None:
-        """Grants what can be granted, to the batches that are needed soonest."""
-        for seq in sorted(self._asks):
-            self._try_to_grant(seq)
-
-    def _try_to_grant(self, seq: int) -> bool:
-        ask = self._asks[seq]
-        room = self._pool.grant(ask.slot, ask.size)
-        if room is None:
-            return False
-        del self._asks[seq]
-        self._tell(ask.worker, wire.GRANT, ask.slot, seq, room=room)
-        return True
-
-    def _refuse(self, seq: int) -> None:
-        ask = self._asks.pop(seq)
-        self._tell(ask.worker, wire.GRANT, ask.slot, seq, room=0)
-
-    def _unblock(self) -> None:
-        """Sees to it that the batch which the loop waits for is not the one that waits for room.
-
-        Batches that wait for their turn are moved out of the pool; if even that does not make room, the batch cannot
-        be had, and its worker is told so, which makes an exception of it.
-        """
-        awaited = self._schedule.awaited
-        if awaited is not None:
-            blocked = awaited.seq if awaited.seq in self._asks else None
-        else:
-            blocked = min(self._asks) if self._schedule.all_in(self._asks) else None
-        if blocked is None or self._try_to_grant(blocked):
-            return
-        for task in self._schedule.made():
-            assert task.result is not None
-            task.result = self._pool.spill(task.result)
-        if not self._try_to_grant(blocked):
-            self._refuse(blocked)
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -319,7 +277,6 @@ class ShmIterator(_BaseDataLoaderIter):
         _open_iterators.discard(self)
         self._pool.arena.stopped = True
         self._crew.stop(Token(wire.STOP, 0, self._generation))
-        self._asks.clear()
         self._pool.abandon()
         self._shelf.put(self._pool)
 

@@ -55,8 +55,9 @@ class Ledger:
     def __init__(self, slots: int, cap: int, in_flight: int, slot_cap: int | None = None) -> None:
         self.cap = cap
         self.slot_cap = min(cap, slot_cap or cap)
-        self.share = min(cap // slots, self.slot_cap)
-        if self.share < MIN_SLOT_BYTES:
+        # A plain loop has two batches in its hands beside those in flight.
+        self.share = min(max(MIN_SLOT_BYTES, cap // (in_flight + 2)), self.slot_cap)
+        if min(cap // slots, self.slot_cap) < MIN_SLOT_BYTES:
             raise ValueError(f"a cap of {cap} bytes is too small for {slots} slots of {MIN_SLOT_BYTES} bytes")
         self._slots = [_Slot(number) for number in range(slots)]
         # The slot that was freed last is used next: its pages are mapped and perhaps cached, and slots that a plain
@@ -68,6 +69,7 @@ class Ledger:
         self._committed = sum(slot.allowance for slot in self._slots)
         self._batches = 0
         self._largest = self._largest_before = 0
+        self._oversized: list[_Slot] = []
         self._window_end = self._window = _WINDOW_BATCHES_PER_SLOT * slots
 
     def __repr__(self) -> str:
@@ -102,7 +104,7 @@ class Ledger:
         return sum(slot.state is state for slot in self._slots)
 
     def claim(self) -> int:
-        """Takes a FREE slot for a job; its allowance becomes a fair share of the cap, or what is left of that.
+        """Takes a FREE slot for a job; its allowance becomes a fair share of the cap, or what is left of the cap.
 
         Raises:
             IndexError: no slot is FREE; cannot happen while no more than ``in_flight`` are WRITING or READY.
@@ -135,11 +137,14 @@ class Ledger:
                 missing -= free.allowance - MIN_SLOT_BYTES
                 self._empty(free)
                 emptied.append(free.number)
-        # Whoever asks does so in the middle of a batch and will ask again; twice the need, where it costs nobody
-        # anything, makes that logarithmic. What was not used returns when the slot is ready.
-        left = self.cap - self._committed + slot.allowance
-        self._set_allowance(slot, max(slot.allowance, min(2 * need, left, self.slot_cap)))
+        self._set_allowance(slot, max(slot.allowance, need))
         return emptied
+
+    def curb(self, number: int, written: int) -> None:
+        """Lowers the allowance of a WRITING slot to what is written; its other memory was given back."""
+        slot = self._expect(number, State.WRITING)
+        slot.resident = min(slot.resident, written)
+        self._set_allowance(slot, max(MIN_SLOT_BYTES, written))
 
     def ready(self, number: int, touched: int) -> None:
         """WRITING -> READY: the worker is done and has touched the slot's first ``touched`` bytes."""
@@ -182,28 +187,30 @@ class Ledger:
             self._settle(slot, 0)
         slot.state = State.FREE
         self._free.append(slot)
+        if self._is_oversized(slot):
+            self._oversized.append(slot)
 
     def empty(self, number: int) -> None:
         """Notes that the memory of a FREE slot was given back."""
         self._empty(self._expect(number, State.FREE))
 
     def surplus(self) -> list[int]:
-        """Returns the FREE slots whose memory should be given back, once a window of batches; else nothing.
+        """Returns the FREE slots whose memory should be given back.
 
         Those are slots much larger than any batch of the last two windows (an outlier's), and slots that no batch of
         the last two windows needed.
         """
-        if self._batches < self._window_end:
-            return []
-        recent = max(self._largest, self._largest_before, MIN_SLOT_BYTES)
-        unused_since = self._batches - 2 * self._window
-        self._window_end = self._batches + self._window
-        self._largest_before, self._largest = self._largest, 0
-        return [
-            slot.number
-            for slot in self._free
-            if slot.resident > _SURPLUS_FACTOR * recent or (slot.resident and slot.last_used < unused_since)
-        ]
+        found = [slot for slot in self._oversized if slot.state is State.FREE and self._is_oversized(slot)]
+        self._oversized.clear()
+        if self._batches >= self._window_end:
+            unused_since = self._batches - 2 * self._window
+            self._window_end = self._batches + self._window
+            self._largest_before, self._largest = self._largest, 0
+            found += [slot for slot in self._free if slot.resident and slot.last_used < unused_since]
+        return [slot.number for slot in found]
+
+    def _is_oversized(self, slot: _Slot) -> bool:
+        return slot.resident > _SURPLUS_FACTOR * max(self._largest, self._largest_before, MIN_SLOT_BYTES)
 
     def _expect(self, number: int, state: State) -> _Slot:
         slot = self._slots[number]

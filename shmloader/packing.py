@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
@@ -32,16 +31,19 @@ _MAX_GAPS = 2
 
 
 class Memory(Protocol):
-    """Where a packer puts bytes: a slot that grows on demand."""
-
-    def allocate(self, nbytes: int) -> int:
-        """Reserves ``nbytes`` aligned bytes and returns their offset in the slot."""
-
-    def view(self, offset: int, nbytes: int) -> Block:
-        """Returns the bytes at ``offset``."""
+    """What a packer writes to: laid out piece by piece, then made sure of, then filled."""
 
     def offset_of(self, address: int) -> int | None:
-        """Returns the offset of a memory address, or None if nothing was allocated there."""
+        """Returns the offset of a memory address, or None if nothing was written there."""
+
+    def reserve(self, nbytes: int) -> int:
+        """Lays out ``nbytes`` aligned bytes and returns their offset."""
+
+    def require(self) -> None:
+        """Makes sure that all that was laid out is there."""
+
+    def view(self, offset: int, nbytes: int) -> Block:
+        """Returns the bytes at ``offset``, once they are required."""
 
 
 class Packer:
@@ -49,8 +51,7 @@ class Packer:
 
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
-        self._pickler = _Pickler(self._buffer, self._take_buffer)
-        self._table: list[tuple[int, int]] = []
+        self._pickler = _Pickler(self._buffer)
 
     def pack(self, batch: object, memory: Memory) -> tuple[int, int]:
         """Writes ``batch`` into ``memory`` and returns the tail's offset and length.
@@ -58,40 +59,63 @@ class Packer:
         Tensors that lie in ``memory`` already, whole or as views, stay where they are; any other is copied once.
 
         Raises:
-            Exception: whatever pickling some object of the batch raises.
+            Exception: whatever pickling some object of the batch raises; what ``memory.require`` raises.
         """
-        self._table.clear()
-        self._buffer.seek(0)
-        self._buffer.truncate()
-        self._pickler.memory = memory
-        self._pickler.clear_memo()
+        pickler = self._pickler
+        pickler.begin(memory)
         try:
-            self._pickler.dump(batch)
+            pickler.dump(batch)
+            table = [number for buffer, offset in pickler.buffers for number in (offset, buffer.nbytes)]
+            tail = struct.pack(f"<Q{len(table)}Q", len(table) // 2, *table) + self._buffer.getvalue()
+            offset = memory.reserve(len(tail))
+            memory.require()
+            for tensor, place in pickler.tensors:
+                _copy_tensor(tensor, memory, place)
+            for buffer, place in pickler.buffers:
+                memory.view(place, buffer.nbytes).data[:] = buffer
+            memory.view(offset, len(tail)).data[:] = tail
+            return offset, len(tail)
         finally:
-            self._pickler.clear_memo()  # it holds the batch
-        head = struct.pack(f"<Q{2 * len(self._table)}Q", len(self._table), *(n for pair in self._table for n in pair))
-        tail = head + self._buffer.getvalue()
-        offset = memory.allocate(len(tail))
-        memory.view(offset, len(tail)).data[:] = tail
-        return offset, len(tail)
-
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
-        raw = buffer.raw()
-        self._table.append((_place_bytes(raw, self._pickler.memory), raw.nbytes))
+            pickler.end()
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues."""
+    """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues.
+
+    Attributes:
+        memory: where the batch is laid out.
+        tensors: flat tensors that are still to be copied, and to where.
+        buffers: bytes that are still to be copied, and to where.
+    """
 
     memory: Memory
     dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
 
-    def __init__(self, file: io.BytesIO, buffer_callback: Callable[[pickle.PickleBuffer], None]) -> None:
-        super().__init__(file, 5, buffer_callback=buffer_callback)
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, 5, buffer_callback=self._take_buffer)
+        self._file = file
+        self.tensors: list[tuple[torch.Tensor, int]] = []
+        self.buffers: list[tuple[memoryview, int]] = []
+
+    def begin(self, memory: Memory) -> None:
+        """Makes ready for one batch."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.memory = memory
+
+    def end(self) -> None:
+        """Lets go of the batch."""
+        self.clear_memo()
+        self.tensors.clear()
+        self.buffers.clear()
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
+        raw = buffer.raw()
+        self.buffers.append((raw, self.memory.reserve(raw.nbytes)))
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is torch.Tensor:
-            return _reduce_tensor(obj, self.memory)
+            return self._reduce_tensor(obj)
         if isinstance(obj, torch.Tensor):
             return _reduce_any_tensor(obj)
         if isinstance(obj, torch.storage.TypedStorage):
@@ -100,15 +124,25 @@ class _Pickler(pickle.Pickler):
             return torch.Tensor.untyped_storage, (torch.empty(0, dtype=torch.uint8).set_(obj),)
         return NotImplemented
 
-
-def _reduce_tensor(tensor: torch.Tensor, memory: Memory) -> Any:
-    if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_quantized or tensor.is_nested:
-        return _reduce_any_tensor(tensor)
-    if tensor.device.type != "cpu":
-        return _reduce_any_tensor(tensor)
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    return Placed, _place(tensor, memory)
+    def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_quantized or tensor.is_nested:
+            return _reduce_any_tensor(tensor)
+        if tensor.device.type != "cpu":
+            return _reduce_any_tensor(tensor)
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        shape, code = tuple(tensor.shape), CODES[tensor.dtype]
+        if not tensor.numel():
+            return Placed, (0, code, shape, None)
+        stride = None if tensor.is_contiguous() else tensor.stride()
+        offset = self.memory.offset_of(tensor.data_ptr())
+        if offset is None:
+            extent = extent_of(shape, stride)
+            if extent > _MAX_GAPS * tensor.numel():
+                tensor, stride, extent = tensor.contiguous(), None, tensor.numel()
+            offset = self.memory.reserve(extent * tensor.dtype.itemsize)
+            self.tensors.append((tensor.as_strided((extent,), (1,)), offset))
+        return Placed, (offset, code, shape, stride)
 
 
 def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
@@ -161,28 +195,9 @@ def _compressed_tensor(
     )
 
 
-def _place(tensor: torch.Tensor, memory: Memory) -> tuple[int, int, tuple[int, ...], tuple[int, ...] | None]:
-    """Makes sure that ``tensor`` lies in ``memory`` and returns the arguments of its `Placed`."""
-    shape, code = tuple(tensor.shape), CODES[tensor.dtype]
-    if not tensor.numel():
-        return 0, code, shape, None
-    stride = None if tensor.is_contiguous() else tensor.stride()
-    offset = memory.offset_of(tensor.data_ptr())
-    if offset is not None:
-        return offset, code, shape, stride
-    extent = extent_of(shape, stride)
-    if extent > _MAX_GAPS * tensor.numel():
-        tensor, stride, extent = tensor.contiguous(), None, tensor.numel()
-    nbytes = extent * tensor.dtype.itemsize
-    offset = memory.allocate(nbytes)
-    Placed(0, code, (extent,), None).over(memory.view(offset, nbytes)).copy_(tensor.as_strided((extent,), (1,)))
-    return offset, code, shape, stride
-
-
-def _place_bytes(raw: memoryview, memory: Memory) -> int:
-    offset = memory.allocate(raw.nbytes)
-    memory.view(offset, raw.nbytes).data[:] = raw
-    return offset
+def _copy_tensor(flat: torch.Tensor, memory: Memory, offset: int) -> None:
+    there = Placed(0, CODES[flat.dtype], tuple(flat.shape), None)
+    there.over(memory.view(offset, flat.nbytes)).copy_(flat)
 
 
 def _typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:

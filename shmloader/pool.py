@@ -79,7 +79,8 @@ class Pool:
         self._announced = False
 
     def statistics(self) -> PoolStatistics:
-        """Returns the pool's figures as they were at the last step."""
+        """Returns the pool's figures as they are now."""
+        self._drain()
         ledger = self._ledger
         return PoolStatistics(
             self.num_slots, self.max_bytes, ledger.resident, ledger.leased, self._batches, self._copies
@@ -112,8 +113,7 @@ class Pool:
         """
         if self._copies and not self._announced:
             self._announce_copies()
-        for slot in self._leases.drain():
-            self._ledger.free(slot)
+        self._drain()
         for slot in self._ledger.surplus():
             self._give_back(slot)
 
@@ -150,6 +150,16 @@ class Pool:
             return None
         for other in emptied:
             self.arena.give_back(other)
+        return self._ledger.allowance(slot)
+
+    def curb(self, slot: int, written: int) -> int:
+        """Lets the slot of a job that waits have no more than what is written, and gives the rest back.
+
+        Returns:
+            The bytes that it may use now.
+        """
+        self.arena.give_back(slot, written)
+        self._ledger.curb(slot, written)
         return self._ledger.allowance(slot)
 
     def ready(self, packed: Packed) -> None:
@@ -209,12 +219,15 @@ class Pool:
 
     def close(self) -> None:
         """Gives back all memory but that of leased slots, which follows when the last of their tensors is gone."""
-        for slot in self._leases.drain():
-            self._ledger.free(slot)
+        self._drain()
         for slot in range(self.num_slots):
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
         self.arena.close()
+
+    def _drain(self) -> None:
+        for slot in self._leases.drain():
+            self._ledger.free(slot)
 
     def _where(self, packed: Packed) -> tuple[Block, int, int]:
         block = packed.spilled
@@ -244,9 +257,9 @@ class Pool:
         # Not when the copy is made: were warnings errors, the batch would be lost.
         self._announced = True
         warnings.warn(
-            f"the loop holds {self._ledger.leased} batches; {self.num_slots} slots leave no room for more beside those "
-            "being loaded, so further ones are private copies, which costs a copy of each. Raise num_slots (or "
-            "max_pool_bytes) if the loop is to hold so many, or drop batches sooner",
+            f"the loop holds {self._ledger.leased} batches, and a pool of {self.num_slots} slots and {self.max_bytes} "
+            "bytes has no room to lend it more beside those being loaded; further ones are private copies, which costs "
+            "a copy of each. Raise num_slots or max_pool_bytes, or drop batches sooner",
             HeldBatchesWarning,
             stacklevel=5,
         )

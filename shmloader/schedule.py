@@ -9,7 +9,7 @@ by number, or by arrival when ``in_order`` is off.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,7 @@ class Task(Generic[Result]):
     worker: int
     index: Any  # what the sampler gave: kept to say in an error which samples were lost
     slot: int  # where its job is
+    job_bytes: int  # and how long it is
     result: Result | None = None
 
 
@@ -56,9 +57,9 @@ class Schedule(Generic[Result]):
                 return worker
         return None
 
-    def send(self, worker: int, index: Any, slot: int = 0) -> Task[Result]:
+    def send(self, worker: int, index: Any, slot: int, job_bytes: int) -> Task[Result]:
         """Notes that ``worker`` is asked for the batch of ``index``, and numbers it."""
-        task: Task[Result] = Task(self._next_seq, worker, index, slot)
+        task: Task[Result] = Task(self._next_seq, worker, index, slot, job_bytes)
         self._tasks[task.seq] = task
         self._next_seq += 1
         self._load[worker] += 1
@@ -111,9 +112,16 @@ class Schedule(Generic[Result]):
         """Returns the batches that were made and not handed out, oldest first."""
         return [task for task in self._tasks.values() if task.result is not None]
 
-    def all_in(self, seqs: Container[int]) -> bool:
-        """Whether every batch that is still to be made is one of ``seqs``."""
-        return all(task.seq in seqs for task in self._tasks.values() if task.result is None)
+    def stuck_behind(self, seqs: Collection[int]) -> list[Task[Result]]:
+        """Returns the batches that are not begun, since their workers are at earlier ones, namely ``seqs``."""
+        at = {self._tasks[seq].worker: seq for seq in seqs}
+        return [
+            task for task in self._tasks.values() if task.result is None and task.seq > at.get(task.worker, task.seq)
+        ]
+
+    def unmade(self) -> int:
+        """Returns how many batches are still to be made."""
+        return sum(task.result is None for task in self._tasks.values())
 
     def _skip_to_next(self) -> int:
         # Numbers are missing where an iterable worker ended before its batch.

@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 # Down: from the parent to one worker.
 JOB = 1  # fill `slot` for batch `seq`: the job is its first `size` bytes, and `room` bytes of the slot may be used
-GRANT = 2  # `slot` may now use `room` bytes; 0: no more can be had
-RESUME = 3  # a new pass begins: it is `generation`, and `size` is the seed that IterDataPipes share
-STOP = 4  # no job will follow
+GRANT = 2  # the answer to an ASK: `slot` may now use `room` bytes; 0: no more can be had
+CURB = 3  # of `slot`, whose job `seq` is not begun since the worker waits for a GRANT, only `room` bytes may be used
+RESUME = 4  # a new pass begins: it is `generation`, and `size` is the seed that IterDataPipes share
+STOP = 5  # no job will follow
 
 # Up: from every worker to the parent, over one pipe.
-BATCH = 5  # batch `seq` lies in `slot`: tensors in its first `size` bytes, a skeleton in the `room` bytes after them
-FAULT = 6  # as BATCH, but what lies there is the exception that making the batch raised
-ENDED = 7  # this worker's iterable dataset has no batch `seq`, nor a later one
-ASK = 8  # `slot` needs `size` bytes in all; the worker waits for a GRANT
-RESUMED = 9  # all jobs before `generation` are done: this worker owns no slot
+BATCH = 6  # batch `seq` lies in `slot`: tensors in its first `size` bytes, a skeleton in the `room` bytes after them
+FAULT = 7  # as BATCH, but what lies there is the exception that making the batch raised
+ENDED = 8  # this worker's iterable dataset has no batch `seq`, nor a later one
+ASK = 9  # `slot` needs `size` bytes in all, and its first `room` are written; the worker waits for a GRANT
+RESUMED = 10  # all jobs before `generation` are done: this worker owns no slot
 
 # Added to BATCH and FAULT: code in the worker still holds tensors of the slot, which must never be written again.
 KEPT = 0x100
@@ -129,13 +130,19 @@ class Inbox:
             self._waiting = tokens[::-1]
         return self._waiting.pop()
 
-    def get_grant(self) -> Token | None:
+    def get_grant(self, curbed: dict[int, int]) -> Token | None:
         """Returns the next GRANT, leaving the jobs that were sent before it in their order.
 
         Blocks as `get`. None when there will be no GRANT: the parent is gone, or has said STOP.
+
+        Args:
+            curbed: takes up the jobs whose CURB came in the meantime, and the bytes that they may use.
         """
         passed: list[Token] = []
         while (token := self.get()) is not None and token.kind != GRANT:
+            if token.kind == CURB:
+                curbed[token.seq] = token.room
+                continue
             passed.append(token)
             if token.kind == STOP:
                 token = None

@@ -7,6 +7,7 @@ order of calls, and the text of errors (torch/utils/data/_utils/worker.py says w
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import random
@@ -105,6 +106,7 @@ class _Worker:
         self._fetcher: Any = None
         self._init_fault: WorkerFault | None = None
         self._ended = False
+        self._curbed: dict[int, int] = {}  # jobs whose slots may use less by now than their tokens say
 
     def serve(self) -> None:
         self._map_slots()
@@ -145,6 +147,7 @@ class _Worker:
             self._init_fault = self._fault()
 
     def _resume(self, token: Token) -> None:
+        self._curbed.clear()
         self._generation = token.generation
         self._send(wire.RESUMED)
         self._shuffle_datapipes(token.size)
@@ -159,11 +162,16 @@ class _Worker:
     def _serve_job(self, job: Token) -> None:
         self._job = job
         index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
-        self._writer.open(job.slot, job.room)
+        self._writer.open(job.slot, self._curbed.pop(job.seq, job.room))
         kind, offset, nbytes = self._fill(index)
-        if not self._writer.close():
-            kind |= wire.KEPT
-            self._collation.uninstall()  # whoever keeps one batch will keep another, and each costs a slot
+        self._writer.close()
+        if self._writer.is_held:
+            # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
+            # looking for those after each batch would cost more than direct collation saves.
+            self._collation.uninstall()
+            gc.collect()
+            if self._writer.is_held:
+                kind |= wire.KEPT
         self._send(kind, job.slot, job.seq, offset, nbytes)
 
     def _fill(self, index: Any) -> tuple[int, int, int]:
@@ -185,6 +193,7 @@ class _Worker:
 
     def _pack_fault(self, fault: WorkerFault) -> tuple[int, int]:
         """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
+        self._writer.rewind()
         try:
             pickle.loads(pickle.dumps(fault))
             return self._packer.pack(fault, self._writer)
@@ -194,9 +203,9 @@ class _Worker:
             self._writer.open(self._job.slot, self._job.room)
             return self._packer.pack(fault, self._writer)
 
-    def _ask_for_room(self, need: int) -> int:
-        self._send(wire.ASK, self._job.slot, self._job.seq, need)
-        grant = self._inbox.get_grant()
+    def _ask_for_room(self, need: int, written: int) -> int:
+        self._send(wire.ASK, self._job.slot, self._job.seq, need, written)
+        grant = self._inbox.get_grant(self._curbed)
         return grant.room if grant is not None else 0
 
     def _send(self, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:

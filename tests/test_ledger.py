@@ -221,4 +221,4 @@ def test_a_cap_too_small() -> None:
 def test_repr_tells_every_slot() -> None:
     ledger = Ledger(2, 4 * MIN_SLOT_BYTES, 1)
     ledger.claim()
-    assert repr(ledger) == "<Ledger 196608/262144 0:writing:0/131072 1:free:0/65536>"
+    assert repr(ledger) == "<Ledger 152917/262144 0:writing:0/87381 1:free:0/65536>"

@@ -80,7 +80,7 @@ def test_random_walk(seed: int, in_order: bool) -> None:
             worker = schedule.next_worker()
             assert worker == naive.next_worker()
             if worker is not None:
-                task = schedule.send(worker, index=in_flight, slot=3)
+                task = schedule.send(worker, index=in_flight, slot=3, job_bytes=9)
                 assert task.seq == naive.send(worker)
                 assert (task.worker, task.slot) == (worker, 3)
                 in_flight += 1
@@ -104,8 +104,10 @@ def test_random_walk(seed: int, in_order: bool) -> None:
         assert schedule.done == naive.done()
         owed = [seq for seq, task in enumerate(naive.tasks) if not (task["made"] or task["lost"] or task["out"])]
         assert sorted(task.seq for w in range(workers) for task in schedule.outstanding(w)) == owed
-        assert schedule.all_in(owed)
-        assert not owed or not schedule.all_in(owed[1:])
+        assert schedule.unmade() == len(owed)
+        asking = {naive.tasks[seq]["worker"]: seq for seq in reversed(owed) if seq % 3}
+        behind = [seq for seq in owed if seq > asking.get(naive.tasks[seq]["worker"], seq)]
+        assert [task.seq for task in schedule.stuck_behind(asking.values())] == behind
         awaited = schedule.awaited
         left = [seq for seq, task in enumerate(naive.tasks) if not (task["out"] or task["lost"])]
         assert (awaited.seq if awaited else None) == (left[0] if in_order and left else None)

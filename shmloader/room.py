@@ -1,0 +1,91 @@
+"""Batches that are larger than their slots may be, and wait for room.
+
+This happens only where the cap is tight: a slot may use its share of the cap without asking. A worker that asks has
+its batch in private memory and waits; the parent answers when it has room, the batch that is needed soonest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import wire
+from .pool import Packed, Pool
+from .schedule import Schedule
+from .wire import Token
+
+_Tell = Callable[..., None]
+
+
+class RoomRequests:
+    """The ASKs of a pass that are not answered. Used in the parent.
+
+    Args:
+        pool: which has the room.
+        tell: sends a token to a worker: called with the worker, the token's kind, and its fields by name.
+    """
+
+    def __init__(self, pool: Pool, tell: _Tell) -> None:
+        self._pool = pool
+        self._tell = tell
+        self._asks: dict[int, Token] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._asks)
+
+    def add(self, ask: Token) -> None:
+        """Takes up an ASK."""
+        self._asks[ask.seq] = ask
+
+    def answer(self, schedule: Schedule[Packed]) -> None:
+        """Grants what can be granted, and sees to it that the batch which the loop waits for is not held up for ever.
+
+        Called before the loop waits. The batches that are needed soonest come first.
+        """
+        for seq in sorted(self._asks):
+            if not self._try_to_grant(seq):
+                break
+        blocked = self._blocked(schedule)
+        if blocked is not None:
+            self._unblock(blocked, schedule)
+
+    def refuse_all(self) -> None:
+        """Tells all who wait that there is no more room."""
+        for seq in list(self._asks):
+            self._refuse(seq)
+
+    def _unblock(self, blocked: int, schedule: Schedule[Packed]) -> None:
+        """Makes room for the batch that the loop waits for.
+
+        Whoever waits keeps no more than is written, batches that wait for their turn are moved out of the pool, and
+        jobs that cannot begin have to make do with little. If that does not make room, and no other batch is being
+        made, whose end would, then the batch cannot be had: its worker is told so, which makes an exception of it.
+        """
+        for ask in self._asks.values():
+            self._pool.curb(ask.slot, ask.room)
+        for task in schedule.made():
+            assert task.result is not None
+            task.result = self._pool.spill(task.result)
+        stuck = schedule.stuck_behind(self._asks)
+        for task in stuck:
+            room = self._pool.curb(task.slot, task.job_bytes)
+            self._tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
+        if not self._try_to_grant(blocked) and schedule.unmade() == len(self._asks) + len(stuck):
+            self._refuse(blocked)
+
+    def _blocked(self, schedule: Schedule[Packed]) -> int | None:
+        awaited = schedule.awaited
+        seq = awaited.seq if awaited is not None else min(self._asks, default=-1)
+        return seq if seq in self._asks else None
+
+    def _try_to_grant(self, seq: int) -> bool:
+        ask = self._asks[seq]
+        room = self._pool.grant(ask.slot, ask.size)
+        if room is None:
+            return False
+        del self._asks[seq]
+        self._tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)
+        return True
+
+    def _refuse(self, seq: int) -> None:
+        ask = self._asks.pop(seq)
+        self._tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=0)
