@@ -72,6 +72,11 @@ class Pool:
         self.num_slots = num_slots
         self.max_bytes = max_bytes
         self.arena = Arena(num_slots, max_bytes, keep_open)
+        if self.arena.stride < MIN_SLOT_BYTES:
+            raise PoolMemoryError(
+                f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
+                "raise the limit on address space (ulimit -v)"
+            )
         self._ledger = Ledger(num_slots, max_bytes, in_flight, self.arena.stride)
         self._leases = Leases()
         self._unpacker = Unpacker()

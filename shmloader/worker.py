@@ -76,6 +76,7 @@ def _prepare_process() -> None:
     # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it. A handler that does nothing,
     # and not SIG_IGN, since programs that the dataset starts would inherit that.
     signal.signal(signal.SIGINT, lambda signum, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since before the fork, see workers._start
     signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
     torch.multiprocessing._set_thread_name("pt_data_worker")
     torch.set_num_threads(1)

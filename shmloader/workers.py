@@ -14,6 +14,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
 from typing import Any
@@ -180,7 +181,20 @@ class Crew:
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()
 
 
+def _forget_in_child() -> None:
+    # At its exit multiprocessing terminates whatever it takes for its children, and in a forked process it takes the
+    # parent's children for its own.
+    for crew in _crews:
+        multiprocessing_process._children.difference_update(crew.processes)  # type: ignore[attr-defined]
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def _start(process: BaseProcess) -> None:
+    # A Ctrl-C between the fork and the moment when the worker can ignore it would end the worker with a traceback:
+    # workers are born with the signal blocked, and open up when they are ready.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     except (TypeError, AttributeError, PicklingError):
@@ -191,3 +205,5 @@ def _start(process: BaseProcess) -> None:
             stacklevel=6,
         )
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
