@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,16 +76,20 @@ class SlotWriter:
         """
         return self._held is not None and self._held() is not None
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-        """Returns an uninitialised tensor in the slot, to be filled and perhaps to be held by user code.
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
+        """Returns an uninitialised tensor in the slot; see `array`."""
+        array = self.array(shape, carrier(dtype))
+        if array is None:
+            return None
+        tensor = torch.from_numpy(array)
+        return tensor if tensor.dtype is dtype else tensor.view(dtype)
 
-        None if the slot may not use so many bytes at present, and for an empty tensor, which needs none.
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+        """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
+
+        None if the slot may not use so many bytes at present, and for an empty array, which needs none.
         """
-        count = 1
-        for size in shape:
-            count *= size
-        numpy_dtype = carrier(dtype)
-        nbytes = count * numpy_dtype.itemsize
+        nbytes = math.prod(shape) * dtype.itemsize
         offset = -(-self._top // ALIGNMENT) * ALIGNMENT
         if not nbytes or offset + nbytes > self._room:
             return None
@@ -91,8 +97,7 @@ class SlotWriter:
         if self._block is None:
             self._block = self._arena.block(self._slot, self._room)
             self._held = weakref.ref(self._block)
-        tensor = torch.from_numpy(np.ndarray(shape, numpy_dtype, self._block, offset))
-        return tensor if tensor.dtype is dtype else tensor.view(dtype)
+        return np.ndarray(shape, dtype, self._block, offset)
 
     def offset_of(self, address: int) -> int | None:
         """Returns where in the slot ``address`` lies, or None if nothing was written there."""

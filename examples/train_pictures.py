@@ -1,0 +1,252 @@
+"""Trains a small network on JPEG files with random augmentation, then compares ShmDataLoader with torch's DataLoader.
+
+The pictures are crops of six photographs that come with scikit-learn and scikit-image, and the network learns to say
+which photograph a crop is from. They are written to a temporary folder first; those for validation are cut from
+another region of the photographs than those for training. Nothing is downloaded. Most of a batch's time goes into
+decoding here, which is the same for both loaders. Run it with::
+
+    pip install shmloader[examples]
+    python examples/train_pictures.py
+
+or, for pictures of your own, with ``--data FOLDER``, where FOLDER has one folder of JPEG files for each class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from comparison import Comparison, compare
+from PIL import Image, ImageEnhance, ImageOps
+from sklearn.datasets import load_sample_image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from training import accuracy, argument_parser, make_repeatable, train
+
+from shmloader import ShmDataLoader
+
+# Width and height of what the network sees.
+SIDE = 64
+
+# Width and height of the files that are made, and how many of each photograph.
+CROP_SIDE = 176
+TRAINING_CROPS = 120
+VALIDATION_CROPS = 40
+
+# Crops for training are cut from this part of a photograph's width, those for validation from the rest.
+TRAINING_WIDTH = 0.6
+
+# Of a user's own pictures, one in so many is for validation.
+HELD_OUT = 5
+
+LabelledFile = tuple[Path, int]
+
+
+class PictureDataset(Dataset[tuple[Tensor, int]]):
+    """Pictures that are read from JPEG files when they are asked for.
+
+    Args:
+        files: the files and the numbers of their classes.
+        view: makes a picture of SIDE x SIDE pixels from one of any size.
+    """
+
+    def __init__(self, files: list[LabelledFile], view: Callable[[Image.Image], Image.Image]) -> None:
+        self._files = files
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._files[index]
+        with Image.open(path) as picture:
+            pixels = np.array(self._view(picture.convert("RGB")))
+        return torch.from_numpy(pixels).permute(2, 0, 1), label
+
+
+def plain_view(picture: Image.Image) -> Image.Image:
+    """Returns the whole picture."""
+    return picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+def random_view(picture: Image.Image) -> Image.Image:
+    """Returns a random part of the picture, perhaps mirrored, and brighter or darker.
+
+    It draws from torch's generator, which the loader seeds differently in every worker.
+    """
+    view = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, random_box(picture))
+    if uniform(0, 1) < 0.5:
+        view = ImageOps.mirror(view)
+    return ImageEnhance.Brightness(view).enhance(uniform(0.7, 1.3))
+
+
+def random_box(picture: Image.Image) -> tuple[float, float, float, float]:
+    """Draws a rectangle of a quarter of the picture's area or more, and not quite the picture's proportions."""
+    scale = math.sqrt(uniform(0.25, 1))
+    stretch = uniform(0.8, 1.25)
+    width = picture.width * min(1, scale * stretch)
+    height = picture.height * min(1, scale / stretch)
+    left = uniform(0, picture.width - width)
+    top = uniform(0, picture.height - height)
+    return left, top, left + width, top + height
+
+
+def uniform(low: float, high: float) -> float:
+    """Draws a number with torch's generator."""
+    return torch.empty(()).uniform_(low, high).item()
+
+
+def photographs() -> dict[str, Image.Image]:
+    """Returns photographs that are in the wheels of scikit-image and scikit-learn."""
+    arrays = {name: getattr(skimage.data, name)() for name in ("astronaut", "cat", "coffee", "rocket")}
+    arrays |= {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+    return {name: Image.fromarray(array) for name, array in arrays.items()}
+
+
+def make_pictures(folder: Path) -> None:
+    """Writes crops of the photographs to ``folder/training`` and ``folder/validation``."""
+    for name, photograph in photographs().items():
+        border = int(photograph.width * TRAINING_WIDTH)
+        left = photograph.crop((0, 0, border, photograph.height))
+        right = photograph.crop((border, 0, photograph.width, photograph.height))
+        write_crops(left, TRAINING_CROPS, folder / "training" / name)
+        write_crops(right, VALIDATION_CROPS, folder / "validation" / name)
+
+
+def write_crops(region: Image.Image, count: int, folder: Path) -> None:
+    """Writes squares from random places of a region as JPEG files."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        left = int(uniform(0, region.width - CROP_SIDE))
+        top = int(uniform(0, region.height - CROP_SIDE))
+        crop = region.crop((left, top, left + CROP_SIDE, top + CROP_SIDE))
+        crop.save(folder / f"{number:03}.jpg", quality=90)
+
+
+def list_pictures(folder: Path) -> list[LabelledFile]:
+    """Returns the JPEG files in the folders of ``folder``, each of which is a class."""
+    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in (".jpg", ".jpeg"))
+    names = sorted({file.parent.name for file in files})
+    labels = {name: label for label, name in enumerate(names)}
+    return [(file, labels[file.parent.name]) for file in files]
+
+
+def hold_out(files: list[LabelledFile]) -> tuple[list[LabelledFile], list[LabelledFile]]:
+    """Splits files into those for training and those for validation."""
+    return [file for number, file in enumerate(files) if number % HELD_OUT], files[::HELD_OUT]
+
+
+def find_pictures(data: Path | None, scratch: Path) -> tuple[list[LabelledFile], list[LabelledFile]]:
+    """Returns files for training and for validation: from ``data``, or made in ``scratch``."""
+    if data is not None:
+        return hold_out(list_pictures(data))
+    make_pictures(scratch)
+    return list_pictures(scratch / "training"), list_pictures(scratch / "validation")
+
+
+class BytesToFloats(nn.Module):
+    """Turns bytes into numbers around zero. Batches are bytes until here, a quarter of the size of floats."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Returns the pictures with values from -1 to 1."""
+        return pictures.float() / 127.5 - 1
+
+
+def make_model(classes: int) -> nn.Module:
+    """Returns a network with four convolutions."""
+    return nn.Sequential(
+        BytesToFloats(),
+        convolution(3, 16),
+        convolution(16, 32),
+        convolution(32, 64),
+        convolution(64, 64),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+
+
+def convolution(inputs: int, outputs: int) -> nn.Module:
+    """Returns a convolution that halves width and height, with what belongs to it."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def loader_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of torch's DataLoader; ShmDataLoader takes them as they are."""
+    return {
+        "batch_size": args.batch_size,
+        "shuffle": True,
+        "num_workers": args.num_workers,
+        "persistent_workers": True,
+        "generator": torch.Generator().manual_seed(args.seed),
+    }
+
+
+def make_loader(dataset: PictureDataset, args: argparse.Namespace) -> ShmDataLoader[Any]:
+    """Returns the loader that this example is about."""
+    return ShmDataLoader(
+        dataset,
+        **loader_settings(args),
+        sample_shapes=((3, SIDE, SIDE), ()),
+        sample_dtypes=(torch.uint8, torch.int64),
+    )
+
+
+def train_and_validate(training: list[LabelledFile], validation: list[LabelledFile], args: argparse.Namespace) -> float:
+    """Trains a new model and returns its accuracy on the validation pictures."""
+    model = make_model(classes=1 + max(label for _, label in training))
+    train(model, make_loader(PictureDataset(training, random_view), args), args.epochs)
+    validation_set = PictureDataset(validation, plain_view)
+    return accuracy(model, ShmDataLoader(validation_set, args.batch_size, num_workers=args.num_workers))
+
+
+def compare_loaders(training: list[LabelledFile], args: argparse.Namespace) -> Comparison:
+    """Loads the training pictures with torch's loader and with ours, see `comparison.compare`."""
+    dataset = PictureDataset(training, random_view)
+    stock = DataLoader(dataset, **loader_settings(args))
+    return compare(stock, make_loader(dataset, args), checked_passes=2, rounds=21, passes=1)
+
+
+def run(args: argparse.Namespace, scratch: Path) -> int:
+    """Runs the example with a folder to write pictures to; returns the exit code."""
+    training, validation = find_pictures(args.data, scratch)
+    if not training:
+        print(f"{args.data} has no folders with at least two JPEG files.", file=sys.stderr)
+        return 1
+
+    reached = train_and_validate(training, validation, args)
+    print(f"validation accuracy: {reached:.1%} after {args.epochs} epochs")
+    if reached < args.min_accuracy:
+        print(f"That is less than {args.min_accuracy:.0%}, see --min-accuracy.", file=sys.stderr)
+        return 1
+
+    comparison = compare_loaders(training, args)
+    print(comparison.table())
+    return 0 if comparison.difference is None else 1
+
+
+def main() -> int:
+    """Reads the command line and runs the example; returns the exit code."""
+    parser = argument_parser("Trains a small network on JPEG files.", epochs=8)
+    parser.add_argument("--data", type=Path, help="folder with one folder of JPEG files for each class")
+    parser.add_argument("--min-accuracy", type=float, default=0.75, help="to reach less is an error")
+    args = parser.parse_args()
+    make_repeatable(args.seed)
+    with TemporaryDirectory() as scratch:
+        return run(args, Path(scratch))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
