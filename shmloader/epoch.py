@@ -66,7 +66,7 @@ class ShmIterator(_BaseDataLoaderIter):
         except BaseException:
             shelf.put(self._pool)
             raise
-        self._requests = RoomRequests(self._pool, self._tell)
+        self._requests = RoomRequests(self._pool)
         _open_iterators.add(self)
         try:
             self._start_workers(loader.worker_init_fn, sample_spec)
@@ -152,7 +152,7 @@ class ShmIterator(_BaseDataLoaderIter):
             assert task.result is not None
             self._pool.release(task.result)
             task.result = None
-        self._requests.refuse_all()
+        self._requests.refuse_all(self._tell)
 
     # -- stepping ------------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class ShmIterator(_BaseDataLoaderIter):
                     self._shutdown_workers()
                 raise StopIteration
             if self._requests:
-                self._requests.answer(self._schedule)
+                self._requests.answer(self._schedule, self._tell)
             for token in self._receive():
                 self._handle(token)
         assert task.result is not None

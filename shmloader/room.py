@@ -13,20 +13,22 @@ from .pool import Packed, Pool
 from .schedule import Schedule
 from .wire import Token
 
-_Tell = Callable[..., None]
+Tell = Callable[..., None]
 
 
 class RoomRequests:
     """The ASKs of a pass that are not answered. Used in the parent.
 
+    Methods that answer take ``tell``, which sends a token to a worker: called with the worker, the token's kind, and
+    its fields by name. Kept here, it would tie the iterator, whose method it is, into a reference cycle, and dropping
+    the iterator would no longer end its workers.
+
     Args:
         pool: which has the room.
-        tell: sends a token to a worker: called with the worker, the token's kind, and its fields by name.
     """
 
-    def __init__(self, pool: Pool, tell: _Tell) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._tell = tell
         self._asks: dict[int, Token] = {}
 
     def __bool__(self) -> bool:
@@ -36,24 +38,24 @@ class RoomRequests:
         """Takes up an ASK."""
         self._asks[ask.seq] = ask
 
-    def answer(self, schedule: Schedule[Packed]) -> None:
+    def answer(self, schedule: Schedule[Packed], tell: Tell) -> None:
         """Grants what can be granted, and sees to it that the batch which the loop waits for is not held up for ever.
 
         Called before the loop waits. The batches that are needed soonest come first.
         """
         for seq in sorted(self._asks):
-            if not self._try_to_grant(seq):
+            if not self._try_to_grant(seq, tell):
                 break
         blocked = self._blocked(schedule)
         if blocked is not None:
-            self._unblock(blocked, schedule)
+            self._unblock(blocked, schedule, tell)
 
-    def refuse_all(self) -> None:
+    def refuse_all(self, tell: Tell) -> None:
         """Tells all who wait that there is no more room."""
         for seq in list(self._asks):
-            self._refuse(seq)
+            self._refuse(seq, tell)
 
-    def _unblock(self, blocked: int, schedule: Schedule[Packed]) -> None:
+    def _unblock(self, blocked: int, schedule: Schedule[Packed], tell: Tell) -> None:
         """Makes room for the batch that the loop waits for.
 
         Whoever waits keeps no more than is written, batches that wait for their turn are moved out of the pool, and
@@ -68,24 +70,24 @@ class RoomRequests:
         stuck = schedule.stuck_behind(self._asks)
         for task in stuck:
             room = self._pool.curb(task.slot, task.job_bytes)
-            self._tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
-        if not self._try_to_grant(blocked) and schedule.unmade() == len(self._asks) + len(stuck):
-            self._refuse(blocked)
+            tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
+        if not self._try_to_grant(blocked, tell) and schedule.unmade() == len(self._asks) + len(stuck):
+            self._refuse(blocked, tell)
 
     def _blocked(self, schedule: Schedule[Packed]) -> int | None:
         awaited = schedule.awaited
         seq = awaited.seq if awaited is not None else min(self._asks, default=-1)
         return seq if seq in self._asks else None
 
-    def _try_to_grant(self, seq: int) -> bool:
+    def _try_to_grant(self, seq: int, tell: Tell) -> bool:
         ask = self._asks[seq]
         room = self._pool.grant(ask.slot, ask.size)
         if room is None:
             return False
         del self._asks[seq]
-        self._tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)
+        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)
         return True
 
-    def _refuse(self, seq: int) -> None:
+    def _refuse(self, seq: int, tell: Tell) -> None:
         ask = self._asks.pop(seq)
-        self._tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=0)
+        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=0)

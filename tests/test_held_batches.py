@@ -7,6 +7,7 @@ import gc
 import io
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -211,6 +212,21 @@ def test_batches_outlive_the_loader_and_their_memory_does_not_outlive_them() -> 
     assert checksum(kept) == before
     del kept
     assert mappings() == 0
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_an_iterator_ends_with_its_last_reference(persistent_workers: bool) -> None:
+    """Not with some later garbage collection: it has processes."""
+    gc.disable()
+    try:
+        source = loader(persistent_workers=persistent_workers)
+        iterator = iter(source)
+        next(iterator)
+        reference = weakref.ref(iterator)
+        del iterator, source
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_batches_dropped_in_another_thread() -> None:

@@ -1,0 +1,114 @@
+"""The command line of the suite."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from shmloader.bench.figures import Figure, size
+from shmloader.bench.machine import machine, machine_line
+from shmloader.bench.options import Parser, positive
+from shmloader.bench.progress import shown
+
+from . import bars
+from .cells import CELLS, Cell
+from .suite import PREFETCH_FACTOR, SECONDS, CellResult, run_cell, turns
+
+_HEAD = (
+    "cell",
+    "batch",
+    "stock us/batch",
+    "ours us/batch",
+    "stock / ours",
+    "limit us/batch",
+    "share of limit",
+    "stock CPU us/batch",
+    "ours CPU us/batch",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the suite and returns the exit code. Blocks for about 1.5 s a cell and round."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        cells = _chosen(args.cells)
+    except KeyError as error:
+        parser.error(f"there is no cell {error}; there are {', '.join(cell.name for cell in CELLS)}")
+    results = _run(cells, args.num_workers, args.rounds, args.limit_buffers)
+    outcomes = bars.judge(results)
+    if args.json:
+        found = {
+            "machine": machine(),
+            "num_workers": args.num_workers,
+            "limit_buffers": args.limit_buffers,
+            "cells": [result.as_dict() for result in results],
+            "bars": [outcome.as_dict() for outcome in outcomes],
+        }
+        print(json.dumps(found, indent=2))
+    else:
+        head = f"{machine_line()}; {args.num_workers} workers, {args.rounds} rounds of about {SECONDS} s"
+        print("\n".join([head, "", *_table(results), "", *bars.lines(outcomes)]))
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m benchmarks",
+        description="Times torch's DataLoader, ShmDataLoader, and processes that fill memory without any loader.",
+    )
+    parser.add_argument("--cells", metavar="A,B", help=f"of {', '.join(cell.name for cell in CELLS)}; default: all")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: 7")
+    parser.add_argument("--num-workers", type=positive, default=2, metavar="N", help="default: 2")
+    parser.add_argument(
+        "--limit-buffers",
+        type=positive,
+        default=PREFETCH_FACTOR + 1,
+        metavar="N",
+        help=f"buffers of each process of the limit; default: {PREFETCH_FACTOR + 1}, see benchmarks/limit.py",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
+    return parser
+
+
+def _chosen(names: str | None) -> list[Cell]:
+    by_name = {cell.name: cell for cell in CELLS}
+    return [by_name[name] for name in names.split(",")] if names is not None else list(CELLS)
+
+
+def _run(cells: Sequence[Cell], num_workers: int, rounds: int, limit_buffers: int) -> list[CellResult]:
+    results = []
+    with shown(len(cells) * turns(rounds)) as progress:
+        for cell in cells:
+            progress.begin(cell.name)
+            results.append(run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, done=progress.step))
+    return results
+
+
+def _table(results: Sequence[CellResult]) -> list[str]:
+    rows = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 1)), *map(_row, results)]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _row(result: CellResult) -> tuple[str, ...]:
+    times, cpu = result.times, result.consumer_cpu
+    return (
+        result.cell,
+        size(result.batch_bytes),
+        _micros(times["stock"]),
+        _micros(times["ours"]),
+        result.ratio.text(lambda value: f"{value:.1f}"),
+        _micros(times["limit"]),
+        result.share_of_limit.text(lambda value: f"{value:.2f}"),
+        _micros(cpu["stock"]),
+        _micros(cpu["ours"]),
+    )
+
+
+def _micros(found: Figure) -> str:
+    return found.text(lambda seconds: f"{seconds * 1e6:.{0 if seconds >= 1e-4 else 1}f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
