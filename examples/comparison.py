@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from shmloader.bench.compare import first_difference
 
 
 @dataclass(frozen=True)
@@ -94,43 +94,6 @@ def compare_pass(stock: DataLoader[Any], ours: DataLoader[Any]) -> Iterator[str 
     """Yields for every batch of one pass over the data what `first_difference` says."""
     for number, (expected, got) in enumerate(zip_longest(stock, ours)):
         yield first_difference(expected, got, f"batch {number}")
-
-
-def first_difference(stock: Any, ours: Any, path: str) -> str | None:
-    """Says where two batches differ in structure, dtype, shape or bits; None if they do not.
-
-    Args:
-        stock: the batch from torch's loader, or a part of it.
-        ours: the same from the other loader.
-        path: what to call it.
-    """
-    if type(stock) is not type(ours):
-        return f"{path} is a {type(stock).__name__} in one and a {type(ours).__name__} in the other"
-    if isinstance(stock, Tensor):
-        return _tensor_difference(stock, ours, path)
-    if isinstance(stock, Mapping):
-        return _parts_difference(stock, ours, path)
-    if isinstance(stock, Sequence) and not isinstance(stock, (str, bytes)):
-        return _parts_difference(dict(enumerate(stock)), dict(enumerate(ours)), path)
-    return None if stock == ours else f"{path} is {stock!r} in one and {ours!r} in the other"
-
-
-def _parts_difference(stock: Mapping[Any, Any], ours: Mapping[Any, Any], path: str) -> str | None:
-    if list(stock) != list(ours):
-        return f"{path} has the parts {list(stock)} in one and {list(ours)} in the other"
-    differences = (first_difference(stock[key], ours[key], f"{path}[{key!r}]") for key in stock)
-    return next(filter(None, differences), None)
-
-
-def _tensor_difference(stock: Tensor, ours: Tensor, path: str) -> str | None:
-    if (stock.dtype, stock.shape) != (ours.dtype, ours.shape):
-        return f"{path} is {stock.dtype} {tuple(stock.shape)} in one and {ours.dtype} {tuple(ours.shape)} in the other"
-    return None if torch.equal(_bits(stock), _bits(ours)) else f"{path} has other values in one than in the other"
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    # As numbers, NaN would differ from itself, and -0.0 would equal 0.0.
-    return tensor.reshape(-1).view(torch.uint8)
 
 
 def measure(loader: DataLoader[Any], passes: int) -> Cost:
