@@ -228,7 +228,7 @@ class ShmIterator(_BaseDataLoaderIter):
             self._requests.add(token)
         elif kind == wire.ENDED:
             self._end_worker(token)
-        else:
+        elif kind != wire.RESUMED:  # one of those comes late if the wait for it timed out
             packed = Packed(token.slot, token.size, token.room, kind == wire.FAULT, token.kind != kind)
             self._pool.ready(packed)
             if token.generation == self._generation:

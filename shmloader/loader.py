@@ -145,6 +145,7 @@ class ShmDataLoader(DataLoader[T_co]):
                 f"loaded ahead and two are in the loop's hands, so it takes {self._in_flight + 2} at least"
             )
         self._shelf = self._new_shelf()
+        self._fell_back = False
 
     @property
     def _in_flight(self) -> int:
@@ -163,16 +164,20 @@ class ShmDataLoader(DataLoader[T_co]):
                 if self._sample_spec is None
                 else CheckedInProcessIterator(self, self._sample_spec)
             )
-        missing = missing_on_this_platform()
-        if missing:
-            warnings.warn(
-                f"this platform lacks {missing}, so ShmDataLoader loads as torch's DataLoader does",
-                FallbackWarning,
-                stacklevel=3,
-            )
+        if missing := missing_on_this_platform():
+            self._warn_of_fallback(missing)
             return super()._get_iterator()
         self.check_worker_number_rationality()
         return ShmIterator(self, self._shelf, self._worker_context(), self._sample_spec)
+
+    def _warn_of_fallback(self, missing: str) -> None:
+        if not self._fell_back:
+            self._fell_back = True
+            warnings.warn(
+                f"this platform lacks {missing}, so ShmDataLoader loads as torch's DataLoader does",
+                FallbackWarning,
+                stacklevel=5,
+            )
 
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:

@@ -180,6 +180,27 @@ def test_a_worker_that_hangs_is_named_by_the_timeout() -> None:
     os.close(release)
 
 
+def test_a_timeout_between_passes_can_be_survived() -> None:
+    hold, release = os.pipe()
+
+    class Hanging(Images):
+        def __getitem__(self, index: int) -> Any:
+            if index == 6:
+                os.read(hold, 1)
+            return super().__getitem__(index)
+
+    loader = ShmDataLoader(Hanging(8), num_workers=2, timeout=0.2, persistent_workers=True)
+    iterator = iter(loader)
+    assert [int(next(iterator)[1]) for _ in range(4)] == [0, 1, 2, 3]
+    for _ in range(2):
+        with pytest.raises(WorkerTimeoutError):
+            iter(loader)
+    os.write(release, b"xxx")
+    assert [int(label) for _, label in loader] == list(range(8))
+    os.close(hold)
+    os.close(release)
+
+
 def test_a_stopped_worker_does_not_hang_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmloader.workers.GRACE_SECONDS", 0.2)
     monkeypatch.setattr("shmloader.workers._TERM_SECONDS", 0.2)

@@ -1,0 +1,94 @@
+"""What is the loader's own: the platform, the start method, copies, figures."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import shmloader
+from shmloader import FallbackWarning, ShmDataLoader
+from shmloader.epoch import ShmIterator
+
+from .datasets import Images
+from .support import assert_same, stream
+
+
+def test_the_iterator_is_torchs_too() -> None:
+    loader = ShmDataLoader(Images(), num_workers=1)
+    iterator = iter(loader)
+    assert isinstance(iterator, ShmIterator)
+    assert isinstance(iterator, torch.utils.data.dataloader._BaseDataLoaderIter)
+    with pytest.raises(NotImplementedError):
+        pickle.dumps(iterator)
+
+
+@pytest.mark.parametrize("missing", ["memfd_create", "pidfd_open", "fork"])
+def test_a_platform_without(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = stream(DataLoader(Images(), batch_size=4, num_workers=1))[0]
+    monkeypatch.delattr(os, missing)
+    # Without fork, stock spawns.
+    context = "spawn" if missing == "fork" else "fork"
+    loader = ShmDataLoader(Images(), batch_size=4, num_workers=1, multiprocessing_context=context)
+    with pytest.warns(FallbackWarning, match=f"os.{missing}"):
+        assert_same(stream(loader)[0], stock)
+    assert_same(stream(loader)[0], stock)  # it says so once
+    if missing == "fork":
+        from multiprocessing import resource_tracker
+
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = ShmDataLoader(Images(), num_workers=1)
+    assert loader._worker_context().get_start_method() == "fork"
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none=False: "spawn")
+    assert loader._worker_context().get_start_method() == "spawn"
+    chosen = ShmDataLoader(Images(), num_workers=1, multiprocessing_context="forkserver")
+    assert chosen._worker_context().get_start_method() == "forkserver"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+@pytest.mark.parametrize("used", [False, True])
+def test_copies_load_by_themselves(duplicate: Any, used: bool) -> None:
+    loader = ShmDataLoader(Images(20), batch_size=4, num_workers=1, max_pool_bytes=1 << 25)
+    if used:
+        list(zip(range(2), loader, strict=False))
+    other = duplicate(loader)
+    assert type(other) is ShmDataLoader
+    assert other.max_pool_bytes == 1 << 25
+    assert_same(stream(other)[0], stream(loader)[0])
+
+
+def test_figures() -> None:
+    loader = ShmDataLoader(Images(20), batch_size=4, num_workers=1)
+    assert loader.pool_statistics() is None
+    held = list(loader)
+    statistics = loader.pool_statistics()
+    assert statistics is not None
+    assert (statistics.batches, statistics.copies, statistics.leased, statistics.num_slots) == (5, 0, 5, 8)
+    assert 0 < statistics.resident_bytes <= statistics.max_bytes
+    del held
+    assert loader.pool_statistics().leased == 0  # type: ignore[union-attr]
+
+
+def test_slots_are_returned_by_a_loader_that_was_left_early() -> None:
+    loader = ShmDataLoader(Images(100), num_workers=2)
+    for _ in range(20):
+        for _batch in loader:
+            break
+    del _batch
+    statistics = loader.pool_statistics()
+    assert statistics is not None
+    assert (statistics.leased, statistics.copies) == (0, 0)
+
+
+def test_what_is_exported() -> None:
+    assert all(hasattr(shmloader, name) for name in shmloader.__all__)
+    assert shmloader.__version__
