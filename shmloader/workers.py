@@ -12,8 +12,7 @@ import select
 import signal
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from pickle import PicklingError
@@ -46,7 +45,6 @@ class Crew:
         self._context = context
         self._num_workers = num_workers
         self._max_jobs = max_jobs
-        self._owner_pid = os.getpid()
         self.processes: list[BaseProcess] = []
         self._pidfds: list[int] = []
         self._down: list[PipeEnd] = []
@@ -54,7 +52,6 @@ class Crew:
         self._poll = select.poll()
         self._up, self.outbox = self._pipe()
         self._poll.register(self._up.fd, select.POLLIN)
-        _crews.add(self)
 
     def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
         try:
@@ -72,6 +69,7 @@ class Crew:
             make_brief: makes the brief of a worker from its number, the end of its pipe, and the descriptors that
                 it has to close first.
         """
+        _crews.add(self)
         for worker in range(self._num_workers):
             inbox, down = self._pipe()
             self._down.append(down)
@@ -87,15 +85,14 @@ class Crew:
         self.outbox.close()
 
     def _foreign_descriptors(self) -> list[int]:
-        """What a forked child inherits and has no use for; other start methods inherit nothing."""
+        """The parent's ends of this crew's pipes, which a forked child inherits and has no use for.
+
+        Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
+        its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
+        """
         if self._context.get_start_method() != "fork":
             return []
-        own_crews = [crew for crew in _crews if crew._owner_pid == os.getpid()]
-        return [fd for crew in own_crews for fd in crew._descriptors()]
-
-    def _descriptors(self) -> Iterable[int]:
-        ends = [self._up, *self._down] if self._up.fd >= 0 else self._down
-        return [end.fd for end in ends if end.fd >= 0] + self._pidfds
+        return [self._up.fd, *(end.fd for end in self._down), *self._pidfds]
 
     def send(self, worker: int, token: Token) -> None:
         """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
@@ -178,7 +175,7 @@ class Crew:
             process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
-_crews: weakref.WeakSet[Crew] = weakref.WeakSet()
+_crews: set[Crew] = set()  # those that are not stopped
 
 
 def _forget_in_child() -> None:
