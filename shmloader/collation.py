@@ -40,67 +40,70 @@ _NUMBERS: dict[type, np.dtype[Any]] = {
 
 
 class DirectCollation:
-    """Replaces torch's entries in this process. Used in a worker.
+    """Adds entries to torch's map in this process. Used in a worker.
 
     An entry that the user has replaced or added stays the user's.
     """
 
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
-        self._entries: dict[type, tuple[_CollateFn | None, _CollateFn]] = {
-            torch.Tensor: (collate_tensor_fn, self._stack_tensors),
-            np.ndarray: (collate_numpy_array_fn, self._stack_arrays),
-            float: (collate_float_fn, self._join_numbers),
-            int: (collate_int_fn, self._join_numbers),
-            tuple: (None, self._transpose_tuples),
-            dict: (None, self._transpose_dicts),
-        }
+        self._is_direct = True
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot while one is open."""
-        for kind, (torchs, ours) in self._entries.items():
+        entries: list[tuple[type, _CollateFn | None, _CollateFn]] = [
+            (torch.Tensor, collate_tensor_fn, self._stack_tensors),
+            (np.ndarray, collate_numpy_array_fn, self._stack_arrays),
+            (float, collate_float_fn, self._join_numbers),
+            (int, collate_int_fn, self._join_numbers),
+            (tuple, None, self._transpose_tuples),
+            (dict, None, self._transpose_dicts),
+        ]
+        for kind, torchs, ours in entries:
             if default_collate_fn_map.get(kind) is torchs:
                 default_collate_fn_map[kind] = ours
 
-    def uninstall(self) -> None:
-        """Puts torch's entries back."""
-        for kind, (torchs, ours) in self._entries.items():
-            if default_collate_fn_map.get(kind) == ours:
-                del default_collate_fn_map[kind]
-                if torchs is not None:
-                    default_collate_fn_map[kind] = torchs
+    def keep_out(self) -> None:
+        """From now on collates in private memory.
+
+        Torch's own function would take shared memory for that, of a size that is limited on many machines.
+        """
+        self._is_direct = False
+
+    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        out = self._writer.tensor(shape, dtype) if self._is_direct else None
+        return torch.empty(shape, dtype=dtype) if out is None else out
+
+    def _array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        out = self._writer.array(shape, dtype) if self._is_direct else None
+        return np.empty(shape, dtype) if out is None else out
 
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
-        if self._writer.is_open and type(first) is torch.Tensor and _is_plain(first):
-            out = self._writer.tensor((len(batch), *first.shape), first.dtype)
-            if out is not None:
-                # What cannot be stacked, torch's own function refuses in its own words.
-                with contextlib.suppress(RuntimeError, TypeError):
-                    return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
+        if type(first) is torch.Tensor and _is_plain(first):
+            # What cannot be stacked, torch's own function refuses in its own words.
+            with contextlib.suppress(RuntimeError, TypeError):
+                return torch.stack(batch, 0, out=self._tensor((len(batch), *first.shape), first.dtype))  # type: ignore[arg-type]
         return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
 
     def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
-        if self._writer.is_open and first.dtype in TO_TORCH and first.ndim and _are_alike(batch):
-            out = self._writer.array((len(batch), *first.shape), first.dtype)
-            if out is not None:
-                # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes
-                # of the other axes and dtypes are compared by numpy.
-                with contextlib.suppress(ValueError, TypeError):
-                    np.concatenate(batch, out=out.reshape(-1, *first.shape[1:]), casting="no")
-                    return torch.from_numpy(out)
+        if first.dtype in TO_TORCH and first.ndim and first.size and _are_alike(batch):
+            # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the
+            # other axes and dtypes are compared by numpy.
+            with contextlib.suppress(ValueError, TypeError):
+                out = self._array((len(batch), *first.shape), first.dtype)
+                np.concatenate(batch, out=out.reshape(-1, *first.shape[1:]), casting="no")
+                return torch.from_numpy(out)
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-        kinds = set(map(type, batch))
         dtype = _NUMBERS.get(type(batch[0]))
-        if self._writer.is_open and dtype is not None and len(kinds) == 1:
-            out = self._writer.array((len(batch),), dtype)
-            if out is not None:
-                with contextlib.suppress(OverflowError):
-                    out[:] = batch
-                    return torch.from_numpy(out)
+        if dtype is not None and len(set(map(type, batch))) == 1:
+            with contextlib.suppress(OverflowError):
+                out = self._array((len(batch),), dtype)
+                out[:] = batch
+                return torch.from_numpy(out)
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
 

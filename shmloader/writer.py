@@ -54,14 +54,6 @@ class SlotWriter:
         self._address = self._arena.address + self._arena.start(slot)
         self._block = self._held = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a batch is being made, and this is the thread that makes it.
-
-        A dataset may collate in threads of its own; what they make is packed like any other tensor.
-        """
-        return self._slot >= 0 and threading.get_ident() == self._thread
-
     def close(self) -> None:
         """Ends the batch: nothing more is written."""
         self._slot = -1
@@ -87,11 +79,14 @@ class SlotWriter:
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
         """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
 
-        None if the slot may not use so many bytes at present, and for an empty array, which needs none.
+        None where there is no slot for it: it is empty, or larger than what the slot may use at present; no batch is
+        open; or this is another thread than the worker's own, such as a dataset may collate in.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         offset = -(-self._top // ALIGNMENT) * ALIGNMENT
         if not nbytes or offset + nbytes > self._room:
+            return None
+        if self._slot < 0 or threading.get_ident() != self._thread:
             return None
         self._top = self._written = offset + nbytes
         if self._block is None:

@@ -253,6 +253,7 @@ CACHE: list[Any] = []
 def keep_in_worker(samples: list[Any]) -> Any:
     """A collate function that holds on to what it has returned, and looks at it again later."""
     batch = torch.utils.data.default_collate(samples)
+    assert not any(tensor.is_shared() for tensor in batch)
     CACHE.append((batch, checksum(batch)))
     assert all(checksum(old) == before for old, before in CACHE)
     return batch
