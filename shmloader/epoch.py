@@ -169,8 +169,10 @@ class ShmIterator(_BaseDataLoaderIter):
             self._raise_closed()
         self._pool.collect()
         packed = self._take()
-        data = self._pool.hand_over(packed)
-        self._dispatch()
+        try:
+            data = self._pool.hand_over(packed)
+        finally:  # a batch that cannot be unpickled is an error, and not the end
+            self._dispatch()
         if packed.is_fault and isinstance(data, WorkerFault):
             data.reraise()
         if self._pin_memory:
@@ -238,7 +240,10 @@ class ShmIterator(_BaseDataLoaderIter):
 
     def _end_worker(self, token: Token) -> None:
         for task in self._schedule.end_worker(token.worker):
-            self._pool.withdraw(task.slot)
+            if task.seq == token.seq and token.kind & wire.KEPT:
+                self._pool.keep(task.slot)
+            else:
+                self._pool.withdraw(task.slot)
         if token.generation == self._generation:
             if not self._persistent_workers:
                 self._crew.dismiss(token.worker, Token(wire.STOP, token.worker, self._generation))

@@ -174,13 +174,19 @@ class Pool:
     def release(self, packed: Packed) -> None:
         """Frees the slot of a batch that nobody wants."""
         if packed.kept:
-            self._keep(packed)
+            self._set_aside(packed)
         elif packed.spilled is None:
             self._ledger.free(packed.slot)
 
     def withdraw(self, slot: int) -> None:
-        """Takes back a slot whose job its worker has never begun."""
+        """Takes back a slot whose job its worker has never begun, or of which nothing came."""
         self._ledger.free(slot)
+
+    def keep(self, slot: int) -> None:
+        """Sets aside a slot of which nothing came, but that code in the worker holds, until the workers have ended."""
+        packed = Packed(slot, self._ledger.allowance(slot), 0, kept=True)
+        self.ready(packed)
+        self.release(packed)
 
     def withdraw_all(self) -> None:
         """Takes back the slots of all jobs that their workers have never begun."""
@@ -203,16 +209,12 @@ class Pool:
     def hand_over(self, packed: Packed) -> Any:
         """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise."""
         if packed.is_fault:
-            fault = self._unpacker.copies(*self._where(packed))
-            self.release(packed)
-            return fault
+            return self._copy(packed)
         self._batches += 1
         if packed.spilled is None and (packed.kept or self._ledger.may_lease(packed.slot)):
             return self._lease(packed)
         self._copies += 1
-        batch = self._unpacker.copies(*self._where(packed))
-        self.release(packed)
-        return batch
+        return self._copy(packed)
 
     def spill(self, packed: Packed) -> Packed:
         """Moves a batch that waits for its turn out of its slot, which is free then."""
@@ -240,6 +242,12 @@ class Pool:
             block = self.arena.block(packed.slot, packed.tail_offset + packed.tail_bytes)
         return block, packed.tail_offset, packed.tail_bytes
 
+    def _copy(self, packed: Packed) -> Any:
+        try:
+            return self._unpacker.copies(*self._where(packed))
+        finally:
+            self.release(packed)
+
     def _lease(self, packed: Packed) -> Any:
         block, tail_offset, tail_bytes = self._where(packed)
         self._ledger.lease(packed.slot)
@@ -248,7 +256,7 @@ class Pool:
             self._leases.keep(block)
         return self._unpacker.views(block, tail_offset, tail_bytes)
 
-    def _keep(self, packed: Packed) -> None:
+    def _set_aside(self, packed: Packed) -> None:
         block, *_ = self._where(packed)
         self._ledger.lease(packed.slot)
         self._leases.open(packed.slot, block)

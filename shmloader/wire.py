@@ -30,7 +30,7 @@ ENDED = 8  # this worker's iterable dataset has no batch `seq`, nor a later one
 ASK = 9  # `slot` needs `size` bytes in all, and its first `room` are written; the worker waits for a GRANT
 RESUMED = 10  # all jobs before `generation` are done: this worker owns no slot
 
-# Added to BATCH and FAULT: code in the worker still holds tensors of the slot, which must never be written again.
+# Added to BATCH, FAULT and ENDED: code in the worker still holds tensors of the slot, which must not be written again.
 KEPT = 0x100
 
 

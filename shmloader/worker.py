@@ -162,9 +162,8 @@ class _Worker:
 
     def _serve_job(self, job: Token) -> None:
         self._job = job
-        index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
         self._writer.open(job.slot, self._curbed.pop(job.seq, job.room))
-        kind, offset, nbytes = self._fill(index)
+        kind, offset, nbytes = self._fill(job)
         self._writer.close()
         if self._writer.is_held:
             # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
@@ -175,11 +174,12 @@ class _Worker:
                 kind |= wire.KEPT
         self._send(kind, job.slot, job.seq, offset, nbytes)
 
-    def _fill(self, index: Any) -> tuple[int, int, int]:
+    def _fill(self, job: Token) -> tuple[int, int, int]:
         """Makes the batch and writes it into the slot; returns what a token says of it."""
         if self._init_fault is not None:
-            return (wire.FAULT, *self._packer.pack(self._init_fault, self._writer))
+            return (wire.FAULT, *self._pack_fault(self._init_fault))
         try:
+            index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
             if self._check is not None:
                 self._check.indices = index
             return (wire.BATCH, *self._packer.pack(self._fetcher.fetch(index), self._writer))

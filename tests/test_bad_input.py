@@ -224,6 +224,44 @@ def test_what_cannot_travel_arrives_as_an_error(sample: Any, error: type[Excepti
         next(iterator)
 
 
+class Unloadable:
+    """An index that the worker cannot read."""
+
+    def __reduce__(self) -> Any:
+        return fail_to_load, ()
+
+
+def fail_to_load() -> Any:
+    raise LookupError("not here")
+
+
+def test_indices_that_cannot_be_unpickled() -> None:
+    iterator = iter(ShmDataLoader(Mapped(lambda index: 0), sampler=[0, Unloadable(), 2], num_workers=1))
+    assert int(next(iterator)) == 0
+    with pytest.raises(LookupError, match="not here"):
+        next(iterator)
+    assert [int(value) for value in iterator] == [0]
+
+
+def test_batches_that_cannot_be_unpickled_cost_no_slot() -> None:
+    loader = ShmDataLoader(Mapped(lambda index: index, 100), num_workers=1, collate_fn=lambda samples: Unloadable())
+    iterator = iter(loader)
+    for _ in range(100):
+        with pytest.raises(LookupError, match="not here"):
+            next(iterator)
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def raise_local_in_init(worker: int) -> None:
+    raise_local(worker)
+
+
+def test_an_init_error_that_cannot_be_pickled() -> None:
+    with pytest.raises(RuntimeError, match="at 0"):
+        next(iter(ShmDataLoader(Images(), num_workers=1, worker_init_fn=raise_local_in_init)))
+
+
 def test_indices_that_cannot_be_pickled() -> None:
     loader = ShmDataLoader(Mapped(lambda index: 0), sampler=[0, lambda: 0], num_workers=1)
     with pytest.raises(Exception, match="pickle"):

@@ -9,13 +9,13 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from shmloader import HeldBatchesWarning, ShmDataLoader
 from shmloader.arena import Arena
@@ -270,6 +270,22 @@ def test_batches_that_code_in_the_worker_holds(num_workers: int) -> None:
     assert statistics is not None
     # Each worker keeps one slot, and then writes its batches elsewhere first.
     assert statistics.leased <= num_workers
+
+
+class KeepsAndEnds(IterableDataset[Any]):
+    """A stream that collates, keeps what it has collated, and ends."""
+
+    def __iter__(self) -> Iterator[Any]:
+        assert all(checksum([old]) == before for old, before in CACHE)
+        yield torch.ones(10)
+        kept = torch.utils.data.default_collate([torch.full((10,), float(len(CACHE)))])
+        CACHE.append((kept, checksum([kept])))
+
+
+def test_a_stream_that_ends_with_a_tensor_in_hand() -> None:
+    source = ShmDataLoader(KeepsAndEnds(), num_workers=2, persistent_workers=True)
+    for _ in range(5):
+        assert [batch.sum().item() for batch in source] == [10, 10]
 
 
 def keep_a_cycle(samples: list[Any]) -> Any:
