@@ -151,7 +151,7 @@ class ShmIterator(_BaseDataLoaderIter):
         for task in self._schedule.made():
             assert task.result is not None
             self._pool.release(task.result)
-            task.result = None
+            self._schedule.forget(task.seq)
         self._requests.refuse_all(self._tell)
 
     # -- stepping ------------------------------------------------------------------------------------------------
@@ -237,6 +237,7 @@ class ShmIterator(_BaseDataLoaderIter):
                 self._schedule.arrive(token.seq, packed)
             else:
                 self._pool.release(packed)
+                self._schedule.forget(token.seq)
 
     def _end_worker(self, token: Token) -> None:
         for task in self._schedule.end_worker(token.worker):

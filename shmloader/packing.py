@@ -16,6 +16,7 @@ import struct
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.multiprocessing import reductions
 
@@ -118,6 +119,8 @@ class _Pickler(pickle.Pickler):
             return self._reduce_tensor(obj)
         if isinstance(obj, torch.Tensor):
             return _reduce_any_tensor(obj)
+        if type(obj) is np.ndarray and not obj.dtype.isnative:
+            return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
         if isinstance(obj, torch.storage.TypedStorage):
             return _typed_storage, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Task(Generic[Result]):
     """A batch that was asked for and not handed out yet."""
 
@@ -71,6 +71,13 @@ class Schedule(Generic[Result]):
         task.result = result
         if not self._in_order:
             self._arrived.append(task)
+
+    def forget(self, seq: int) -> None:
+        """Notes that nobody wants batch ``seq``, whether it was made or not."""
+        task = self._tasks.pop(seq)
+        self._load[task.worker] -= 1
+        if task in self._arrived:
+            self._arrived.remove(task)
 
     def end_worker(self, worker: int) -> list[Task[Result]]:
         """Notes that ``worker`` has no more data in this pass, and returns its tasks that will never be made."""

@@ -57,15 +57,16 @@ class Noise(Dataset[Any]):
 class Shards(IterableDataset[Any]):
     """A stream of numbers, of another length in each worker."""
 
-    def __init__(self, lengths: tuple[int, ...] = (7, 2, 11), declared: int | None = None) -> None:
+    def __init__(self, lengths: tuple[int, ...] = (7, 2, 11), declared: int | None = None, noisy: bool = True) -> None:
         self.lengths = lengths
+        self.noisy = noisy
         self.declared = declared
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         worker = info.id if info is not None else 0
         for step in range(self.lengths[worker % len(self.lengths)]):
-            yield torch.tensor([worker, step]), torch.rand(2)
+            yield torch.tensor([worker, step]), torch.rand(2) if self.noisy else torch.zeros(2)
 
     def __len__(self) -> int:
         if self.declared is None:

@@ -154,6 +154,7 @@ OBJECTS: dict[str, Callable[[int], Any]] = {
     "array of objects": lambda index: np.array([index, "a", None], dtype=object),
     "array of text": lambda index: np.array(["a", "bc"]),
     "record": lambda index: np.zeros(2, dtype=[("a", "i4"), ("b", "f8")]),
+    "big-endian array": lambda index: np.arange(index, dtype=">i4"),
     "dates": lambda index: np.array(["2020-01-01"], dtype="datetime64[D]"),
     "read-only array": lambda index: np.frombuffer(b"12345678", dtype=np.int32),
     "fortran array": lambda index: np.asfortranarray(np.arange(6).reshape(2, 3)),
@@ -244,6 +245,24 @@ def test_iterable(arguments: dict[str, Any], persistent_workers: bool, num_worke
         persistent_workers=persistent_workers and num_workers > 0,
         epochs=3,
         **arguments,
+    )
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 9])
+def test_iterable_passes_that_are_left_early(stop_after: int) -> None:
+    """Some workers have ended by then and some have not.
+
+    How many batches those have made ahead depends on when the others' ends were seen, in stock too, so there must be
+    no random numbers in them.
+    """
+    assert_same_stream(
+        lambda: Shards(noisy=False),
+        batch_size=2,
+        num_workers=3,
+        prefetch_factor=3,
+        persistent_workers=True,
+        epochs=6,
+        stop_after=stop_after,
     )
 
 

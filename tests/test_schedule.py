@@ -22,7 +22,7 @@ class Naive:
         self.arrivals: list[int] = []
 
     def load(self, worker: int) -> int:
-        return sum(task["worker"] == worker and not task["out"] for task in self.tasks)
+        return sum(task["worker"] == worker and not (task["out"] or task["forgotten"]) for task in self.tasks)
 
     def next_worker(self) -> int | None:
         for _ in range(self.workers):
@@ -33,7 +33,7 @@ class Naive:
         return None
 
     def send(self, worker: int) -> int:
-        self.tasks.append({"worker": worker, "made": False, "out": False, "lost": False})
+        self.tasks.append({"worker": worker, "made": False, "out": False, "lost": False, "forgotten": False})
         return len(self.tasks) - 1
 
     def end(self, worker: int) -> list[int]:
@@ -51,7 +51,7 @@ class Naive:
         if self.in_order:
             candidates = [seq for seq in candidates[:1] if self.tasks[seq]["made"]]
         else:
-            candidates = [seq for seq in self.arrivals if not self.tasks[seq]["out"]]
+            candidates = [seq for seq in self.arrivals if not (self.tasks[seq]["out"] or self.tasks[seq]["lost"])]
         if not candidates:
             return None
         self.tasks[candidates[0]]["out"] = True
@@ -71,7 +71,7 @@ def test_random_walk(seed: int, in_order: bool) -> None:
     assert schedule.look_ahead == workers * prefetch
     in_flight = 0
     for _ in range(1500):
-        action = draw.choice(["send", "send", "arrive", "arrive", "take", "take", "end"])
+        action = draw.choice(["send", "send", "arrive", "arrive", "take", "take", "end", "forget"])
         waiting = [
             seq for seq, task in enumerate(naive.tasks) if not (task["made"] or task["lost"])
         ]  # fmt: skip
@@ -94,6 +94,13 @@ def test_random_walk(seed: int, in_order: bool) -> None:
             assert (None if taken is None else taken.seq) == expected
             if taken is not None:
                 assert taken.result == f"batch {taken.seq}"
+                in_flight -= 1
+        elif action == "forget" and draw.random() < 0.1:
+            left = [seq for seq, task in enumerate(naive.tasks) if not (task["out"] or task["lost"])]
+            if left:
+                seq = draw.choice(left)
+                schedule.forget(seq)
+                naive.tasks[seq].update(lost=True, forgotten=True)
                 in_flight -= 1
         elif action == "end" and draw.random() < 0.05:
             worker = draw.randrange(workers)
