@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import PoolMemoryError
-from .limits import address_space_left
+from .limits import address_space_left, file_size_limit
 
 PAGE = mmap.PAGESIZE
 
@@ -131,6 +131,9 @@ def _attach(duplicate: Any, slots: int, stride: int) -> Arena:
 
 
 def _stride(slots: int, max_slot_bytes: int) -> int:
-    left = address_space_left()
-    budget = _MAX_ADDRESS_BYTES if left is None else min(_MAX_ADDRESS_BYTES, left // 2)
+    budget = _MAX_ADDRESS_BYTES
+    if (left := address_space_left()) is not None:
+        budget = min(budget, left // 2)
+    if (size := file_size_limit()) is not None:
+        budget = min(budget, size - PAGE)
     return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

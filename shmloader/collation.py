@@ -39,6 +39,13 @@ _NUMBERS: dict[type, np.dtype[Any]] = {
 }
 
 
+# torch's keys, and the two that are added. With any other there is an entry of the user's for a base class perhaps,
+# which torch finds only where there is none for the class itself.
+_KNOWN_KEYS = {
+    torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes, tuple, dict,
+}  # fmt: skip
+
+
 class DirectCollation:
     """Adds entries to torch's map in this process. Used in a worker.
 
@@ -88,7 +95,9 @@ class DirectCollation:
 
     def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
-        if first.dtype in TO_TORCH and first.ndim and first.size and _are_alike(batch):
+        # torch makes tensors of arrays and collates those, by whatever entry there is for them.
+        is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
+        if is_ours and first.dtype in TO_TORCH and first.ndim and first.size and _are_alike(batch):
             # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the
             # other axes and dtypes are compared by numpy.
             with contextlib.suppress(ValueError, TypeError):
@@ -108,12 +117,13 @@ class DirectCollation:
         return torchs(batch, collate_fn_map=collate_fn_map)
 
     def _transpose_tuples(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-        if set(map(type, batch)) == {tuple} and len(set(map(len, batch))) == 1:
+        is_plain = collate_fn_map.keys() <= _KNOWN_KEYS
+        if is_plain and set(map(type, batch)) == {tuple} and len(set(map(len, batch))) == 1:
             return [collate(column, collate_fn_map=collate_fn_map) for column in zip(*batch, strict=True)]
         return collate(batch, collate_fn_map=_without(tuple, collate_fn_map))
 
     def _transpose_dicts(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-        if set(map(type, batch)) == {dict}:
+        if collate_fn_map.keys() <= _KNOWN_KEYS and set(map(type, batch)) == {dict}:
             return {key: collate(list(map(itemgetter(key), batch)), collate_fn_map=collate_fn_map) for key in batch[0]}
         return collate(batch, collate_fn_map=_without(dict, collate_fn_map))
 

@@ -21,10 +21,10 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_in
 
 from . import wire, worker
 from .errors import WorkerDiedError, WorkerFault, WorkerTimeoutError
-from .pool import Packed
+from .pool import NO_SLOT, Packed
 from .room import RoomRequests
 from .schedule import Schedule, Task
-from .shelf import PoolShelf
+from .shelf import PoolSettings, PoolShelf
 from .wire import PipeEnd, Token
 from .workers import Crew
 
@@ -39,6 +39,7 @@ class ShmIterator(_BaseDataLoaderIter):
     Args:
         loader: whose data to load; it is not kept.
         shelf: where the pool comes from and goes to.
+        settings: of the pool.
         context: the multiprocessing context that makes the workers.
         sample_spec: what `spec.declare` returned, or None.
 
@@ -49,7 +50,9 @@ class ShmIterator(_BaseDataLoaderIter):
 
     _IterableDataset_len_called: int | None  # type: ignore[assignment]
 
-    def __init__(self, loader: DataLoader[Any], shelf: PoolShelf, context: Any, sample_spec: Any) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], shelf: PoolShelf, settings: PoolSettings, context: Any, sample_spec: Any
+    ) -> None:
         super().__init__(loader)
         self._closed = False
         self._owner_pid = os.getpid()
@@ -60,7 +63,7 @@ class ShmIterator(_BaseDataLoaderIter):
         self._generation = 0
         self._schedule = self._new_schedule()
         self._shelf = shelf
-        self._pool = shelf.take()
+        self._pool = shelf.take(settings)
         try:
             self._crew = Crew(context, self._num_workers, self._schedule.look_ahead)
         except BaseException:
@@ -69,7 +72,7 @@ class ShmIterator(_BaseDataLoaderIter):
         self._requests = RoomRequests(self._pool)
         _open_iterators.add(self)
         try:
-            self._start_workers(loader.worker_init_fn, sample_spec)
+            self._start_workers(loader.worker_init_fn, sample_spec, settings)
             self._reset(loader, first_iter=True)
         except BaseException:
             self._shutdown_workers()
@@ -77,10 +80,10 @@ class ShmIterator(_BaseDataLoaderIter):
 
     # -- starting ------------------------------------------------------------------------------------------------
 
-    def _start_workers(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> None:
+    def _start_workers(self, init_fn: Callable[[int], None] | None, sample_spec: Any, settings: PoolSettings) -> None:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
-        slots_to_map, bytes_to_map = self._shelf.populated
+        slots_to_map, bytes_to_map = settings.populated
 
         def make_brief(number: int, inbox: PipeEnd, close_first: list[int]) -> worker.Brief:
             return worker.Brief(
@@ -206,7 +209,12 @@ class ShmIterator(_BaseDataLoaderIter):
         number = self._schedule.next_worker()
         if number is None:
             return
-        slot, size, room = self._pool.claim(index)
+        try:
+            slot, size, room = self._pool.claim(index)
+        except Exception as error:  # its batch cannot be had; those before it can, and those after
+            task = self._schedule.send(number, index, NO_SLOT, 0)
+            self._schedule.arrive(task.seq, Packed(NO_SLOT, 0, 0, error=error))
+            return
         task = self._schedule.send(number, index, slot, size)
         self._tell(number, wire.JOB, slot, task.seq, size, room)
 
@@ -217,11 +225,12 @@ class ShmIterator(_BaseDataLoaderIter):
             WorkerTimeoutError: none came within ``timeout`` seconds.
             WorkerDiedError: a worker has ended.
         """
-        tokens, dead = self._crew.wait(self._timeout or None)
+        try:
+            tokens, dead = self._crew.wait(self._timeout or None)
+        except TimeoutError:
+            raise WorkerTimeoutError(f"DataLoader timed out after {self._timeout} seconds") from None
         if dead:
             self._fail(dead[0])
-        if not tokens:
-            raise WorkerTimeoutError(f"DataLoader timed out after {self._timeout} seconds")
         return tokens
 
     def _handle(self, token: Token) -> None:
@@ -282,9 +291,11 @@ class ShmIterator(_BaseDataLoaderIter):
         self._closed = True
         _open_iterators.discard(self)
         self._pool.arena.stopped = True
-        self._crew.stop(Token(wire.STOP, 0, self._generation))
-        self._pool.abandon()
-        self._shelf.put(self._pool)
+        try:
+            self._crew.stop(Token(wire.STOP, 0, self._generation))
+        finally:
+            self._pool.abandon()
+            self._shelf.put(self._pool)
 
     def __del__(self) -> None:
         if getattr(self, "_crew", None) is not None:

@@ -32,7 +32,7 @@ class State(Enum):
 
 
 class _Slot:
-    __slots__ = ("allowance", "last_used", "number", "resident", "state")
+    __slots__ = ("allowance", "is_kept", "last_used", "number", "resident", "state")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -40,6 +40,7 @@ class _Slot:
         self.resident = 0
         self.allowance = MIN_SLOT_BYTES
         self.last_used = 0
+        self.is_kept = False
 
 
 class Ledger:
@@ -49,10 +50,13 @@ class Ledger:
         slots: how many slots there are.
         cap: bytes that all slots together may take, at least MIN_SLOT_BYTES each.
         in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
+        max_leased: how many may be LEASED, beside those that are kept; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
     """
 
-    def __init__(self, slots: int, cap: int, in_flight: int, slot_cap: int | None = None) -> None:
+    def __init__(
+        self, slots: int, cap: int, in_flight: int, max_leased: int | None = None, slot_cap: int | None = None
+    ) -> None:
         self.cap = cap
         self.slot_cap = min(cap, slot_cap or cap)
         # A plain loop has two batches in its hands beside those in flight.
@@ -63,7 +67,7 @@ class Ledger:
         # The slot that was freed last is used next: its pages are mapped and perhaps cached, and slots that a plain
         # loop does not need are never touched.
         self._free = self._slots[::-1]
-        self._max_leased = slots - in_flight
+        self._max_leased = slots - in_flight if max_leased is None else max_leased
         self._leased = 0
         self._leased_bytes = 0
         self._committed = sum(slot.allowance for slot in self._slots)
@@ -96,7 +100,7 @@ class Ledger:
 
     @property
     def leased(self) -> int:
-        """How many slots the consumer holds."""
+        """How many slots the consumer holds, those that are kept not counted."""
         return self._leased
 
     def count(self, state: State) -> int:
@@ -153,11 +157,12 @@ class Ledger:
         self._settle(slot, touched)
         self._count_batch(touched)
 
-    def lease(self, number: int) -> None:
-        """READY -> LEASED: the batch is the consumer's."""
+    def lease(self, number: int, kept: bool = False) -> None:
+        """READY -> LEASED: the batch is the consumer's; or it is ``kept``, which it cannot help."""
         slot = self._expect(number, State.READY)
         slot.state = State.LEASED
-        self._leased += 1
+        slot.is_kept = kept
+        self._leased += not kept
         self._leased_bytes += slot.allowance
 
     def may_lease(self, number: int) -> bool:
@@ -181,7 +186,7 @@ class Ledger:
         if slot.state is State.FREE:
             raise ValueError(f"slot {number} is free already")
         if slot.state is State.LEASED:
-            self._leased -= 1
+            self._leased -= not slot.is_kept
             self._leased_bytes -= slot.allowance
         elif slot.state is State.WRITING:
             self._settle(slot, 0)

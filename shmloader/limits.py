@@ -40,6 +40,12 @@ def memory_limit(root: Path = Path("/")) -> int:
     return min(physical_memory(), cgroup_memory_limit(root) or physical_memory())
 
 
+def file_size_limit() -> int | None:
+    """Returns how large a file of this process may be under RLIMIT_FSIZE, in bytes, or None where that is unlimited."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def address_space_left() -> int | None:
     """Returns how many bytes this process may still map under RLIMIT_AS, or None where that is unlimited."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -35,7 +35,7 @@ from .epoch import ShmIterator
 from .errors import FallbackWarning
 from .inprocess import CheckedInProcessIterator
 from .pool import PoolStatistics
-from .shelf import PoolShelf
+from .shelf import PoolSettings, PoolShelf
 from .writer import ALIGNMENT
 
 T_co = TypeVar("T_co", covariant=True)
@@ -139,17 +139,8 @@ class ShmDataLoader(DataLoader[T_co]):
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
-        if num_slots is not None and num_slots < self._in_flight + 2:
-            raise ValueError(
-                f"num_slots={num_slots} is too small: prefetch_factor x num_workers = {self._in_flight} batches are "
-                f"loaded ahead and two are in the loop's hands, so it takes {self._in_flight + 2} at least"
-            )
-        self._shelf = self._new_shelf()
+        self._shelf = PoolShelf()
         self._fell_back = False
-
-    @property
-    def _in_flight(self) -> int:
-        return self.num_workers * (self.prefetch_factor or 0)
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Begins a pass: starts workers, or resumes persistent ones."""
@@ -168,7 +159,8 @@ class ShmDataLoader(DataLoader[T_co]):
             self._warn_of_fallback(missing)
             return super()._get_iterator()
         self.check_worker_number_rationality()
-        return ShmIterator(self, self._shelf, self._worker_context(), self._sample_spec)
+        context = self._worker_context()
+        return ShmIterator(self, self._shelf, self._pool_settings(context), context, self._sample_spec)
 
     def _warn_of_fallback(self, missing: str) -> None:
         if not self._fell_back:
@@ -185,9 +177,16 @@ class ShmDataLoader(DataLoader[T_co]):
         # Forked workers need nothing to be picklable, and start fastest; Python 3.14's own default is another.
         return multiprocessing.get_context(multiprocessing.get_start_method(allow_none=True) or "fork")
 
-    def _new_shelf(self) -> PoolShelf:
-        forks = self.num_workers == 0 or self._worker_context().get_start_method() == "fork"
-        return PoolShelf(self._in_flight, self.num_slots, self.max_pool_bytes, not forks, self._declared_bytes())
+    def _pool_settings(self, context: Any) -> PoolSettings:
+        # As the loader is now: torch lets its attributes be changed between passes.
+        return PoolSettings(
+            num_workers=self.num_workers,
+            in_flight=self.num_workers * (self.prefetch_factor or 0),
+            num_slots=self.num_slots,
+            max_bytes=self.max_pool_bytes,
+            keep_open=context.get_start_method() != "fork",
+            declared_bytes=self._declared_bytes(),
+        )
 
     def _declared_bytes(self) -> int:
         if self._sample_spec is None:
@@ -205,7 +204,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shelf = self._new_shelf()
+        self._shelf = PoolShelf()
 
 
 def _positive(name: str, value: int | None) -> int | None:

@@ -137,7 +137,7 @@ class _Pickler(pickle.Pickler):
         shape, code = tuple(tensor.shape), CODES[tensor.dtype]
         if not tensor.numel():
             return Placed, (0, code, shape, None)
-        stride = None if tensor.is_contiguous() else tensor.stride()
+        stride = None if _is_canonical(tensor, shape) else tensor.stride()
         offset = self.memory.offset_of(tensor.data_ptr())
         if offset is None:
             extent = extent_of(shape, stride)
@@ -146,6 +146,11 @@ class _Pickler(pickle.Pickler):
             offset = self.memory.reserve(extent * tensor.dtype.itemsize)
             self.tensors.append((tensor.as_strided((extent,), (1,)), offset))
         return Placed, (offset, code, shape, stride)
+
+
+def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the strides are what any new tensor of this shape has: those of axes of one element are free."""
+    return tensor.is_contiguous() and (1 not in shape or tensor.stride() == torch.empty(shape, device="meta").stride())
 
 
 def _reduce_any_tensor(tensor: torch.Tensor) -> Any:

@@ -16,9 +16,14 @@ from .leases import Block, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
 from .unpacking import Unpacker
 
+NO_SLOT = -1
+
 
 class Packed(NamedTuple):
-    """A batch that a worker has made: where it is, and where its tail is in there."""
+    """A batch that a worker has made: where it is, and where its tail is in there.
+
+    One whose job could not even be sent is in no slot, and stands for the error in the batch's place.
+    """
 
     slot: int
     tail_offset: int
@@ -26,6 +31,7 @@ class Packed(NamedTuple):
     is_fault: bool = False
     kept: bool = False
     spilled: Block | None = None  # the batch itself, where the slot was needed before its turn came
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Pool:
         num_slots: how many slots.
         in_flight: how many of them are kept for jobs, at least.
         max_bytes: the cap on what all slots take together.
+        num_workers: how many slots there are beside ``num_slots``, for batches that code in a worker holds: each
+            worker keeps one at most, see `worker`.
         keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
 
     Raises:
@@ -63,21 +71,24 @@ class Pool:
         PoolMemoryError: the arena cannot be mapped.
     """
 
-    def __init__(self, num_slots: int, in_flight: int, max_bytes: int, keep_open: bool = False) -> None:
-        if max_bytes < num_slots * MIN_SLOT_BYTES:
+    def __init__(
+        self, num_slots: int, in_flight: int, max_bytes: int, num_workers: int = 0, keep_open: bool = False
+    ) -> None:
+        all_slots = num_slots + num_workers
+        if max_bytes < all_slots * MIN_SLOT_BYTES:
             raise ValueError(
-                f"max_pool_bytes={max_bytes} is too small: {num_slots} slots take at least "
-                f"{num_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
+                f"max_pool_bytes={max_bytes} is too small: {all_slots} slots take at least "
+                f"{all_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
             )
         self.num_slots = num_slots
         self.max_bytes = max_bytes
-        self.arena = Arena(num_slots, max_bytes, keep_open)
+        self.arena = Arena(all_slots, max_bytes, keep_open)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
                 "raise the limit on address space (ulimit -v)"
             )
-        self._ledger = Ledger(num_slots, max_bytes, in_flight, self.arena.stride)
+        self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
         self._leases = Leases()
         self._unpacker = Unpacker()
         self._batches = self._copies = 0
@@ -175,7 +186,7 @@ class Pool:
         """Frees the slot of a batch that nobody wants."""
         if packed.kept:
             self._set_aside(packed)
-        elif packed.spilled is None:
+        elif packed.spilled is None and packed.error is None:
             self._ledger.free(packed.slot)
 
     def withdraw(self, slot: int) -> None:
@@ -190,14 +201,14 @@ class Pool:
 
     def withdraw_all(self) -> None:
         """Takes back the slots of all jobs that their workers have never begun."""
-        for slot in range(self.num_slots):
+        for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
                 self._ledger.free(slot)
 
     def abandon(self) -> None:
         """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were."""
         self._leases.let_go()
-        for slot in range(self.num_slots):
+        for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
                 # How much of it was touched died with its writer.
                 self._ledger.free(slot)
@@ -207,7 +218,13 @@ class Pool:
         self.arena.stopped = False
 
     def hand_over(self, packed: Packed) -> Any:
-        """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise."""
+        """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise.
+
+        Raises:
+            Exception: the job could not be sent; or what unpickling the batch raises.
+        """
+        if packed.error is not None:
+            raise packed.error
         if packed.is_fault:
             return self._copy(packed)
         self._batches += 1
@@ -218,7 +235,7 @@ class Pool:
 
     def spill(self, packed: Packed) -> Packed:
         """Moves a batch that waits for its turn out of its slot, which is free then."""
-        if packed.kept or packed.spilled is not None:
+        if packed.kept or packed.spilled is not None or packed.error is not None:
             return packed
         block, *_ = self._where(packed)
         self._ledger.free(packed.slot)
@@ -227,7 +244,7 @@ class Pool:
     def close(self) -> None:
         """Gives back all memory but that of leased slots, which follows when the last of their tensors is gone."""
         self._drain()
-        for slot in range(self.num_slots):
+        for slot in range(self.arena.slots):
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
         self.arena.close()
@@ -250,7 +267,7 @@ class Pool:
 
     def _lease(self, packed: Packed) -> Any:
         block, tail_offset, tail_bytes = self._where(packed)
-        self._ledger.lease(packed.slot)
+        self._ledger.lease(packed.slot, packed.kept)
         self._leases.open(packed.slot, block)
         if packed.kept:
             self._leases.keep(block)
@@ -258,7 +275,7 @@ class Pool:
 
     def _set_aside(self, packed: Packed) -> None:
         block, *_ = self._where(packed)
-        self._ledger.lease(packed.slot)
+        self._ledger.lease(packed.slot, kept=True)
         self._leases.open(packed.slot, block)
         self._leases.keep(block)
 

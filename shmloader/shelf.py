@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from .limits import memory_limit
 from .pool import Pool, PoolStatistics
@@ -12,30 +13,25 @@ from .pool import Pool, PoolStatistics
 _SPARE_SLOTS = 4
 
 
-class PoolShelf:
-    """Makes a loader's pools, and keeps one from pass to pass: its memory is touched once and its sizes are known.
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a loader's pool must be.
 
-    Iterators that live side by side have a pool each.
-
-    Args:
+    Attributes:
+        num_workers: worker processes.
         in_flight: how many batches may be under way.
-        num_slots: slots of a pool; by default enough for a loop that holds as many again, and a few.
-        max_bytes: the cap of a pool; by default half of the memory that this process may use.
+        num_slots: slots; None: enough for a loop that holds as many as are under way, and a few.
+        max_bytes: the cap; None: half of the memory that this process may use.
         keep_open: see `Pool`.
-        declared_bytes: bytes of a batch, where they are declared: a pool has room for them from the start.
+        declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
     """
 
-    def __init__(
-        self, in_flight: int, num_slots: int | None, max_bytes: int | None, keep_open: bool, declared_bytes: int
-    ) -> None:
-        self._in_flight = in_flight
-        self._num_slots = num_slots or 2 * in_flight + _SPARE_SLOTS
-        self._max_bytes = max_bytes
-        self._keep_open = keep_open
-        self._declared_bytes = declared_bytes
-        self._owner_pid = os.getpid()
-        self._pool: Pool | None = None
-        self._last: Pool | None = None
+    num_workers: int
+    in_flight: int
+    num_slots: int | None
+    max_bytes: int | None
+    keep_open: bool
+    declared_bytes: int
 
     @property
     def populated(self) -> tuple[int, int]:
@@ -43,24 +39,65 @@ class PoolShelf:
 
         So many are used by a plain loop: those in flight, the batch in the loop's hands, and the one before it.
         """
-        return (self._in_flight + 2, self._declared_bytes) if self._declared_bytes else (0, 0)
+        return (self.in_flight + 2, self.declared_bytes) if self.declared_bytes else (0, 0)
 
-    def take(self) -> Pool:
-        """Returns the kept pool, or a new one.
+    def make(self) -> Pool:
+        """Makes the pool.
 
         Raises:
-            ValueError, PoolMemoryError: see `Pool` and `Pool.populate`.
+            ValueError: there are too few slots, or too few bytes for them.
+            PoolMemoryError: see `Pool` and `Pool.populate`.
+        """
+        if self.num_slots is not None and self.num_slots < self.in_flight + 2:
+            raise ValueError(
+                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
+                f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
+            )
+        pool = Pool(
+            self.num_slots or 2 * self.in_flight + _SPARE_SLOTS,
+            self.in_flight,
+            self.max_bytes or memory_limit() // 2,
+            self.num_workers,
+            self.keep_open,
+        )
+        if self.declared_bytes:
+            pool.populate(*self.populated)
+        return pool
+
+
+class PoolShelf:
+    """Keeps a loader's pool from pass to pass: its memory is touched once and its sizes are known.
+
+    Iterators that live side by side have a pool each.
+    """
+
+    def __init__(self) -> None:
+        self._owner_pid = os.getpid()
+        self._settings: PoolSettings | None = None
+        self._pool: Pool | None = None
+        self._last: Pool | None = None
+
+    def take(self, settings: PoolSettings) -> Pool:
+        """Returns the kept pool if it is as ``settings`` say, else a new one.
+
+        Raises:
+            ValueError, PoolMemoryError: see `PoolSettings.make`.
         """
         pool, self._pool = self._pool, None
-        if pool is None or self._owner_pid != os.getpid():
-            self._owner_pid = os.getpid()
-            pool = self._new_pool()
+        if self._owner_pid != os.getpid():
+            self._owner_pid, pool = os.getpid(), None
+        if pool is not None and settings != self._settings:
+            pool.close()
+            pool = None
+        if pool is None:
+            pool = settings.make()
+        self._settings = settings
         self._last = pool
         return pool
 
     def put(self, pool: Pool) -> None:
-        """Keeps ``pool`` for the next iterator, or closes it if one is kept already."""
-        if self._pool is None:
+        """Keeps ``pool`` for the next iterator, or closes it if one is kept already or it is not the last one's."""
+        if self._pool is None and pool is self._last:
             self._pool = pool
         else:
             pool.close()
@@ -68,12 +105,6 @@ class PoolShelf:
     def statistics(self) -> PoolStatistics | None:
         """Returns the figures of the pool that was taken last, or None before that."""
         return self._last.statistics() if self._last is not None else None
-
-    def _new_pool(self) -> Pool:
-        pool = Pool(self._num_slots, self._in_flight, self._max_bytes or memory_limit() // 2, self._keep_open)
-        if self._declared_bytes:
-            pool.populate(*self.populated)
-        return pool
 
     def __del__(self) -> None:
         if self._pool is not None and self._owner_pid == os.getpid():

@@ -114,7 +114,9 @@ def _compile(node: Any, seen: set[int]) -> _Build:
         values = [_compile(value, seen) for value in node.values()]
         return lambda make, block: {key: build(make, block) for key, build in zip(keys, values, strict=True)}
     if kind is list or kind is tuple:
-        if node and all(type(child) is Placed for child in node) and len(set(map(id, node))) == len(node):
+        ids = set(map(id, node))
+        if len(ids) == len(node) and ids.isdisjoint(seen) and all(type(child) is Placed for child in node):
+            seen |= ids
             return lambda make, block: kind([make(child, block) for child in node])
         parts = [_compile(child, seen) for child in node]
         return lambda make, block: kind([build(make, block) for build in parts])

@@ -195,13 +195,17 @@ class _Worker:
     def _pack_fault(self, fault: WorkerFault) -> tuple[int, int]:
         """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
         self._writer.rewind()
-        try:
+        with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(fault))
             return self._packer.pack(fault, self._writer)
-        except Exception:
-            fault.exc_msg = f"{fault.exc_msg[: MIN_SLOT_BYTES // 8]}\n({fault.exc_type.__name__} itself cannot be sent)"
-            fault.exc_type, fault.fields = RuntimeError, None
-            self._writer.open(self._job.slot, self._job.room)
+        name = fault.exc_type.__name__ if fault.exc_type is not None else ""
+        fault.exc_msg = f"{fault.exc_msg[: MIN_SLOT_BYTES // 8]}\n({name} itself cannot be sent)"
+        fault.exc_type, fault.fields = RuntimeError, None
+        self._writer.rewind()
+        try:
+            return self._packer.pack(fault, self._writer)
+        except PoolMemoryError:
+            self._writer.rewind(to=0)  # over what is written: the batch is lost anyhow
             return self._packer.pack(fault, self._writer)
 
     def _ask_for_room(self, need: int, written: int) -> int:

@@ -7,6 +7,7 @@ that a batch, a death and a timeout all wake it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -57,6 +58,8 @@ class Crew:
         try:
             return pipe(self._max_jobs + _CONTROL_TOKENS)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             raise ValueError(
                 f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
             ) from error
@@ -114,27 +117,38 @@ class Crew:
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for workers.
 
-        Blocks until a token is there, a worker has ended, or ``timeout`` seconds have passed (None: for ever).
+        Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
 
         Returns:
-            Tokens, and the workers that have ended without being told to. While there are tokens, the dead are not
-            mentioned: they may have finished their work before they died.
+            Tokens, and the workers that have ended without being told to; not both are empty. While there are tokens,
+            the dead are not mentioned: they may have finished their work before they died.
+
+        Raises:
+            TimeoutError: nothing came in time.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            ready = [fd for fd, _ in self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000)]
-            if not ready:
-                return [], []
+            ready = self._poll_once(deadline)
             if self._up.fd not in ready:
                 # What a worker wrote before it ended may have come in after the kernel looked at the pipe.
                 ready += [fd for fd, _ in self._poll.poll(0)]
             if self._up.fd in ready:
-                return self._up.read(), []
+                if tokens := self._up.read():
+                    return tokens, []
+                self._poll.unregister(self._up.fd)  # the last writer is gone, and its death is about to be told
             dead = [worker for worker, pidfd in enumerate(self._pidfds) if pidfd in ready]
             for worker in self._leaving.intersection(dead):
                 self._poll.unregister(self._pidfds[worker])
             dead = [worker for worker in dead if worker not in self._leaving]
             if dead:
                 return [], dead
+
+    def _poll_once(self, deadline: float | None) -> list[int]:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = [fd for fd, _ in self._poll.poll(left)]
+        if not ready:
+            raise TimeoutError
+        return ready
 
     def obituary(self, worker: int) -> str:
         """Says how a worker ended."""
@@ -156,14 +170,16 @@ class Crew:
             if worker < len(self.processes) and down.fd >= 0:
                 self.dismiss(worker, token)
             down.close()
-        self._reap(GRACE_SECONDS, None)
-        self._reap(_TERM_SECONDS, signal.SIGTERM)
-        self._reap(None, signal.SIGKILL)
-        for pidfd in self._pidfds:
-            os.close(pidfd)
-        self._pidfds = []
-        self._up.close()
-        self.outbox.close()
+        try:
+            self._reap(GRACE_SECONDS, None)
+            self._reap(_TERM_SECONDS, signal.SIGTERM)
+        finally:  # a Ctrl-C may end the patience, and must not leave anyone behind
+            self._reap(None, signal.SIGKILL)
+            for pidfd in self._pidfds:
+                os.close(pidfd)
+            self._pidfds = []
+            self._up.close()
+            self.outbox.close()
 
     def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds

@@ -15,6 +15,7 @@ from .arena import Arena
 from .dtypes import carrier
 from .errors import PoolMemoryError
 from .leases import Block
+from .ledger import MIN_SLOT_BYTES
 
 # Cache lines, and what vector instructions want.
 ALIGNMENT = 64
@@ -105,9 +106,9 @@ class SlotWriter:
         self._top = offset + nbytes
         return offset
 
-    def rewind(self) -> None:
-        """Forgets what was laid out and not written."""
-        self._top = self._written
+    def rewind(self, to: int | None = None) -> None:
+        """Forgets what was laid out and not written; or all from offset ``to`` on."""
+        self._top = self._written if to is None else to
 
     def require(self) -> None:
         """Makes sure that all that was laid out is there.
@@ -118,7 +119,8 @@ class SlotWriter:
             PoolMemoryError: the pool cannot hold a batch of this size.
         """
         if self._top > self._room:
-            self._room = self._ask(self._top, self._written)
+            # Who is refused keeps what every slot has, for the exception's text at least.
+            self._room = self._ask(self._top, self._written) or max(MIN_SLOT_BYTES, self._written)
         if self._top > self._room:
             raise PoolMemoryError(
                 f"a batch takes {self._top} bytes of shared memory, which do not fit under max_pool_bytes="

@@ -263,9 +263,17 @@ def test_an_init_error_that_cannot_be_pickled() -> None:
 
 
 def test_indices_that_cannot_be_pickled() -> None:
-    loader = ShmDataLoader(Mapped(lambda index: 0), sampler=[0, lambda: 0], num_workers=1)
-    with pytest.raises(Exception, match="pickle"):
-        list(loader)
+    """Each is an error in its batch's place, and nothing else is lost."""
+    indices = [(lambda: 0) if index % 3 == 1 else index for index in range(20)]
+    iterator = iter(ShmDataLoader(Mapped(lambda index: index), batch_size=None, sampler=indices, num_workers=2))
+    for index in range(20):
+        if index % 3 == 1:
+            with pytest.raises(Exception, match="pickle"):
+                next(iterator)
+        else:
+            assert next(iterator) == index
+    with pytest.raises(StopIteration):
+        next(iterator)
 
 
 SPEC: dict[str, Any] = {"sample_shapes": ((3, 4), ()), "sample_dtypes": (torch.uint8, torch.int64)}

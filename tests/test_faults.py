@@ -161,6 +161,40 @@ def test_a_worker_that_dies_between_passes(fault: str) -> None:
     assert len([None for _ in loader]) == 20
 
 
+@pytest.mark.parametrize("timeout", [0, 30])
+@pytest.mark.parametrize("persistent_workers", [False, True])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_all_workers_die(num_workers: int, persistent_workers: bool, timeout: float) -> None:
+    loader = ShmDataLoader(
+        Images(1000), num_workers=num_workers, persistent_workers=persistent_workers, timeout=timeout
+    )
+    iterator = iter(loader)
+    next(iterator)
+    for process in iterator._workers:  # type: ignore[attr-defined]
+        os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(WorkerDiedError, match="is killed by signal: Killed"):
+        list(iterator)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(iterator)
+    del iterator
+    assert len([None for _ in loader]) == 1000
+
+
+def test_a_ctrl_c_while_workers_are_awaited_leaves_nobody_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    iterator = iter(ShmDataLoader(Images(), num_workers=2))
+    next(iterator)
+    for process in iterator._workers:  # type: ignore[attr-defined]
+        os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr("shmloader.workers.time.monotonic", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    assert not children()
+
+
 def test_a_worker_that_hangs_is_named_by_the_timeout() -> None:
     hold, release = os.pipe()
 
@@ -333,6 +367,30 @@ def test_few_descriptors() -> None:
             def __getitem__(self, index): return [np.full(2, index)] * 100
         held = list(ShmDataLoader(Many(), num_workers=2, num_slots=310))
         assert len(held) == 300 and int(held[299][99][0, 1]) == 299
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_descriptors_at_all() -> None:
+    result = run(
+        """
+        import resource
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1, used + 1))
+        try: iter(make())
+        except OSError as error: assert error.errno == 24, error
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_limit_on_file_sizes() -> None:
+    result = run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+        assert int(next(iter(make()))[3, 0]) == 3
         """
     )
     assert result.returncode == 0, result.stderr

@@ -271,7 +271,7 @@ def test_scenario(seed: int) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("block", range(10))
 def test_many_scenarios(block: int) -> None:
-    for seed in range(1000 + 300 * block, 1300 + 300 * block):
+    for seed in range(1000 + 200 * block, 1200 + 200 * block):
         try:
             play(seed)
         except BaseException as error:

@@ -272,6 +272,44 @@ def test_batches_that_code_in_the_worker_holds(num_workers: int) -> None:
     assert statistics.leased <= num_workers
 
 
+@pytest.mark.parametrize("held", [0, 1, 100])
+@pytest.mark.parametrize("first_kept", [0, 20])
+def test_workers_and_the_loop_hold_all_that_they_can(held: int, first_kept: int) -> None:
+    def keep_later(samples: list[Any]) -> Any:
+        if samples[0][1] >= first_kept:
+            return keep_in_worker(samples)
+        return torch.utils.data.default_collate(samples)
+
+    source = loader(collate_fn=keep_later, num_workers=4, prefetch_factor=1, num_slots=6)
+    batches: deque[Any] = deque(maxlen=held)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HeldBatchesWarning)
+        for number, batch in enumerate(source):
+            batches.append(batch)
+            for back, kept in enumerate(reversed(batches)):
+                assert_same(kept, list(expected(number - back)))
+    assert number == 99
+
+
+def keep_and_fail(samples: list[Any]) -> Any:
+    class Local(Exception):
+        pass
+
+    assert all(checksum(old) == before for old, before in CACHE)
+    batch = torch.utils.data.default_collate(samples)
+    if CACHE:
+        return batch
+    CACHE.append((batch, checksum(batch)))
+    raise Local
+
+
+def test_a_batch_that_is_kept_and_then_fails_with_what_cannot_be_pickled() -> None:
+    iterator = iter(loader(collate_fn=keep_and_fail, num_workers=1))
+    with pytest.raises(RuntimeError, match="Local itself cannot be sent"):
+        next(iterator)
+    assert len([None for _ in iterator]) == 99
+
+
 class KeepsAndEnds(IterableDataset[Any]):
     """A stream that collates, keeps what it has collated, and ends."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     default_collate,
 )
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from shmloader import ShmDataLoader
 
@@ -117,6 +118,7 @@ TENSORS: dict[str, Callable[[int], Any]] = {
     "one column": lambda index: torch.arange(4000.0).reshape(40, 100)[:, :60],
     "expanded": lambda index: torch.tensor([float(index)]).expand(5),
     "channels last": lambda index: torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+    "one row of a part": lambda index: torch.arange(100.0).reshape(10, 10)[:1, :3],
     "view of a larger one": lambda index: torch.arange(1000)[index : index + 3],
     "conjugate": lambda index: torch.tensor([1 + 2j, index]).conj().resolve_conj(),
     "leaf with gradient": lambda index: torch.nn.Parameter(torch.ones(2)).data.requires_grad_(),
@@ -134,6 +136,26 @@ TENSORS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("kind", TENSORS)
 def test_tensors_as_they_are(kind: str) -> None:
     assert_same_stream(lambda: Mapped(TENSORS[kind], 12), batch_size=None, num_workers=2)
+
+
+def mine(batch: Any, *, collate_fn_map: Any = None) -> Any:
+    return "mine", list(batch)
+
+
+@pytest.mark.parametrize("key", [torch.Tensor, np.ndarray, int, Mapping, Sequence, Hashable, tuple, dict, object])
+@pytest.mark.parametrize("when", ["before", "in the worker", "in the call"])
+def test_collate_functions_of_the_users_own(key: Any, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def samples(index: int) -> Any:
+        return {"array": np.ones(2) * index, "tensor": torch.ones(2), "pair": (index, 0.5), "list": [index]}
+
+    arguments: dict[str, Any] = {}
+    if when == "before":
+        monkeypatch.setitem(default_collate_fn_map, key, mine)
+    elif when == "in the worker":
+        arguments["worker_init_fn"] = lambda worker: default_collate_fn_map.update({key: mine})
+    else:
+        arguments["collate_fn"] = lambda batch: collate(batch, collate_fn_map={**default_collate_fn_map, key: mine})
+    assert_same_stream(lambda: Mapped(samples, 6), batch_size=2, num_workers=1, **arguments)
 
 
 def test_a_tensor_with_wide_gaps_arrives_contiguous() -> None:
@@ -158,6 +180,7 @@ OBJECTS: dict[str, Callable[[int], Any]] = {
     "dates": lambda index: np.array(["2020-01-01"], dtype="datetime64[D]"),
     "read-only array": lambda index: np.frombuffer(b"12345678", dtype=np.int32),
     "fortran array": lambda index: np.asfortranarray(np.arange(6).reshape(2, 3)),
+    "same in two lists": lambda index: (lambda tensor: {"a": [tensor], "b": [tensor]})(torch.ones(2)),
     "same twice": lambda index: [torch.ones(2)] * 2,
     "empty containers": lambda index: ((), [], {}, ""),
     "keys of all kinds": lambda index: {1: torch.ones(1), "a": 2, (1, 2): 3, None: 4},
@@ -332,6 +355,11 @@ def test_torch_datasets() -> None:
     assert_same_stream(lambda: tensors, batch_size=3, num_workers=2)
     assert_same_stream(lambda: Subset(tensors, [3, 1, 2, 9]), batch_size=3, num_workers=2)
     assert_same_stream(lambda: ConcatDataset([tensors, tensors]), batch_size=7, shuffle=True, num_workers=2)
+
+
+def test_an_object_that_is_in_two_lists_is_one_object() -> None:
+    for batch in ShmDataLoader(Mapped(OBJECTS["same in two lists"], 4), batch_size=None, num_workers=1):
+        assert batch["a"][0] is batch["b"][0]
 
 
 def test_worker_init_fn_and_its_errors() -> None:

@@ -56,6 +56,30 @@ def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.Mon
     assert chosen._worker_context().get_start_method() == "forkserver"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_workers": 4}, {"prefetch_factor": 10}, {"num_workers": 1, "prefetch_factor": 1}, {"num_workers": 0}],
+)
+@pytest.mark.parametrize("used", [False, True])
+def test_attributes_that_are_changed_later(changes: dict[str, Any], used: bool) -> None:
+    loader = ShmDataLoader(Images(40), batch_size=2, num_workers=2)
+    expected = stream(DataLoader(Images(40), batch_size=2))[0]
+    if used:
+        stream(loader)
+    for name, value in changes.items():
+        setattr(loader, name, value)
+    assert_same(stream(loader)[0], expected)
+
+
+def test_a_start_method_that_is_chosen_later() -> None:
+    loader = ShmDataLoader(Images(4), num_workers=1)
+    loader.multiprocessing_context = "spawn"
+    assert len(stream(loader)[0][0]) == 4
+    from multiprocessing import resource_tracker
+
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
 @pytest.mark.parametrize("used", [False, True])
 def test_copies_load_by_themselves(duplicate: Any, used: bool) -> None:

@@ -169,16 +169,16 @@ def test_a_declaration_that_does_not_fit_under_the_cap() -> None:
 
 
 def test_indices_larger_than_a_slot() -> None:
-    indices = [list(range(50_000))] * 3
+    indices = [list(range(100_000))] * 3
     loader = ShmDataLoader(
-        Mapped(lambda index: 0, 50_000),
+        Mapped(lambda index: 0, 100_000),
         batch_sampler=indices,
         num_workers=1,
         prefetch_factor=1,
         collate_fn=len,
-        max_pool_bytes=8 * MIN_SLOT_BYTES,
+        max_pool_bytes=12 * MIN_SLOT_BYTES,
     )
-    assert list(loader) == [50_000] * 3
+    assert list(loader) == [100_000] * 3
 
 
 def test_indices_larger_than_the_pool() -> None:
@@ -186,7 +186,7 @@ def test_indices_larger_than_the_pool() -> None:
         Mapped(lambda index: 0, 10),
         batch_sampler=[[0], [0] * 1_000_000],
         num_workers=1,
-        max_pool_bytes=8 * MIN_SLOT_BYTES,
+        max_pool_bytes=12 * MIN_SLOT_BYTES,
     )
     with pytest.raises(PoolMemoryError, match=r"indices of one batch.*max_pool_bytes"):
         list(loader)
