@@ -8,6 +8,10 @@ import gc
 import math
 import os
 import random
+import subprocess
+import sys
+import tempfile
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -114,7 +118,7 @@ def stream(loader: DataLoader[Any], epochs: int = 1, stop_after: int | None = No
                 break
             except Exception as error:
                 errors.append(error)
-                if len(errors) > 50:
+                if len(errors) > 500:
                     raise
         del iterator
     return batches, errors, random_states()
@@ -150,6 +154,14 @@ def _fresh(arguments: dict[str, Any]) -> dict[str, Any]:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's text; what follows is a traceback with line numbers of either library."""
     return str(error).split("\n", 1)[0]
+
+
+def run_file(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python code as a script of its own, which spawned workers can import, and returns what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "script.py"
+        script.write_text(textwrap.dedent(code))
+        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
 
 
 def children() -> set[int]:

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from shmloader import ShmDataLoader, WorkerDiedError, WorkerTimeoutError
 
 from .datasets import Images
-from .support import children
+from .support import children, run_file
 
 
 def raise_error() -> None:
@@ -270,7 +270,7 @@ def test_workers_that_have_no_more_data_may_end_early() -> None:
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script that has ``loader``, over an endless supply of samples, and returns what it printed."""
+    """Runs a script that can ``make`` loaders over an endless supply of samples."""
     prelude = """
         import os, signal, sys, threading, time
         import numpy as np
@@ -283,8 +283,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
         def make(**arguments): return ShmDataLoader(Data(), batch_size=4, num_workers=2, **arguments)
     """
-    code = textwrap.dedent(prelude) + textwrap.dedent(script)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    return run_file(textwrap.dedent(prelude) + textwrap.dedent(script))
 
 
 ENDINGS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import multiprocessing
 import os
 import pickle
@@ -18,7 +17,7 @@ from shmloader import FallbackWarning, ShmDataLoader
 from shmloader.epoch import ShmIterator
 
 from .datasets import Images
-from .support import assert_same, stream
+from .support import assert_same, run_file, stream
 
 
 def test_the_iterator_is_torchs_too() -> None:
@@ -30,21 +29,21 @@ def test_the_iterator_is_torchs_too() -> None:
         pickle.dumps(iterator)
 
 
-@pytest.mark.parametrize("missing", ["memfd_create", "pidfd_open", "fork"])
+@pytest.mark.parametrize("missing", ["memfd_create", "pidfd_open"])
 def test_a_platform_without(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = stream(DataLoader(Images(), batch_size=4, num_workers=1))[0]
     monkeypatch.delattr(os, missing)
-    # Without fork, stock spawns.
-    context = "spawn" if missing == "fork" else "fork"
-    loader = ShmDataLoader(Images(), batch_size=4, num_workers=1, multiprocessing_context=context)
+    loader = ShmDataLoader(Images(), batch_size=4, num_workers=1)
     with pytest.warns(FallbackWarning, match=f"os.{missing}"):
         assert_same(stream(loader)[0], stock)
     assert_same(stream(loader)[0], stock)  # it says so once
-    if context == "spawn":
-        gc.collect()  # of the semaphores that the tracker tracks
-        from multiprocessing import resource_tracker
 
-        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+def test_a_platform_without_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    monkeypatch.setattr(DataLoader, "_get_iterator", lambda self: "stock's iterator")
+    with pytest.warns(FallbackWarning, match=r"os\.fork"):
+        assert ShmDataLoader(Images(), num_workers=1)._get_iterator() == "stock's iterator"  # type: ignore[comparison-overlap]
 
 
 def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +71,18 @@ def test_attributes_that_are_changed_later(changes: dict[str, Any], used: bool) 
 
 
 def test_a_start_method_that_is_chosen_later() -> None:
-    loader = ShmDataLoader(Images(4), num_workers=1)
-    loader.multiprocessing_context = "spawn"
-    assert len(stream(loader)[0][0]) == 4
-    from multiprocessing import resource_tracker
-
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    script = """
+        from shmloader import ShmDataLoader
+        if __name__ == "__main__":
+            import multiprocessing
+            loaders = [ShmDataLoader(range(4), num_workers=1) for _ in range(2)]
+            loaders[0].multiprocessing_context = "spawn"
+            multiprocessing.set_start_method("spawn")
+            for loader in loaders:
+                assert [int(value) for value in loader] == [0, 1, 2, 3]
+    """
+    result = run_file(script)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
