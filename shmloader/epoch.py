@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -168,6 +169,15 @@ class ShmIterator(_BaseDataLoaderIter):
         return data
 
     def _next_data(self) -> Any:
+        try:
+            return self._step()
+        except (OSError, WorkerDiedError):
+            if _is_exiting:
+                # This is a daemon thread, and the main thread has ended the workers on its way out.
+                threading.Event().wait()
+            raise
+
+    def _step(self) -> Any:
         if self._closed:
             self._raise_closed()
         self._pool.collect()
@@ -307,11 +317,14 @@ def _name(task: Task[Any]) -> str:
     return f"indices {text}" if len(text) < 200 else f"indices {text[:200]}..."
 
 
+_is_exiting = False
 _open_iterators: weakref.WeakSet[ShmIterator] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
+    global _is_exiting
+    _is_exiting = True
     # multiprocessing would terminate the workers too, but later, and joins without a time limit.
     for iterator in list(_open_iterators):
         iterator._shutdown_workers()

@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from . import departed
 from .arena import Arena
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
@@ -80,6 +81,7 @@ class Pool:
                 f"max_pool_bytes={max_bytes} is too small: {all_slots} slots take at least "
                 f"{all_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
             )
+        departed.tidy()
         self.num_slots = num_slots
         self.max_bytes = max_bytes
         self.arena = Arena(all_slots, max_bytes, keep_open)
@@ -129,6 +131,7 @@ class Pool:
         """
         if self._copies and not self._announced:
             self._announce_copies()
+        departed.tidy()
         self._drain()
         for slot in self._ledger.surplus():
             self._give_back(slot)
@@ -242,11 +245,12 @@ class Pool:
         return packed._replace(spilled=block.copy())
 
     def close(self) -> None:
-        """Gives back all memory but that of leased slots, which follows when the last of their tensors is gone."""
+        """Gives back all memory but that of leased slots, which follows as their leases end; see `departed`."""
         self._drain()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
+        departed.see_off(self.arena, self._leases)
         self.arena.close()
 
     def _drain(self) -> None:
@@ -291,5 +295,5 @@ class Pool:
             "bytes has no room to lend it more beside those being loaded; further ones are private copies, which costs "
             "a copy of each. Raise num_slots or max_pool_bytes, or drop batches sooner",
             HeldBatchesWarning,
-            stacklevel=5,
+            stacklevel=6,
         )

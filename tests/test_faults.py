@@ -297,6 +297,11 @@ ENDINGS = {
         "t = threading.Thread(target=lambda: box.append(iter(make()))); t.start(); t.join()\n"
         "assert int(next(box[0])[0, 0]) == 0"
     ),
+    "a daemon thread that iterates": (
+        "import queue; q = queue.Queue()\n"
+        "threading.Thread(target=lambda: [q.put(0) for batch in make()], daemon=True).start()\n"
+        "[q.get() for _ in range(10)]"
+    ),
     "two loaders": "a, b = iter(make()), iter(make()); next(a); next(b); next(a)",
     "a fork that exits": "it = iter(make()); next(it); pid = os.fork()\nif pid: os.waitpid(pid, 0); next(it)",
     "a fork that drops the iterator": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
 import threading
 import warnings
 import weakref
@@ -19,6 +20,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shmloader import HeldBatchesWarning, ShmDataLoader
 from shmloader.arena import Arena
+from shmloader.packing import Packer
+from shmloader.pool import Packed, Pool
+from shmloader.writer import SlotWriter
 
 from .datasets import Images, Mapped
 from .support import assert_same, checksum, mappings
@@ -212,6 +216,27 @@ def test_batches_outlive_the_loader_and_their_memory_does_not_outlive_them() -> 
     assert checksum(kept) == before
     del kept
     assert mappings() == 0
+
+
+def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -> None:
+    pool = Pool(8, 2, 1 << 30, keep_open=True)
+    writer = SlotWriter(pool.arena, 1 << 30, lambda need, written: 0)
+    batches = []
+    for nbytes in (100, 1 << 24):
+        slot, _, room = pool.claim(0)
+        writer.open(slot, room)
+        packed = Packed(slot, *Packer().pack(torch.ones(nbytes, dtype=torch.uint8), writer))
+        pool.ready(packed)
+        batches.append(pool.hand_over(packed))
+    fd = os.dup(pool.arena._fd)
+    pool.close()
+    del pool, writer, packed
+    assert os.fstat(fd).st_blocks * 512 > 1 << 24
+    batches.pop()
+    Pool(8, 2, 1 << 30)
+    assert os.fstat(fd).st_blocks * 512 < 1 << 20
+    assert batches[0].sum() == 100
+    os.close(fd)
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])

@@ -17,7 +17,7 @@ LAYERS = [
     "shelf workers",
     "room worker",
     "pool",
-    "unpacking collation",
+    "unpacking collation departed",
     "packing writer checking",
     "placed arena",
     "spec leases ledger schedule wire limits",
