@@ -171,9 +171,9 @@ class ShmIterator(_BaseDataLoaderIter):
     def _next_data(self) -> Any:
         try:
             return self._step()
-        except (OSError, WorkerDiedError):
-            if _is_exiting:
-                # This is a daemon thread, and the main thread has ended the workers on its way out.
+        except Exception as error:
+            if _is_exiting and not isinstance(error, StopIteration):
+                # This is a daemon thread, and the main thread, on its way out, has closed the iterator under it.
                 threading.Event().wait()
             raise
 
