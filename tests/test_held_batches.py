@@ -59,6 +59,17 @@ def test_a_plain_loop_gets_views_of_few_slots() -> None:
     assert len(addresses) <= 6
 
 
+def with_addresses(samples: list[Any]) -> Any:
+    batch = torch.utils.data.default_collate(samples)
+    return batch, [tensor.data_ptr() for tensor in batch]
+
+
+def test_default_collation_writes_where_the_loop_reads() -> None:
+    """A forked worker has the arena at the parent's addresses, so equal ones mean that nothing was copied."""
+    for batch, addresses in loader(collate_fn=with_addresses):
+        assert [tensor.data_ptr() for tensor in batch] == addresses
+
+
 def test_writing_to_a_batch_changes_no_other() -> None:
     for number, batch in enumerate(loader()):
         assert_same(batch, list(expected(number)))
