@@ -150,7 +150,15 @@ class _Pickler(pickle.Pickler):
 
 def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
     """Whether the strides are what any new tensor of this shape has: those of axes of one element are free."""
-    return tensor.is_contiguous() and (1 not in shape or tensor.stride() == torch.empty(shape, device="meta").stride())
+    if not tensor.is_contiguous():
+        return False
+    if 1 not in shape:
+        return True
+    stride, step = [], 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= size
+    return tensor.stride() == tuple(reversed(stride))
 
 
 def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
