@@ -131,6 +131,7 @@ def assert_same_stream(
     ours_only = {name: arguments.pop(name) for name in list(arguments) if name in OWN_ARGUMENTS}
     seed_everything(seed)
     stock = stream(DataLoader(make_dataset(), **_fresh(arguments)), epochs, stop_after)
+    let_stock_end()
     seed_everything(seed)
     ours = stream(ShmDataLoader(make_dataset(), **_fresh(arguments), **ours_only), epochs, stop_after)
     assert_same(ours[0], stock[0], "epochs")
@@ -187,6 +188,14 @@ def descriptors() -> Counter[str]:
 def mappings() -> int:
     """Returns how many arenas this process maps."""
     return sum("memfd:shmloader" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def let_stock_end() -> None:
+    """Blocks until the threads that feed stock's queues have ended, which stock itself does not wait for."""
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(10)
 
 
 def holdings() -> dict[str, Any]:
