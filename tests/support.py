@@ -117,7 +117,7 @@ def stream(loader: DataLoader[Any], epochs: int = 1, stop_after: int | None = No
             except StopIteration:
                 break
             except Exception as error:
-                errors.append(error)
+                errors.append(error.with_traceback(None))  # whose frames hold the iterator
                 if len(errors) > 500:
                     raise
         del iterator
@@ -195,7 +195,7 @@ def let_stock_end() -> None:
     gc.collect()
     for thread in threading.enumerate():
         if thread.name == "QueueFeederThread":
-            thread.join(10)
+            thread.join(5)
 
 
 def holdings() -> dict[str, Any]:
