@@ -188,7 +188,7 @@ class Pool:
     def release(self, packed: Packed) -> None:
         """Frees the slot of a batch that nobody wants."""
         if packed.kept:
-            self._set_aside(packed)
+            self._lease(packed)
         elif packed.spilled is None and packed.error is None:
             self._ledger.free(packed.slot)
 
@@ -232,7 +232,7 @@ class Pool:
             return self._copy(packed)
         self._batches += 1
         if packed.spilled is None and (packed.kept or self._ledger.may_lease(packed.slot)):
-            return self._lease(packed)
+            return self._unpacker.views(*self._lease(packed))
         self._copies += 1
         return self._copy(packed)
 
@@ -269,19 +269,14 @@ class Pool:
         finally:
             self.release(packed)
 
-    def _lease(self, packed: Packed) -> Any:
-        block, tail_offset, tail_bytes = self._where(packed)
+    def _lease(self, packed: Packed) -> tuple[Block, int, int]:
+        """Leases the slot to whoever holds the block that is returned; a kept one to nobody but the pool, too."""
+        where = self._where(packed)
         self._ledger.lease(packed.slot, packed.kept)
-        self._leases.open(packed.slot, block)
+        self._leases.open(packed.slot, where[0])
         if packed.kept:
-            self._leases.keep(block)
-        return self._unpacker.views(block, tail_offset, tail_bytes)
-
-    def _set_aside(self, packed: Packed) -> None:
-        block, *_ = self._where(packed)
-        self._ledger.lease(packed.slot, kept=True)
-        self._leases.open(packed.slot, block)
-        self._leases.keep(block)
+            self._leases.keep(where[0])
+        return where
 
     def _give_back(self, slot: int) -> None:
         self._ledger.empty(slot)

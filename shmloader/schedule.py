@@ -82,7 +82,7 @@ class Schedule(Generic[Result]):
     def end_worker(self, worker: int) -> list[Task[Result]]:
         """Notes that ``worker`` has no more data in this pass, and returns its tasks that will never be made."""
         self._active[worker] = False
-        lost = [task for task in self._tasks.values() if task.worker == worker and task.result is None]
+        lost = self.outstanding(worker)
         for task in lost:
             del self._tasks[task.seq]
         return lost
@@ -137,10 +137,8 @@ class Schedule(Generic[Result]):
         return self._out_seq
 
     def _next_by_number(self) -> Task[Result] | None:
-        if not self._tasks:
-            return None
-        task = self._tasks[self._skip_to_next()]
-        return task if task.result is not None else None
+        task = self.awaited
+        return task if task is not None and task.result is not None else None
 
     def _next_by_arrival(self) -> Task[Result] | None:
         return self._arrived.popleft() if self._arrived else None

@@ -195,16 +195,22 @@ def test_a_ctrl_c_while_workers_are_awaited_leaves_nobody_behind(monkeypatch: py
     assert not children()
 
 
+class Hanging(Images):
+    """Eight images, one of which takes until a byte comes down a pipe."""
+
+    def __init__(self, hold: int, at: int) -> None:
+        super().__init__(8)
+        self.hold, self.at = hold, at
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.at:
+            os.read(self.hold, 1)
+        return super().__getitem__(index)
+
+
 def test_a_worker_that_hangs_is_named_by_the_timeout() -> None:
     hold, release = os.pipe()
-
-    class Hanging(Images):
-        def __getitem__(self, index: int) -> Any:
-            if index == 3:
-                os.read(hold, 1)
-            return super().__getitem__(index)
-
-    iterator = iter(ShmDataLoader(Hanging(8), num_workers=2, timeout=0.2))
+    iterator = iter(ShmDataLoader(Hanging(hold, 3), num_workers=2, timeout=0.2))
     assert [int(next(iterator)[1]) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(WorkerTimeoutError, match=r"DataLoader timed out after 0.2 seconds"):
         next(iterator)
@@ -216,14 +222,7 @@ def test_a_worker_that_hangs_is_named_by_the_timeout() -> None:
 
 def test_a_timeout_between_passes_can_be_survived() -> None:
     hold, release = os.pipe()
-
-    class Hanging(Images):
-        def __getitem__(self, index: int) -> Any:
-            if index == 6:
-                os.read(hold, 1)
-            return super().__getitem__(index)
-
-    loader = ShmDataLoader(Hanging(8), num_workers=2, timeout=0.2, persistent_workers=True)
+    loader = ShmDataLoader(Hanging(hold, 6), num_workers=2, timeout=0.2, persistent_workers=True)
     iterator = iter(loader)
     assert [int(next(iterator)[1]) for _ in range(4)] == [0, 1, 2, 3]
     for _ in range(2):
