@@ -82,6 +82,7 @@ class ShmIterator(_BaseDataLoaderIter):
     # -- starting ------------------------------------------------------------------------------------------------
 
     def _start_workers(self, init_fn: Callable[[int], None] | None, sample_spec: Any, settings: PoolSettings) -> None:
+        parts = {"dataset": self._dataset, "collate_fn": self._collate_fn, "worker_init_fn": init_fn}
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
         slots_to_map, bytes_to_map = settings.populated
@@ -109,7 +110,10 @@ class ShmIterator(_BaseDataLoaderIter):
                 close_first=close_first,
             )
 
-        self._crew.start(worker.run, make_brief)
+        try:
+            self._crew.start(worker.run, make_brief)
+        except Exception as error:
+            raise (self._crew.explain_failed_start(error, parts) or error) from error.__cause__
 
     @property
     def _workers(self) -> list[Any]:
@@ -283,6 +287,8 @@ class ShmIterator(_BaseDataLoaderIter):
         owed = self._schedule.outstanding(number)
         if owed:
             text += f"It was worker {number} of {self._num_workers}, and owed batch {owed[0].seq}: {_name(owed[0])}. "
+            if owed[0].seq == number and self._generation == 0:
+                text += self._crew.hint_at_unpickling()
         self._shutdown_workers()
         raise WorkerDiedError(text)
 

@@ -6,10 +6,15 @@ loader delivers them.
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import sys
 from typing import Any
 
 from torch._utils import ExceptionWrapper
+
+# A small part of what any slot holds, so that a fault can always be told.
+_MAX_FAULT_BYTES = 8192
 
 
 class SpecMismatchError(ValueError):
@@ -54,14 +59,14 @@ class FallbackWarning(UserWarning):
 class WorkerFault(ExceptionWrapper):
     """An exception on its way from a worker to the loop.
 
-    torch's wrapper makes the text and picks the type, so that both equal stock's. This one keeps the fields of a
-    `SpecMismatchError` too, which torch would reduce to its message.
+    torch's wrapper makes the text and picks the type, so that both equal stock's; it reduces the exception to its
+    text. One that is more than that (`KeyError`, `OSError`, one with several arguments or fields of its own) comes
+    along itself, where it can be pickled, as the ``__cause__`` of what is raised.
     """
 
     def __init__(self, where: str) -> None:
         super().__init__(where=where)  # type: ignore[no-untyped-call]
-        error = sys.exc_info()[1]
-        self.fields = dict(vars(error)) if type(error) is SpecMismatchError else None
+        self._original = _pickled(sys.exc_info()[1])
 
     def reraise(self) -> None:
         """Raises the exception again, in the process that calls this.
@@ -70,8 +75,34 @@ class WorkerFault(ExceptionWrapper):
             Exception: the worker's exception type, its message followed by the worker's traceback; RuntimeError where
                 that type cannot be built from a message.
         """
+        cause = _unpickled(self._original)
         try:
             super().reraise()  # type: ignore[no-untyped-call]
         except SpecMismatchError as error:
-            vars(error).update(self.fields or {})
+            vars(error).update(vars(cause) if cause is not None else {})
             raise
+        except Exception as error:
+            raise error from cause
+
+    def as_text(self) -> None:
+        """Becomes a RuntimeError that says what it was, for a class or a size that does not travel."""
+        name = self.exc_type.__name__ if self.exc_type is not None else ""
+        self.exc_msg = f"{self.exc_msg[:_MAX_FAULT_BYTES]}\n({name} itself cannot be sent)"
+        self.exc_type, self._original = RuntimeError, None
+
+
+def _pickled(error: BaseException | None) -> bytes | None:
+    # Apart from the rest of the fault, since code of the user's may fail in it, here and on arrival.
+    with contextlib.suppress(Exception):
+        if error is not None and (error.args != (str(error),) or vars(error)):
+            data = pickle.dumps(error, 5)
+            return data if len(data) <= _MAX_FAULT_BYTES else None
+    return None
+
+
+def _unpickled(data: bytes | None) -> BaseException | None:
+    with contextlib.suppress(Exception):
+        error = pickle.loads(data) if data is not None else None
+        if isinstance(error, BaseException):
+            return error
+    return None

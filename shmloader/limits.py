@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 from pathlib import Path
+
+with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
+    import resource
 
 _UNLIMITED_V1 = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 

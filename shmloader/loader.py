@@ -36,6 +36,7 @@ from .errors import FallbackWarning
 from .inprocess import CheckedInProcessIterator
 from .pool import PoolStatistics
 from .shelf import PoolSettings, PoolShelf
+from .workers import default_context
 from .writer import ALIGNMENT
 
 T_co = TypeVar("T_co", covariant=True)
@@ -174,8 +175,9 @@ class ShmDataLoader(DataLoader[T_co]):
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:
             return self.multiprocessing_context
-        # Forked workers need nothing to be picklable, and start fastest; Python 3.14's own default is another.
-        return multiprocessing.get_context(multiprocessing.get_start_method(allow_none=True) or "fork")
+        if multiprocessing.get_start_method(allow_none=True) is not None:
+            return torch.multiprocessing
+        return default_context()
 
     def _pool_settings(self, context: Any) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.

@@ -7,14 +7,17 @@ never travel on a pipe; they lie in the slot that the token names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import os
 import select
 import struct
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any, NamedTuple
+
+with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
+    import fcntl
 
 # Down: from the parent to one worker.
 JOB = 1  # fill `slot` for batch `seq`: the job is its first `size` bytes, and `room` bytes of the slot may be used

@@ -28,7 +28,6 @@ from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
 from .errors import PoolMemoryError, WorkerFault
-from .ledger import MIN_SLOT_BYTES
 from .packing import Packer
 from .wire import Inbox, PipeEnd, Token
 from .writer import SlotWriter
@@ -198,9 +197,7 @@ class _Worker:
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(fault))
             return self._packer.pack(fault, self._writer)
-        name = fault.exc_type.__name__ if fault.exc_type is not None else ""
-        fault.exc_msg = f"{fault.exc_msg[: MIN_SLOT_BYTES // 8]}\n({name} itself cannot be sent)"
-        fault.exc_type, fault.fields = RuntimeError, None
+        fault.as_text()
         self._writer.rewind()
         try:
             return self._packer.pack(fault, self._writer)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
 import time
-import warnings
 from collections.abc import Callable
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
-from pickle import PicklingError
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from .errors import WorkerDiedError
@@ -28,6 +28,23 @@ _TERM_SECONDS = 1.0
 
 # Beside jobs: RESUME, GRANT, STOP.
 _CONTROL_TOKENS = 8
+
+
+@functools.cache
+def default_context() -> Any:
+    """Returns the context that makes workers where the user has chosen none: fork.
+
+    Forked workers need nothing to be picklable, and start fastest; Python 3.14's own default is another. To ask
+    multiprocessing for its default would also settle that for good, and the user may still want to.
+    """
+    from multiprocessing.context import ForkContext, ForkProcess  # not there on all platforms that import this
+
+    class Process(ForkProcess):  # which gives processes the name that they have in torch's loader: Process-1
+        pass
+
+    context = ForkContext()
+    context.Process = Process  # type: ignore[misc]
+    return context
 
 
 class Crew:
@@ -44,6 +61,7 @@ class Crew:
 
     def __init__(self, context: Any, num_workers: int, max_jobs: int) -> None:
         self._context = context
+        self._method: str = context.get_start_method()
         self._num_workers = num_workers
         self._max_jobs = max_jobs
         self.processes: list[BaseProcess] = []
@@ -93,7 +111,7 @@ class Crew:
         Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
         its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
-        if self._context.get_start_method() != "fork":
+        if self._method != "fork":
             return []
         return [self._up.fd, *(end.fd for end in self._down), *self._pidfds]
 
@@ -159,6 +177,40 @@ class Crew:
             return f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
         return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
 
+    def explain_failed_start(self, error: Exception, parts: dict[str, Any]) -> Exception | None:
+        """Says which of the things that a worker needs cannot be pickled, where that is why `start` failed.
+
+        Args:
+            error: what `start` raised.
+            parts: what of the user's goes to the worker, by the argument's name.
+
+        Returns:
+            An error of the same type where that type takes a message, else a RuntimeError; None if it is something
+            else.
+        """
+        culprit = None if self._method == "fork" else _find_unpicklable(error, parts)
+        if culprit is None:
+            return None
+        text = (
+            f"{culprit} (a {type(parts[culprit]).__qualname__}) cannot be pickled, which the start method "
+            f"{self._method!r} needs: {error}. Define what it is made of at the top level of a module, open what "
+            "belongs to one process in worker_init_fn, or use multiprocessing_context='fork', which pickles nothing"
+        )
+        try:
+            return type(error)(text)
+        except Exception:
+            return RuntimeError(text)
+
+    def hint_at_unpickling(self) -> str:
+        """Says what else may have ended a worker of which nothing was heard."""
+        if self._method == "fork":
+            return ""
+        return (
+            f"If it printed an error while it was being started: the start method {self._method!r} imports the main "
+            "module anew, where all that the dataset is made of must be found; multiprocessing_context='fork' does "
+            "not. "
+        )
+
     def stop(self, token: Token) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
 
@@ -201,7 +253,20 @@ def _forget_in_child() -> None:
         multiprocessing_process._children.difference_update(crew.processes)  # type: ignore[attr-defined]
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _find_unpicklable(error: Exception, parts: dict[str, Any]) -> str | None:
+    def fails_alike(part: Any) -> bool:
+        try:
+            ForkingPickler.dumps(part)
+        except Exception as again:
+            # Another error is of something that can be pickled, but only for a process that is being started: a lock.
+            return (type(again), str(again)) == (type(error), str(error))
+        return False
+
+    return next((name for name, part in parts.items() if fails_alike(part)), None)
 
 
 def _start(process: BaseProcess) -> None:
@@ -210,13 +275,5 @@ def _start(process: BaseProcess) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
-    except (TypeError, AttributeError, PicklingError):
-        warnings.warn(
-            "a worker process could not be started, probably since the dataset, collate_fn, worker_init_fn or sampler "
-            "cannot be pickled, which the start methods spawn and forkserver need; multiprocessing_context='fork' "
-            "does without",
-            stacklevel=6,
-        )
-        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
