@@ -19,6 +19,7 @@ How a batch travels::
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -219,10 +220,20 @@ def _positive(name: str, value: int | None) -> int | None:
 
 def missing_on_this_platform() -> str:
     """Names what the pool is made of and this platform does not have; empty where all is there."""
-    needed = {
-        "Linux": sys.platform == "linux",
-        "os.memfd_create": hasattr(os, "memfd_create"),
-        "os.pidfd_open": hasattr(os, "pidfd_open"),
-        "os.fork": hasattr(os, "fork"),
+    needed: dict[str, Callable[[], object]] = {
+        "os.memfd_create": lambda: os.close(os.memfd_create("shmloader")),
+        "os.pidfd_open": lambda: os.close(os.pidfd_open(os.getpid())),
+        "os.fork": lambda: os.fork,
     }
-    return ", ".join(name for name, there in needed.items() if not there)
+    names = [name for name, attempt in needed.items() if _is_missing(attempt)]
+    return ", ".join(names if sys.platform == "linux" else ["Linux", *names])
+
+
+def _is_missing(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except AttributeError:
+        return True
+    except OSError as error:  # an old kernel, or a sandbox; other errors are not of the platform
+        return error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES)
+    return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .limits import memory_limit
@@ -106,6 +108,7 @@ class PoolShelf:
         """Returns the figures of the pool that was taken last, or None before that."""
         return self._last.statistics() if self._last is not None else None
 
-    def __del__(self) -> None:
-        if self._pool is not None and self._owner_pid == os.getpid():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the interpreter's end the memory goes with the process, and the modules that would close it may be gone.
+        if self._pool is not None and not is_finalizing() and self._owner_pid == os.getpid():
             self._pool.close()

@@ -126,10 +126,12 @@ def test_persistent_workers_are_the_same_processes(kind: Any) -> None:
     def pids(loader: DataLoader[Any]) -> set[int]:
         return {int(pid) for pid in itertools.chain.from_iterable(loader)}
 
-    loader: Any = kind(Mapped(lambda index: os.getpid()), num_workers=2, persistent_workers=True)
+    loader = kind(Mapped(lambda index: os.getpid()), num_workers=2, persistent_workers=True)
     assert loader._iterator is None
     first = pids(loader)
-    assert {process.pid for process in loader._iterator._workers} == first == pids(loader)
+    iterator = iter(loader)
+    assert iterator is loader._iterator
+    assert {process.pid for process in iterator._workers} == first == pids(loader)
     next(iter(loader))  # and leaves it there
     assert pids(loader) == first
     passing = kind(Mapped(lambda index: os.getpid()), num_workers=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import multiprocessing
 import os
 import pickle
@@ -39,6 +40,40 @@ def test_a_platform_without(missing: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert_same(stream(loader)[0], stock)  # it says so once
 
 
+@pytest.mark.parametrize("name", ["memfd_create", "pidfd_open"])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_kernel_that_refuses(name: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    stock = stream(DataLoader(Images(), batch_size=4, num_workers=1))[0]
+    monkeypatch.setattr(os, name, refuse)
+    with pytest.warns(FallbackWarning, match=f"os.{name}"):
+        assert_same(stream(ShmDataLoader(Images(), batch_size=4, num_workers=1))[0], stock)
+
+
+def test_a_platform_with_nothing_of_it() -> None:
+    script = """
+        import multiprocessing.context, os, select, signal, sys
+        import torch
+        if __name__ == "__main__":
+            missing = {
+                os: "memfd_create pidfd_open fork register_at_fork",
+                signal: "pthread_sigmask pidfd_send_signal SIGKILL",
+                select: "poll epoll",
+                multiprocessing.context: "ForkContext ForkProcess",
+            }
+            for module, names in missing.items():
+                for name in names.split():
+                    delattr(module, name)
+            sys.modules["resource"] = sys.modules["fcntl"] = None
+            from shmloader import ShmDataLoader
+            assert [int(value) for value in ShmDataLoader(range(4))] == [0, 1, 2, 3]
+    """
+    result = run_file(script)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_platform_without_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
     monkeypatch.setattr(DataLoader, "_get_iterator", lambda self: "stock's iterator")
@@ -50,7 +85,7 @@ def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.Mon
     loader = ShmDataLoader(Images(), num_workers=1)
     assert loader._worker_context().get_start_method() == "fork"
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none=False: "spawn")
-    assert loader._worker_context().get_start_method() == "spawn"
+    assert loader._worker_context() is torch.multiprocessing
     chosen = ShmDataLoader(Images(), num_workers=1, multiprocessing_context="forkserver")
     assert chosen._worker_context().get_start_method() == "forkserver"
 
