@@ -6,22 +6,24 @@ from .errors import (
     PoolMemoryError,
     SpecMismatchError,
     WorkerDiedError,
+    WorkerRestartWarning,
     WorkerTimeoutError,
 )
 from .loader import ShmDataLoader
-from .pool import PoolStatistics
+from .shelf import LoaderStatistics
 from .spec import TensorSpec
 from .version import __version__
 
 __all__ = [
     "FallbackWarning",
     "HeldBatchesWarning",
+    "LoaderStatistics",
     "PoolMemoryError",
-    "PoolStatistics",
     "ShmDataLoader",
     "SpecMismatchError",
     "TensorSpec",
     "WorkerDiedError",
+    "WorkerRestartWarning",
     "WorkerTimeoutError",
     "__version__",
 ]

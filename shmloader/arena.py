@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .control import Control
 from .errors import PoolMemoryError
 from .limits import address_space_left, file_size_limit
 
@@ -35,25 +36,27 @@ def round_up(nbytes: int) -> int:
 
 
 class Arena:
-    """A pool's shared memory: one control page, then slots of ``stride`` bytes of address space each.
+    """A pool's shared memory: the words of `control`, then slots of ``stride`` bytes of address space each.
 
     Args:
         slots: number of slots.
         max_slot_bytes: what one slot must be able to grow to, as far as address space goes.
+        workers: how many workers write to it.
         keep_open: keep the file's descriptor, as processes need that do not inherit the mapping by a fork.
 
     Raises:
         PoolMemoryError: the address range cannot be mapped.
     """
 
-    def __init__(self, slots: int, max_slot_bytes: int, keep_open: bool = False) -> None:
+    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, keep_open: bool = False) -> None:
         self.slots = slots
-        self.stride = _stride(slots, max_slot_bytes)
-        size = PAGE + slots * self.stride
+        self.workers = workers
+        self.stride = _stride(slots, max_slot_bytes, Control.size(workers))
+        size = Control.size(workers) + slots * self.stride
         fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, size)
-            self._map(fd, size)
+            self._map(fd)
         except (OSError, ValueError) as error:
             os.close(fd)
             raise PoolMemoryError(
@@ -64,19 +67,19 @@ class Arena:
             os.close(fd)
         self._fd = fd if keep_open else -1
 
-    def _map(self, fd: int, size: int) -> None:
-        self.memory = mmap.mmap(fd, size)
+    def _map(self, fd: int) -> None:
+        self._first = Control.size(self.workers)
+        self.memory = mmap.mmap(fd, self._first + self.slots * self.stride)
         self.address = int(np.ndarray(1, np.uint8, self.memory).__array_interface__["data"][0])
-        # Byte 0 of the control page; workers read it before each job.
-        self._stopped = np.ndarray(1, np.uint8, self.memory)
+        self.control = Control(self.memory, self.workers)
 
     def start(self, slot: int) -> int:
         """Returns the offset of ``slot`` from the beginning of the arena."""
-        return PAGE + slot * self.stride
+        return self._first + slot * self.stride
 
     def block(self, slot: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Returns the first ``nbytes`` bytes of ``slot`` as a new array; whoever keeps it alive holds the mapping."""
-        return np.ndarray((nbytes,), np.uint8, self.memory, PAGE + slot * self.stride)
+        return np.ndarray((nbytes,), np.uint8, self.memory, self._first + slot * self.stride)
 
     def populate(self, slot: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of ``slot`` resident, and maps them in this process for writing.
@@ -100,40 +103,32 @@ class Arena:
         if kept < self.stride:
             self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + kept, self.stride - kept)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether jobs that were sent and not begun are to be dropped."""
-        return bool(self._stopped[0])
-
-    @stopped.setter
-    def stopped(self, stopped: bool) -> None:
-        self._stopped[0] = stopped
-
     def close(self) -> None:
         """Closes the descriptor, if it was kept. The mapping ends with the last tensor that lies in it."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def __reduce__(self) -> tuple[Callable[..., Arena], tuple[Any, int, int]]:
-        return _attach, (reduction.DupFd(self._fd), self.slots, self.stride)
+    def __reduce__(self) -> tuple[Callable[..., Arena], tuple[Any, int, int, int]]:
+        return _attach, (reduction.DupFd(self._fd), self.slots, self.stride, self.workers)
 
 
-def _attach(duplicate: Any, slots: int, stride: int) -> Arena:
+def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     arena = Arena.__new__(Arena)
     arena.slots = slots
     arena.stride = stride
+    arena.workers = workers
     fd = duplicate.detach()
-    arena._map(fd, PAGE + slots * stride)
+    arena._map(fd)
     os.close(fd)
     arena._fd = -1
     return arena
 
 
-def _stride(slots: int, max_slot_bytes: int) -> int:
+def _stride(slots: int, max_slot_bytes: int, control_bytes: int) -> int:
     budget = _MAX_ADDRESS_BYTES
     if (left := address_space_left()) is not None:
         budget = min(budget, left // 2)
     if (size := file_size_limit()) is not None:
-        budget = min(budget, size - PAGE)
+        budget = min(budget, size - control_bytes)
     return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

@@ -52,6 +52,10 @@ class HeldBatchesWarning(UserWarning):
     """The loop holds more batches than the pool has slots to spare; further ones are private copies."""
 
 
+class WorkerRestartWarning(UserWarning):
+    """A worker process ended, and another one takes its place; see ``worker_restarts``."""
+
+
 class FallbackWarning(UserWarning):
     """This platform lacks what the pool is made of; torch's own multiprocessing iterator is used."""
 

@@ -33,7 +33,7 @@ class Leases:
         # A weak reference must itself stay alive for its callback to be called.
         self._live: dict[int, _Lease] = {}
         self._ended: deque[weakref.ref[Block]] = deque()
-        self._kept: list[Block] = []
+        self._kept: dict[int, list[Block]] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -44,13 +44,16 @@ class Leases:
         lease.slot = slot
         self._live[slot] = lease
 
-    def keep(self, block: Block) -> None:
-        """Holds ``block``, so that its lease does not end, until `let_go`."""
-        self._kept.append(block)
+    def keep(self, block: Block, worker: int) -> None:
+        """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `let_go`."""
+        self._kept.setdefault(worker, []).append(block)
 
-    def let_go(self) -> None:
-        """Ends the hold of `keep`."""
-        self._kept.clear()
+    def let_go(self, worker: int | None = None) -> None:
+        """Ends the holds of ``worker``, which has ended; or of all."""
+        if worker is None:
+            self._kept.clear()
+        else:
+            self._kept.pop(worker, None)
 
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended since the last call."""

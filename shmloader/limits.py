@@ -32,7 +32,7 @@ def cgroup_memory_limit(root: Path = Path("/")) -> int | None:
     limits = [
         limit
         for line in _lines(root / "proc/self/cgroup")
-        for file in _limit_files(root / "sys/fs/cgroup", line)
+        for file in _files(root / "sys/fs/cgroup", line, "memory.max", "memory.limit_in_bytes")
         if (limit := _read_limit(file)) is not None
     ]
     return min(limits, default=None)
@@ -41,6 +41,21 @@ def cgroup_memory_limit(root: Path = Path("/")) -> int | None:
 def memory_limit(root: Path = Path("/")) -> int:
     """Returns the bytes of memory that this process may use at most: the machine's, or its control groups' limit."""
     return min(physical_memory(), cgroup_memory_limit(root) or physical_memory())
+
+
+def oom_kills(root: Path = Path("/")) -> int | None:
+    """Returns how many processes of this control group the kernel has killed for lack of memory, or None.
+
+    Args:
+        root: as for `cgroup_memory_limit`.
+    """
+    for line in _lines(root / "proc/self/cgroup"):
+        for file in _files(root / "sys/fs/cgroup", line, "memory.events", "memory.oom_control"):
+            for entry in _lines(file):
+                name, _, count = entry.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return None
 
 
 def file_size_limit() -> int | None:
@@ -65,11 +80,12 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _limit_files(mount: Path, line: str) -> list[Path]:
+def _files(mount: Path, line: str, name: str, name_v1: str) -> list[Path]:
+    """Returns the files of the group that a line of /proc/self/cgroup names, and of those above it."""
     _, controllers, path = line.split(":", 2)
     if controllers and "memory" not in controllers.split(","):
         return []
-    folder, name = (mount / "memory", "memory.limit_in_bytes") if controllers else (mount, "memory.max")
+    folder, name = (mount / "memory", name_v1) if controllers else (mount, name)
     group = folder / path.lstrip("/")
     return [above / name for above in (group, *group.parents) if above == folder or folder in above.parents]
 

@@ -35,8 +35,7 @@ from . import spec
 from .epoch import ShmIterator
 from .errors import FallbackWarning
 from .inprocess import CheckedInProcessIterator
-from .pool import PoolStatistics
-from .shelf import PoolSettings, PoolShelf
+from .shelf import LoaderStatistics, PoolSettings, PoolShelf
 from .workers import default_context
 from .writer import ALIGNMENT
 
@@ -79,6 +78,8 @@ class ShmDataLoader(DataLoader[T_co]):
         max_pool_bytes: what the pool may take; half of the memory that this process may use by default.
         num_slots: batches that the pool holds at a time, those being loaded included; by default twice
             ``prefetch_factor x num_workers``, and four.
+        worker_restarts: how many workers that die in a pass are replaced, so that the stream goes on as if nothing had
+            happened; see README for what that takes of a dataset. 0: a death is a `WorkerDiedError`.
 
     Raises:
         ValueError, TypeError: an argument is wrong. Those of torch's arguments are torch's errors; the others name
@@ -89,6 +90,7 @@ class ShmDataLoader(DataLoader[T_co]):
     sample_dtypes: Any
     max_pool_bytes: int | None
     num_slots: int | None
+    worker_restarts: int
 
     def __init__(
         self,
@@ -114,6 +116,7 @@ class ShmDataLoader(DataLoader[T_co]):
         sample_dtypes: Any = None,
         max_pool_bytes: int | None = None,
         num_slots: int | None = None,
+        worker_restarts: int = 0,
     ) -> None:
         super().__init__(
             dataset,
@@ -136,8 +139,9 @@ class ShmDataLoader(DataLoader[T_co]):
         )
         self.sample_shapes = sample_shapes
         self.sample_dtypes = sample_dtypes
-        self.max_pool_bytes = _positive("max_pool_bytes", max_pool_bytes)
-        self.num_slots = _positive("num_slots", num_slots)
+        self.max_pool_bytes = _checked("max_pool_bytes", max_pool_bytes, 1)
+        self.num_slots = _checked("num_slots", num_slots, 1)
+        self.worker_restarts = _checked("worker_restarts", worker_restarts, 0)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
@@ -162,7 +166,8 @@ class ShmDataLoader(DataLoader[T_co]):
             return super()._get_iterator()
         self.check_worker_number_rationality()
         context = self._worker_context()
-        return ShmIterator(self, self._shelf, self._pool_settings(context), context, self._sample_spec)
+        settings = self._pool_settings(context)
+        return ShmIterator(self, self._shelf, settings, context, self._sample_spec, self.worker_restarts)
 
     def _warn_of_fallback(self, missing: str) -> None:
         if not self._fell_back:
@@ -197,8 +202,8 @@ class ShmDataLoader(DataLoader[T_co]):
         batch_size: int = self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1
         return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
 
-    def pool_statistics(self) -> PoolStatistics | None:
-        """Returns the figures of the pool that was used last, or None before the first pass."""
+    def statistics(self) -> LoaderStatistics | None:
+        """Returns the figures of the pool that was used last, and of the workers; None before the first pass."""
         return self._shelf.statistics()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,11 +215,14 @@ class ShmDataLoader(DataLoader[T_co]):
         self._shelf = PoolShelf()
 
 
-def _positive(name: str, value: int | None) -> int | None:
+Count = TypeVar("Count", int, "int | None")
+
+
+def _checked(name: str, value: Count, least: int) -> Count:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value is not None and value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+    if value is not None and value < least:
+        raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
     return value
 
 

@@ -5,7 +5,6 @@ Here the ledger's decisions become memory operations. Used in the parent, by one
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ class Packed(NamedTuple):
     tail_offset: int
     tail_bytes: int
     is_fault: bool = False
-    kept: bool = False
+    keeper: int | None = None  # the worker that holds tensors of it too
     spilled: Block | None = None  # the batch itself, where the slot was needed before its turn came
     error: Exception | None = None
 
@@ -84,7 +83,7 @@ class Pool:
         departed.tidy()
         self.num_slots = num_slots
         self.max_bytes = max_bytes
-        self.arena = Arena(all_slots, max_bytes, keep_open)
+        self.arena = Arena(all_slots, max_bytes, num_workers, keep_open)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
@@ -136,27 +135,25 @@ class Pool:
         for slot in self._ledger.surplus():
             self._give_back(slot)
 
-    def claim(self, job: Any) -> tuple[int, int, int]:
-        """Takes a free slot and writes ``job`` into it.
+    def claim(self, job: bytes) -> tuple[int, int]:
+        """Takes a free slot and writes ``job``, pickled indices, into it.
 
         Returns:
-            The slot, the job's bytes, and the bytes that the worker may use.
+            The slot, and the bytes that the worker may use.
 
         Raises:
             PoolMemoryError: the job alone is larger than a slot may be.
-            Exception: what pickling the job raises.
         """
-        data = pickle.dumps(job, 5)
         slot = self._ledger.claim()
         room = self._ledger.allowance(slot)
-        if len(data) > room:
-            room = self.grant(slot, len(data)) or 0
+        if len(job) > room:
+            room = self.grant(slot, len(job)) or 0
             if not room:
                 self._ledger.free(slot)
-                raise PoolMemoryError(f"the indices of one batch take {len(data)} bytes; raise max_pool_bytes")
+                raise PoolMemoryError(f"the indices of one batch take {len(job)} bytes; raise max_pool_bytes")
         start = self.arena.start(slot)
-        self.arena.memory[start : start + len(data)] = data
-        return slot, len(data), room
+        self.arena.memory[start : start + len(job)] = job
+        return slot, room
 
     def grant(self, slot: int, need: int) -> int | None:
         """Lets the slot that is being written grow to ``need`` bytes.
@@ -187,7 +184,7 @@ class Pool:
 
     def release(self, packed: Packed) -> None:
         """Frees the slot of a batch that nobody wants."""
-        if packed.kept:
+        if packed.keeper is not None:
             self._lease(packed)
         elif packed.spilled is None and packed.error is None:
             self._ledger.free(packed.slot)
@@ -196,11 +193,17 @@ class Pool:
         """Takes back a slot whose job its worker has never begun, or of which nothing came."""
         self._ledger.free(slot)
 
-    def keep(self, slot: int) -> None:
-        """Sets aside a slot of which nothing came, but that code in the worker holds, until the workers have ended."""
-        packed = Packed(slot, self._ledger.allowance(slot), 0, kept=True)
+    def keep(self, slot: int, worker: int) -> None:
+        """Sets aside a slot of which nothing came, but that code in ``worker`` holds, until that has ended."""
+        packed = Packed(slot, self._ledger.allowance(slot), 0, keeper=worker)
         self.ready(packed)
         self.release(packed)
+
+    def inherit(self, worker: int, slots: list[int]) -> None:
+        """Takes back what a worker that has died had: the slots of its jobs, and those that it kept."""
+        for slot in slots:
+            self._take_from_the_dead(slot)
+        self._leases.let_go(worker)
 
     def withdraw_all(self) -> None:
         """Takes back the slots of all jobs that their workers have never begun."""
@@ -213,12 +216,10 @@ class Pool:
         self._leases.let_go()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
-                # How much of it was touched died with its writer.
-                self._ledger.free(slot)
-                self._give_back(slot)
+                self._take_from_the_dead(slot)
             elif self._ledger.state(slot) is State.READY:
                 self._ledger.free(slot)
-        self.arena.stopped = False
+        self.arena.control.stopped = False
 
     def hand_over(self, packed: Packed) -> Any:
         """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise.
@@ -231,14 +232,14 @@ class Pool:
         if packed.is_fault:
             return self._copy(packed)
         self._batches += 1
-        if packed.spilled is None and (packed.kept or self._ledger.may_lease(packed.slot)):
+        if packed.spilled is None and (packed.keeper is not None or self._ledger.may_lease(packed.slot)):
             return self._unpacker.views(*self._lease(packed))
         self._copies += 1
         return self._copy(packed)
 
     def spill(self, packed: Packed) -> Packed:
         """Moves a batch that waits for its turn out of its slot, which is free then."""
-        if packed.kept or packed.spilled is not None or packed.error is not None:
+        if packed.keeper is not None or packed.spilled is not None or packed.error is not None:
             return packed
         block, *_ = self._where(packed)
         self._ledger.free(packed.slot)
@@ -272,11 +273,16 @@ class Pool:
     def _lease(self, packed: Packed) -> tuple[Block, int, int]:
         """Leases the slot to whoever holds the block that is returned; a kept one to nobody but the pool, too."""
         where = self._where(packed)
-        self._ledger.lease(packed.slot, packed.kept)
+        self._ledger.lease(packed.slot, packed.keeper is not None)
         self._leases.open(packed.slot, where[0])
-        if packed.kept:
-            self._leases.keep(where[0])
+        if packed.keeper is not None:
+            self._leases.keep(where[0], packed.keeper)
         return where
+
+    def _take_from_the_dead(self, slot: int) -> None:
+        # How much of it was touched died with its writer.
+        self._ledger.free(slot)
+        self._give_back(slot)
 
     def _give_back(self, slot: int) -> None:
         self._ledger.empty(slot)

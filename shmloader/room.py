@@ -55,6 +55,10 @@ class RoomRequests:
         for seq in list(self._asks):
             self._refuse(seq, tell)
 
+    def forget(self, worker: int) -> None:
+        """Drops the ASK of a worker that has died."""
+        self._asks = {seq: ask for seq, ask in self._asks.items() if ask.worker != worker}
+
     def _unblock(self, blocked: int, schedule: Schedule[Packed], tell: Tell) -> None:
         """Makes room for the batch that the loop waits for.
 
@@ -69,7 +73,7 @@ class RoomRequests:
             task.result = self._pool.spill(task.result)
         stuck = schedule.stuck_behind(self._asks)
         for task in stuck:
-            room = self._pool.curb(task.slot, task.job_bytes)
+            room = self._pool.curb(task.slot, len(task.job))
             tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
         if not self._try_to_grant(blocked, tell) and schedule.unmade() == len(self._asks) + len(stuck):
             self._refuse(blocked, tell)

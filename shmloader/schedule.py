@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
 
@@ -22,9 +22,8 @@ class Task(Generic[Result]):
 
     seq: int
     worker: int
-    index: Any  # what the sampler gave: kept to say in an error which samples were lost
-    slot: int  # where its job is
-    job_bytes: int  # and how long it is
+    job: bytes  # what the sampler gave, pickled: it is sent again if the worker dies, and named in errors
+    slot: int  # where the job is
     result: Result | None = None
 
 
@@ -57,9 +56,9 @@ class Schedule(Generic[Result]):
                 return worker
         return None
 
-    def send(self, worker: int, index: Any, slot: int, job_bytes: int) -> Task[Result]:
-        """Notes that ``worker`` is asked for the batch of ``index``, and numbers it."""
-        task: Task[Result] = Task(self._next_seq, worker, index, slot, job_bytes)
+    def send(self, worker: int, job: bytes, slot: int) -> Task[Result]:
+        """Notes that ``worker`` is asked for a batch, and numbers it."""
+        task: Task[Result] = Task(self._next_seq, worker, job, slot)
         self._tasks[task.seq] = task
         self._next_seq += 1
         self._load[worker] += 1
@@ -86,6 +85,10 @@ class Schedule(Generic[Result]):
         for task in lost:
             del self._tasks[task.seq]
         return lost
+
+    def has_ended(self, worker: int) -> bool:
+        """Returns whether ``worker`` has no more data in this pass."""
+        return not self._active[worker]
 
     def take(self) -> Task[Result] | None:
         """Returns the next batch to hand out, or None when it is not made yet (or `done`)."""

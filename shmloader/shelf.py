@@ -67,6 +67,17 @@ class PoolSettings:
         return pool
 
 
+@dataclass(frozen=True)
+class LoaderStatistics(PoolStatistics):
+    """What a loader's pool is and has done, and what its workers have gone through.
+
+    Attributes:
+        restarts: workers that have died and were replaced, over all passes.
+    """
+
+    restarts: int
+
+
 class PoolShelf:
     """Keeps a loader's pool from pass to pass: its memory is touched once and its sizes are known.
 
@@ -78,6 +89,7 @@ class PoolShelf:
         self._settings: PoolSettings | None = None
         self._pool: Pool | None = None
         self._last: Pool | None = None
+        self.restarts = 0  # counted here, since a pool and an iterator may be gone before the loader
 
     def take(self, settings: PoolSettings) -> Pool:
         """Returns the kept pool if it is as ``settings`` say, else a new one.
@@ -104,9 +116,11 @@ class PoolShelf:
         else:
             pool.close()
 
-    def statistics(self) -> PoolStatistics | None:
+    def statistics(self) -> LoaderStatistics | None:
         """Returns the figures of the pool that was taken last, or None before that."""
-        return self._last.statistics() if self._last is not None else None
+        if self._last is None:
+            return None
+        return LoaderStatistics(**vars(self._last.statistics()), restarts=self.restarts)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the interpreter's end the memory goes with the process, and the modules that would close it may be gone.

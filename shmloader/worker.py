@@ -23,7 +23,7 @@ from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
 
-from . import wire
+from . import lifeline, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
@@ -40,10 +40,12 @@ class Brief:
     worker: int
     num_workers: int
     parent_pid: int
+    dies_by_kernel: bool  # see `lifeline`
     arena: Arena
     max_bytes: int
     inbox: PipeEnd
     outbox: PipeEnd
+    stack_outlet: PipeEnd
     dataset: Any
     dataset_kind: int
     auto_collation: bool
@@ -56,6 +58,10 @@ class Brief:
     slots_to_map: Sequence[int]
     bytes_to_map: int
     close_first: Sequence[int]  # the parent's ends of pipes, which a forked child has open too
+    keeps_streams: bool  # whether the state of the random streams is kept for a successor
+    generation: int
+    predecessor: int | None = None  # the number under which one who has died has kept its streams
+    jobs_to_skip: Sequence[Any] = ()  # of this pass over a stream: those that the predecessor is done with
 
 
 def run(brief: Brief) -> None:
@@ -66,6 +72,8 @@ def run(brief: Brief) -> None:
         parent = os.pidfd_open(brief.parent_pid)
     except ProcessLookupError:
         return
+    lifeline.end_with_parent(parent, brief.dies_by_kernel)
+    stacks.answer(brief.stack_outlet)
     _prepare_process()
     _seed(brief)
     _Worker(brief, Inbox(brief.inbox, parent)).serve()
@@ -92,7 +100,9 @@ class _Worker:
     def __init__(self, brief: Brief, inbox: Inbox) -> None:
         self._brief = brief
         self._inbox = inbox
-        self._generation = 0
+        self._generation = brief.generation
+        self._made = 0 if brief.predecessor is None else brief.predecessor
+        self._is_stream = brief.dataset_kind == DatasetKind.Iterable
         self._dataset = brief.dataset
         self._writer = SlotWriter(brief.arena, brief.max_bytes, self._ask_for_room)
         self._packer = Packer()
@@ -114,7 +124,7 @@ class _Worker:
         while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
             if token.kind == wire.RESUME:
                 self._resume(token)
-            elif not self._ended and not self._brief.arena.stopped:
+            elif not self._ended and not self._brief.arena.control.stopped:
                 self._serve_job(token)
 
     def _map_slots(self) -> None:
@@ -140,11 +150,32 @@ class _Worker:
         try:
             if init_fn is not None:
                 init_fn(brief.worker)
+            self._take_over_streams()
+            if self._is_stream:
+                self._keep_streams(self._generation)
             self._fetcher = DatasetKind.create_fetcher(
                 brief.dataset_kind, self._dataset, brief.auto_collation, self._collate, brief.drop_last
             )
+            self._skip()
         except Exception:
             self._init_fault = self._fault()
+
+    def _skip(self) -> None:
+        """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
+        jobs, self._brief.jobs_to_skip = self._brief.jobs_to_skip, ()
+        for index in jobs:
+            with contextlib.suppress(Exception):  # which was delivered too
+                self._fetcher.fetch(index)
+
+    def _take_over_streams(self) -> None:
+        number, self._brief.predecessor = self._brief.predecessor, None
+        state = None if number is None else self._brief.arena.control.saved(self._brief.worker, number)
+        if state is not None:
+            streams.restore(state)
+
+    def _keep_streams(self, number: int) -> None:
+        if self._brief.keeps_streams:
+            self._brief.arena.control.save(self._brief.worker, number, streams.capture())
 
     def _resume(self, token: Token) -> None:
         self._curbed.clear()
@@ -161,6 +192,7 @@ class _Worker:
 
     def _serve_job(self, job: Token) -> None:
         self._job = job
+        self._brief.arena.control.begin(self._brief.worker, job.seq)
         self._writer.open(job.slot, self._curbed.pop(job.seq, job.room))
         kind, offset, nbytes = self._fill(job)
         self._writer.close()
@@ -171,6 +203,9 @@ class _Worker:
             gc.collect()
             if self._writer.is_held:
                 kind |= wire.KEPT
+        self._made += 1
+        if not self._is_stream:
+            self._keep_streams(self._made)
         self._send(kind, job.slot, job.seq, offset, nbytes)
 
     def _fill(self, job: Token) -> tuple[int, int, int]:
@@ -178,15 +213,18 @@ class _Worker:
         if self._init_fault is not None:
             return (wire.FAULT, *self._pack_fault(self._init_fault))
         try:
-            index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
+            index = self._index(job)
             if self._check is not None:
                 self._check.indices = index
             return (wire.BATCH, *self._packer.pack(self._fetcher.fetch(index), self._writer))
         except Exception as error:
-            if isinstance(error, StopIteration) and self._brief.dataset_kind == DatasetKind.Iterable:
+            if isinstance(error, StopIteration) and self._is_stream:
                 self._ended = True
                 return wire.ENDED, 0, 0
             return (wire.FAULT, *self._pack_fault(self._fault()))
+
+    def _index(self, job: Token) -> Any:
+        return pickle.loads(self._brief.arena.block(job.slot, job.size).data)
 
     def _fault(self) -> WorkerFault:
         return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}")

@@ -1,4 +1,4 @@
-"""The parent's side of the worker processes: start, tell, wait, stop, reap.
+"""The parent's side of the worker processes: start, tell, wait, replace, stop, reap.
 
 The parent waits in one place, on the pipe that all workers write to and on every worker's process descriptor, so
 that a batch, a death and a timeout all wake it.
@@ -14,12 +14,15 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
-from .errors import WorkerDiedError
+from .limits import memory_limit, oom_kills
+from .stacks import StackPipe
 from .wire import PipeEnd, Token, pipe
 
 # How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
@@ -28,6 +31,8 @@ _TERM_SECONDS = 1.0
 
 # Beside jobs: RESUME, GRANT, STOP.
 _CONTROL_TOKENS = 8
+
+MakeBrief = Callable[[int, PipeEnd, list[int]], Any]
 
 
 @functools.cache
@@ -47,6 +52,16 @@ def default_context() -> Any:
     return context
 
 
+@dataclass
+class _Member:
+    """One worker, as the parent sees it."""
+
+    process: BaseProcess
+    pidfd: int
+    down: PipeEnd
+    is_leaving: bool = False  # it was told that no job will follow, so that its end is no news
+
+
 class Crew:
     """The worker processes of one iterator.
 
@@ -64,13 +79,27 @@ class Crew:
         self._method: str = context.get_start_method()
         self._num_workers = num_workers
         self._max_jobs = max_jobs
-        self.processes: list[BaseProcess] = []
-        self._pidfds: list[int] = []
-        self._down: list[PipeEnd] = []
-        self._leaving: set[int] = set()
+        self._members: list[_Member] = []
         self._poll = select.poll()
         self._up, self.outbox = self._pipe()
         self._poll.register(self._up.fd, select.POLLIN)
+        self.stacks = StackPipe()
+        self._oom_kills = oom_kills()
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """The processes, by worker."""
+        return [member.process for member in self._members]
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether workers are forked from this process, and nothing has to be pickled."""
+        return self._method == "fork"
+
+    @property
+    def has_own_children(self) -> bool:
+        """Whether workers are this process's children, and not a fork server's."""
+        return self._method != "forkserver"
 
     def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
         try:
@@ -82,7 +111,7 @@ class Crew:
                 f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
             ) from error
 
-    def start(self, run: Callable[[Any], None], make_brief: Callable[[int, PipeEnd, list[int]], Any]) -> None:
+    def start(self, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
         """Starts the processes.
 
         Args:
@@ -92,18 +121,36 @@ class Crew:
         """
         _crews.add(self)
         for worker in range(self._num_workers):
-            inbox, down = self._pipe()
-            self._down.append(down)
-            try:
-                brief = make_brief(worker, inbox, self._foreign_descriptors())
-                process = self._context.Process(target=run, args=(brief,), daemon=True)
-                _start(process)
-                self.processes.append(process)
-                self._pidfds.append(os.pidfd_open(process.pid))
-                self._poll.register(self._pidfds[-1], select.POLLIN)
-            finally:
-                inbox.close()
-        self.outbox.close()
+            self._members.append(self._start_one(worker, run, make_brief))
+
+    def replace(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
+        """Starts a process in the place of a worker that has died; see `start`."""
+        dead = self._members[worker]
+        self._poll.unregister(dead.pidfd)
+        # Marked first: should the start fail, nothing of the dead one is used again.
+        pidfd, dead.pidfd = dead.pidfd, -1
+        os.close(pidfd)
+        dead.down.close()
+        self._members[worker] = self._start_one(worker, run, make_brief)
+
+    def _start_one(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> _Member:
+        inbox, down = self._pipe()
+        process = None
+        try:
+            brief = make_brief(worker, inbox, [*self._foreign_descriptors(), down.fd] if self.is_forked else [])
+            process = self._context.Process(target=run, args=(brief,), daemon=True)
+            _start(process)
+            member = _Member(process, os.pidfd_open(process.pid), down)
+        except BaseException:
+            down.close()
+            if process is not None and process.pid is not None:
+                process.kill()
+                process.join()
+            raise
+        finally:
+            inbox.close()
+        self._poll.register(member.pidfd, select.POLLIN)
+        return member
 
     def _foreign_descriptors(self) -> list[int]:
         """The parent's ends of this crew's pipes, which a forked child inherits and has no use for.
@@ -111,26 +158,21 @@ class Crew:
         Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
         its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
-        if self._method != "fork":
-            return []
-        return [self._up.fd, *(end.fd for end in self._down), *self._pidfds]
+        ours = [self._up.fd, self.stacks.fd]
+        return ours + [fd for member in self._members for fd in (member.down.fd, member.pidfd) if fd >= 0]
 
     def send(self, worker: int, token: Token) -> None:
         """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
 
-        Raises:
-            WorkerDiedError: the worker has ended.
+        To one that has ended it goes nowhere; `wait` tells of that.
         """
-        try:
-            self._down[worker].write(token)
-        except BrokenPipeError:
-            raise WorkerDiedError(self.obituary(worker)) from None
+        with contextlib.suppress(BrokenPipeError):
+            self._members[worker].down.write(token)
 
     def dismiss(self, worker: int, token: Token) -> None:
         """Sends a worker that has no more data its last token; its end is no news then."""
-        self._leaving.add(worker)
-        with contextlib.suppress(BrokenPipeError):
-            self._down[worker].write(token)
+        self._members[worker].is_leaving = True
+        self.send(worker, token)
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for workers.
@@ -151,15 +193,13 @@ class Crew:
                 # What a worker wrote before it ended may have come in after the kernel looked at the pipe.
                 ready += [fd for fd, _ in self._poll.poll(0)]
             if self._up.fd in ready:
-                if tokens := self._up.read():
-                    return tokens, []
-                self._poll.unregister(self._up.fd)  # the last writer is gone, and its death is about to be told
-            dead = [worker for worker, pidfd in enumerate(self._pidfds) if pidfd in ready]
-            for worker in self._leaving.intersection(dead):
-                self._poll.unregister(self._pidfds[worker])
-            dead = [worker for worker in dead if worker not in self._leaving]
+                return self._up.read(), []
+            ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
+            dead = [worker for worker in ended if not self._members[worker].is_leaving]
             if dead:
                 return [], dead
+            for worker in ended:
+                self._poll.unregister(self._members[worker].pidfd)
 
     def _poll_once(self, deadline: float | None) -> list[int]:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
@@ -170,12 +210,42 @@ class Crew:
 
     def obituary(self, worker: int) -> str:
         """Says how a worker ended."""
-        process = self.processes[worker]
+        process = self._members[worker].process
         process.join(_TERM_SECONDS)
         code = process.exitcode
-        if code is not None and code < 0:
-            return f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
-        return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
+        if code is None or code >= 0:
+            return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
+        text = f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
+        if -code == signal.SIGKILL:
+            text += self._suspect_the_oom_killer()
+        elif -code == signal.SIGBUS:
+            text += "There was no memory for what it wrote: lower max_pool_bytes, batch_size or prefetch_factor. "
+        return text
+
+    def _suspect_the_oom_killer(self) -> str:
+        before, now = self._oom_kills, oom_kills()
+        if before is None or now is None:
+            return "The kernel's out-of-memory killer does that; its log says so (dmesg). "
+        if now == before:
+            return "The kernel's out-of-memory killer does that, but its count for this control group did not rise. "
+        return (
+            f"The kernel's out-of-memory killer has ended {now - before} of this control group since the workers were "
+            f"started; memory is limited to {memory_limit() / 1e9:.3g} GB. Lower num_workers, prefetch_factor, "
+            "batch_size or max_pool_bytes, or hold fewer batches. "
+        )
+
+    def state(self, worker: int) -> str:
+        """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
+        try:
+            stat = Path(f"/proc/{self._members[worker].process.pid}/stat").read_text()
+            letter = stat.rpartition(")")[2].split()[0]
+        except OSError:
+            letter = "Z"
+        return _STATES.get(letter, letter)
+
+    def stack(self, worker: int) -> list[str]:
+        """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
+        return self.stacks.ask(self._members[worker].pidfd)
 
     def explain_failed_start(self, error: Exception, parts: dict[str, Any]) -> Exception | None:
         """Says which of the things that a worker needs cannot be pickled, where that is why `start` failed.
@@ -188,7 +258,7 @@ class Crew:
             An error of the same type where that type takes a message, else a RuntimeError; None if it is something
             else.
         """
-        culprit = None if self._method == "fork" else _find_unpicklable(error, parts)
+        culprit = None if self.is_forked else _find_unpicklable(error, parts)
         if culprit is None:
             return None
         text = (
@@ -203,7 +273,7 @@ class Crew:
 
     def hint_at_unpickling(self) -> str:
         """Says what else may have ended a worker of which nothing was heard."""
-        if self._method == "fork":
+        if self.is_forked:
             return ""
         return (
             f"If it printed an error while it was being started: the start method {self._method!r} imports the main "
@@ -211,37 +281,48 @@ class Crew:
             "not. "
         )
 
-    def stop(self, token: Token) -> None:
+    def stop(self, token: Token, grace: float) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
 
-        Blocks until they have finished the sample that they are at, GRACE_SECONDS at most; whoever has not ended
+        Blocks until they have finished the sample that they are at, ``grace`` seconds at most; whoever has not ended
         then is terminated, and after another second killed, which reaches stopped processes too.
         """
         _crews.discard(self)
-        for worker, down in enumerate(self._down):
-            if worker < len(self.processes) and down.fd >= 0:
+        for worker, member in enumerate(self._members):
+            if member.down.fd >= 0:
                 self.dismiss(worker, token)
-            down.close()
+                member.down.close()
         try:
-            self._reap(GRACE_SECONDS, None)
-            self._reap(_TERM_SECONDS, signal.SIGTERM)
+            self._reap(grace, None)
+            self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
         finally:  # a Ctrl-C may end the patience, and must not leave anyone behind
             self._reap(None, signal.SIGKILL)
-            for pidfd in self._pidfds:
-                os.close(pidfd)
-            self._pidfds = []
+            for member in self._members:
+                if member.pidfd >= 0:
+                    os.close(member.pidfd)
+                    member.pidfd = -1
             self._up.close()
             self.outbox.close()
+            self.stacks.close()
 
     def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds
-        for process, pidfd in zip(self.processes, self._pidfds, strict=True):
-            if first_send is not None and process.exitcode is None:
+        for member in self._members:
+            if first_send is not None and member.pidfd >= 0 and member.process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(pidfd, first_send)
-        for process in self.processes:
-            process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                    signal.pidfd_send_signal(member.pidfd, first_send)
+        for member in self._members:
+            member.process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
+
+_STATES = {
+    "R": "running",
+    "S": "waiting",
+    "D": "in a wait that nothing interrupts, of a disk or a device",
+    "T": "stopped by a signal",
+    "t": "held by a debugger",
+    "Z": "ended",
+}
 
 _crews: set[Crew] = set()  # those that are not stopped
 

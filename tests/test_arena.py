@@ -41,7 +41,7 @@ def test_slots_do_not_overlap(arena: Arena) -> None:
         arena.block(slot, 3 * PAGE)[:] = slot + 1
     for slot in range(4):
         assert set(arena.block(slot, 3 * PAGE)) == {slot + 1}
-    assert not arena.stopped
+    assert not arena.control.stopped
 
 
 def test_populate_and_give_back(arena: Arena) -> None:

@@ -126,7 +126,7 @@ def test_faults_in_a_worker(fault: str, moment: str, persistent_workers: bool) -
     assert len(seen) <= first_lost
     if error is WorkerDiedError:
         assert "worker 1 of 2" in str(caught.value)
-        assert f"owed batch {first_lost}: indices [{first_lost}]" in str(caught.value)
+        assert f"batch {first_lost}: indices [{first_lost}]" in str(caught.value)
         with pytest.raises(RuntimeError, match="closed"):
             next(iterator)
         assert not children()

@@ -141,7 +141,7 @@ def test_another_loader_made_of_one(make_another: Any, own: dict[str, Any], pers
     assert own_arguments(other) == {name: own.get(name) for name in OWN_ARGUMENTS}
     for each in (other, loader):
         assert our_indices(each) == indices(DataLoader(Traced(), batch_size=4))
-    statistics = other.pool_statistics()
+    statistics = other.statistics()
     assert statistics is not None
     assert statistics.num_slots == own.get("num_slots", 12)
 

@@ -52,7 +52,7 @@ def test_a_plain_loop_gets_views_of_few_slots() -> None:
         assert lies_in_a_slot(images, iterator)
         assert lies_in_a_slot(labels, iterator)
         addresses.add(images.data_ptr())
-    statistics = source.pool_statistics()
+    statistics = source.statistics()
     assert statistics is not None
     assert (statistics.batches, statistics.copies) == (100, 0)
     # Four in flight, the loop's own, and the one before it while the next is taken.
@@ -150,7 +150,7 @@ def test_a_list_of_all_batches(num_slots: int | None) -> None:
         warnings.simplefilter("always")
         batches = list(source)
     assert_same(batches, [list(expected(number)) for number in range(100)])
-    statistics = source.pool_statistics()
+    statistics = source.statistics()
     assert statistics is not None
     held = [warning for warning in caught if warning.category is HeldBatchesWarning]
     if num_slots == 200:
@@ -211,7 +211,7 @@ def test_deep_copies_release_the_slot() -> None:
     source = loader()
     iterator = iter(source)
     kept = [copy.deepcopy(next(iterator)) for _ in range(50)]
-    statistics = source.pool_statistics()
+    statistics = source.statistics()
     assert statistics is not None
     assert statistics.copies == 0
     assert_same(kept, [list(expected(number)) for number in range(50)])
@@ -234,7 +234,7 @@ def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -
     writer = SlotWriter(pool.arena, 1 << 30, lambda need, written: 0)
     batches = []
     for nbytes in (100, 1 << 24):
-        slot, _, room = pool.claim(0)
+        slot, room = pool.claim(b"")
         writer.open(slot, room)
         packed = Packed(slot, *Packer().pack(torch.ones(nbytes, dtype=torch.uint8), writer))
         pool.ready(packed)
@@ -278,7 +278,7 @@ def test_batches_dropped_in_another_thread() -> None:
             thread.start()
             thread.join()
     assert seen == list(range(LENGTH))
-    statistics = source.pool_statistics()
+    statistics = source.statistics()
     assert statistics is not None
     assert statistics.copies == 0
 
@@ -302,7 +302,7 @@ def test_batches_that_code_in_the_worker_holds(num_workers: int) -> None:
         for number, batch in enumerate(source):
             assert_same(batch, list(expected(number)))
             del batch
-    statistics = source.pool_statistics()
+    statistics = source.statistics()
     assert statistics is not None
     # Each worker keeps one slot, and then writes its batches elsewhere first.
     assert statistics.leased <= num_workers

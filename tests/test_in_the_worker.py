@@ -127,10 +127,9 @@ def test_persistent_workers_are_the_same_processes(kind: Any) -> None:
         return {int(pid) for pid in itertools.chain.from_iterable(loader)}
 
     loader = kind(Mapped(lambda index: os.getpid()), num_workers=2, persistent_workers=True)
-    assert loader._iterator is None
+    assert not loader._iterator
     first = pids(loader)
-    iterator = iter(loader)
-    assert iterator is loader._iterator
+    iterator: Any = loader._iterator
     assert {process.pid for process in iterator._workers} == first == pids(loader)
     next(iter(loader))  # and leaves it there
     assert pids(loader) == first

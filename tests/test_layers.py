@@ -14,17 +14,18 @@ LAYERS = [
     "__init__",
     "loader",
     "epoch inprocess",
+    "diagnosis",
     "shelf workers",
     "room worker",
     "pool",
     "unpacking collation departed",
     "packing writer checking",
-    "placed arena",
-    "spec leases ledger schedule wire limits",
+    "placed arena stacks",
+    "spec leases ledger schedule succession wire limits control streams lifeline",
     "dtypes",
     "errors version",
 ]
-PURE = {"ledger", "schedule", "spec"}
+PURE = {"ledger", "schedule", "spec", "succession"}
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "dataclasses", "enum", "math", "operator", "typing",
     "numpy", "torch", "dtypes", "errors",

@@ -134,14 +134,14 @@ def test_copies_load_by_themselves(duplicate: Any, used: bool) -> None:
 
 def test_figures() -> None:
     loader = ShmDataLoader(Images(20), batch_size=4, num_workers=1)
-    assert loader.pool_statistics() is None
+    assert loader.statistics() is None
     held = list(loader)
-    statistics = loader.pool_statistics()
+    statistics = loader.statistics()
     assert statistics is not None
     assert (statistics.batches, statistics.copies, statistics.leased, statistics.num_slots) == (5, 0, 5, 8)
     assert 0 < statistics.resident_bytes <= statistics.max_bytes
     del held
-    assert loader.pool_statistics().leased == 0  # type: ignore[union-attr]
+    assert loader.statistics().leased == 0  # type: ignore[union-attr]
 
 
 def test_slots_are_returned_by_a_loader_that_was_left_early() -> None:
@@ -150,7 +150,7 @@ def test_slots_are_returned_by_a_loader_that_was_left_early() -> None:
         for _batch in loader:
             break
     del _batch
-    statistics = loader.pool_statistics()
+    statistics = loader.statistics()
     assert statistics is not None
     assert (statistics.leased, statistics.copies) == (0, 0)
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.utils.data import IterableDataset
 
-from shmloader import PoolMemoryError, ShmDataLoader
+from shmloader import LoaderStatistics, PoolMemoryError, ShmDataLoader
 from shmloader.ledger import MIN_SLOT_BYTES
-from shmloader.pool import PoolStatistics
 
 from .datasets import Images, Mapped
 
@@ -27,8 +26,8 @@ def blob(nbytes: int, value: int) -> np.ndarray[Any, Any]:
     return np.full(nbytes, value % 251, np.uint8)
 
 
-def figures(loader: ShmDataLoader[Any]) -> PoolStatistics:
-    statistics = loader.pool_statistics()
+def figures(loader: ShmDataLoader[Any]) -> LoaderStatistics:
+    statistics = loader.statistics()
     assert statistics is not None
     return statistics
 

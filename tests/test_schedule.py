@@ -80,7 +80,7 @@ def test_random_walk(seed: int, in_order: bool) -> None:
             worker = schedule.next_worker()
             assert worker == naive.next_worker()
             if worker is not None:
-                task = schedule.send(worker, index=in_flight, slot=3, job_bytes=9)
+                task = schedule.send(worker, job=b"indices", slot=3)
                 assert task.seq == naive.send(worker)
                 assert (task.worker, task.slot) == (worker, 3)
                 in_flight += 1

@@ -1,0 +1,36 @@
+"""Which workers that have died are replaced. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Succession:
+    """The replacements of one pass over the data.
+
+    Attributes:
+        limit: how many there may be.
+        count: how many there were.
+    """
+
+    limit: int
+    count: int = 0
+    _fatal: set[int] = field(default_factory=set)  # batches that a worker has died at
+
+    def refusal(self, batch: int | None) -> str | None:
+        """Notes a death, and says why the worker is not replaced; None: it is.
+
+        Args:
+            batch: the batch that the worker was at, or None.
+        """
+        if self.limit == 0:
+            return ""
+        if batch is not None and batch in self._fatal:
+            return f"It is the second worker that batch {batch} has ended, so it is not replaced. "
+        if self.count >= self.limit:
+            return f"All {self.limit} of worker_restarts are used up. "
+        if batch is not None:
+            self._fatal.add(batch)
+        self.count += 1
+        return None
