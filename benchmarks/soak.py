@@ -118,11 +118,13 @@ class Totals:
     def lines(self) -> list[str]:
         """Returns the figures, a line each."""
         lines = [f"{name}: {count:,}" for name, count in sorted(self.counts.items())]
-        third = max(1, len(self.memory) // 3)
+        lines.append(f"threads at the end: {threading.active_count()}")
+        third = len(self.memory) // 3
+        if not third:
+            return lines
         for name, values, unit in (("memory", self.memory, 1e6), ("descriptors", self.descriptors, 1)):
             early, late = (sorted(part)[len(part) // 2] / unit for part in (values[third:-third], values[-third:]))
             lines.append(f"{name} between passes, median of the middle and the last third: {early:.4g}, {late:.4g}")
-        lines.append(f"threads at the end: {threading.active_count()}")
         return lines
 
 

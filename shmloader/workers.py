@@ -166,8 +166,10 @@ class Crew:
 
         To one that has ended it goes nowhere; `wait` tells of that.
         """
-        with contextlib.suppress(BrokenPipeError):
+        try:  # noqa: SIM105 - for every batch, and a context manager would cost a good part of it
             self._members[worker].down.write(token)
+        except BrokenPipeError:
+            pass
 
     def dismiss(self, worker: int, token: Token) -> None:
         """Sends a worker that has no more data its last token; its end is no news then."""
