@@ -130,7 +130,7 @@ class ShmIterator(_BaseDataLoaderIter):
             parent_pid=self._owner_pid,
             dies_by_kernel=self._crew.has_own_children and lifeline.in_first_thread(),
             arena=self._pool.arena,
-            max_bytes=self._pool.max_bytes,
+            cap_text=self._pool.cap_text,
             inbox=inbox,
             outbox=self._crew.outbox,
             stack_outlet=self._crew.stacks.outlet,

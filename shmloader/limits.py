@@ -33,7 +33,7 @@ def cgroup_memory_limit(root: Path = Path("/")) -> int | None:
         limit
         for line in _lines(root / "proc/self/cgroup")
         for file in _files(root / "sys/fs/cgroup", line, "memory.max", "memory.limit_in_bytes")
-        if (limit := _read_limit(file)) is not None
+        if (limit := _read_number(file)) is not None
     ]
     return min(limits, default=None)
 
@@ -41,6 +41,24 @@ def cgroup_memory_limit(root: Path = Path("/")) -> int | None:
 def memory_limit(root: Path = Path("/")) -> int:
     """Returns the bytes of memory that this process may use at most: the machine's, or its control groups' limit."""
     return min(physical_memory(), cgroup_memory_limit(root) or physical_memory())
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Returns how many bytes could be used beside what is used now, without anybody being killed for it.
+
+    That is the machine's estimate, or what the control groups' limits leave, file caches not counted as used.
+
+    Args:
+        root: as for `cgroup_memory_limit`.
+    """
+    lefts = [physical_memory()]
+    lefts += [int(line.split()[1]) * 1024 for line in _lines(root / "proc/meminfo") if line.startswith("MemAvailable:")]
+    for line in _lines(root / "proc/self/cgroup"):
+        for limit_file in _files(root / "sys/fs/cgroup", line, "memory.max", "memory.limit_in_bytes"):
+            limit = _read_number(limit_file)
+            if limit is not None:
+                lefts.append(max(0, limit - _used(limit_file.parent)))
+    return min(lefts)
 
 
 def oom_kills(root: Path = Path("/")) -> int | None:
@@ -90,7 +108,18 @@ def _files(mount: Path, line: str, name: str, name_v1: str) -> list[Path]:
     return [above / name for above in (group, *group.parents) if above == folder or folder in above.parents]
 
 
-def _read_limit(file: Path) -> int | None:
+def _used(group: Path) -> int:
+    """Returns what a control group uses, less the file cache that the kernel drops when memory is short."""
+    used = _read_number(group / "memory.current") or _read_number(group / "memory.usage_in_bytes") or 0
+    cache = 0
+    for line in _lines(group / "memory.stat"):
+        name, _, value = line.partition(" ")
+        if name == "total_inactive_file" or (name == "inactive_file" and not cache):  # v1 has both; the sum counts
+            cache = int(value)
+    return max(0, used - cache)
+
+
+def _read_number(file: Path) -> int | None:
     text = "".join(_lines(file)).strip()
     if not text.isdigit() or int(text) >= _UNLIMITED_V1:
         return None

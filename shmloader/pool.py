@@ -62,6 +62,7 @@ class Pool:
         num_slots: how many slots.
         in_flight: how many of them are kept for jobs, at least.
         max_bytes: the cap on what all slots take together.
+        available: the memory that there is; a larger cap would be none.
         num_workers: how many slots there are beside ``num_slots``, for batches that code in a worker holds: each
             worker keeps one at most, see `worker`.
         keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
@@ -72,7 +73,13 @@ class Pool:
     """
 
     def __init__(
-        self, num_slots: int, in_flight: int, max_bytes: int, num_workers: int = 0, keep_open: bool = False
+        self,
+        num_slots: int,
+        in_flight: int,
+        max_bytes: int,
+        available: int | None = None,
+        num_workers: int = 0,
+        keep_open: bool = False,
     ) -> None:
         all_slots = num_slots + num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
@@ -81,6 +88,10 @@ class Pool:
                 f"{all_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
             )
         departed.tidy()
+        self.cap_text = f"max_pool_bytes={max_bytes}"
+        if available is not None and available < max_bytes:
+            max_bytes = max(available, all_slots * MIN_SLOT_BYTES)
+            self.cap_text = f"the {max_bytes} bytes of memory that were left when the pool was made ({self.cap_text})"
         self.num_slots = num_slots
         self.max_bytes = max_bytes
         self.arena = Arena(all_slots, max_bytes, num_workers, keep_open)
@@ -115,7 +126,7 @@ class Pool:
             if self._ledger.allowance(slot) < nbytes and self._ledger.grant(slot, nbytes) is None:
                 raise PoolMemoryError(
                     f"{slots} batches of {nbytes} bytes, as sample_shapes declares them, do not fit under "
-                    f"max_pool_bytes={self._ledger.cap}; raise it, or lower batch_size or prefetch_factor"
+                    f"{self.cap_text}; raise it, or lower batch_size or prefetch_factor"
                 )
             self.arena.populate(slot, nbytes)
             self._ledger.ready(slot, nbytes)

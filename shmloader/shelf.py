@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .limits import memory_limit
+from .limits import available_memory, memory_limit
 from .pool import Pool, PoolStatistics
 
 # Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
@@ -59,6 +59,7 @@ class PoolSettings:
             self.num_slots or 2 * self.in_flight + _SPARE_SLOTS,
             self.in_flight,
             self.max_bytes or memory_limit() // 2,
+            available_memory(),
             self.num_workers,
             self.keep_open,
         )

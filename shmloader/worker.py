@@ -42,7 +42,7 @@ class Brief:
     parent_pid: int
     dies_by_kernel: bool  # see `lifeline`
     arena: Arena
-    max_bytes: int
+    cap_text: str
     inbox: PipeEnd
     outbox: PipeEnd
     stack_outlet: PipeEnd
@@ -104,7 +104,7 @@ class _Worker:
         self._made = 0 if brief.predecessor is None else brief.predecessor
         self._is_stream = brief.dataset_kind == DatasetKind.Iterable
         self._dataset = brief.dataset
-        self._writer = SlotWriter(brief.arena, brief.max_bytes, self._ask_for_room)
+        self._writer = SlotWriter(brief.arena, brief.cap_text, self._ask_for_room)
         self._packer = Packer()
         self._job = Token(wire.JOB, brief.worker, 0)
         self._shared_rng = torch.Generator()

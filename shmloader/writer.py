@@ -29,14 +29,14 @@ class SlotWriter:
 
     Args:
         arena: where slots lie.
-        max_bytes: the pool's cap, for an error's text.
+        cap_text: what the pool is limited by, for an error's text.
         ask: called with the bytes that the slot needs in all and those that are written already; asks the parent,
             blocks until it has answered, and returns how many bytes the slot may use now.
     """
 
-    def __init__(self, arena: Arena, max_bytes: int, ask: Callable[[int, int], int]) -> None:
+    def __init__(self, arena: Arena, cap_text: str, ask: Callable[[int, int], int]) -> None:
         self._arena = arena
-        self._max_bytes = max_bytes
+        self._cap_text = cap_text
         self._thread = threading.get_ident()
         self._ask = ask
         self._slot = -1
@@ -123,8 +123,8 @@ class SlotWriter:
             self._room = self._ask(self._top, self._written) or max(MIN_SLOT_BYTES, self._written)
         if self._top > self._room:
             raise PoolMemoryError(
-                f"a batch takes {self._top} bytes of shared memory, which do not fit under max_pool_bytes="
-                f"{self._max_bytes} beside the batches that the loop holds; raise it, or make batches smaller"
+                f"a batch takes {self._top} bytes of shared memory, which do not fit under "
+                f"{self._cap_text} beside the batches that the loop holds; raise it, or make batches smaller"
             )
 
     def view(self, offset: int, nbytes: int) -> Block:

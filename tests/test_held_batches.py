@@ -231,7 +231,7 @@ def test_batches_outlive_the_loader_and_their_memory_does_not_outlive_them() -> 
 
 def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -> None:
     pool = Pool(8, 2, 1 << 30, keep_open=True)
-    writer = SlotWriter(pool.arena, 1 << 30, lambda need, written: 0)
+    writer = SlotWriter(pool.arena, "the cap", lambda need, written: 0)
     batches = []
     for nbytes in (100, 1 << 24):
         slot, room = pool.claim(b"")
