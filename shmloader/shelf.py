@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .limits import available_memory, memory_limit
 from .pool import Pool, PoolStatistics
+from .succession import Tally
 
 # Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
 # next, and some more for loops that look ahead or collect a few. Untouched slots take no memory.
@@ -90,7 +91,7 @@ class PoolShelf:
         self._settings: PoolSettings | None = None
         self._pool: Pool | None = None
         self._last: Pool | None = None
-        self.restarts = 0  # counted here, since a pool and an iterator may be gone before the loader
+        self.tally = Tally()  # here, since a pool and an iterator may be gone before the loader
 
     def take(self, settings: PoolSettings) -> Pool:
         """Returns the kept pool if it is as ``settings`` say, else a new one.
@@ -121,7 +122,7 @@ class PoolShelf:
         """Returns the figures of the pool that was taken last, or None before that."""
         if self._last is None:
             return None
-        return LoaderStatistics(**vars(self._last.statistics()), restarts=self.restarts)
+        return LoaderStatistics(**vars(self._last.statistics()), restarts=self.tally.restarts)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the interpreter's end the memory goes with the process, and the modules that would close it may be gone.

@@ -6,15 +6,28 @@ from dataclasses import dataclass, field
 
 
 @dataclass
+class Tally:
+    """The replacements of all passes.
+
+    Attributes:
+        restarts: how many there were.
+    """
+
+    restarts: int = 0
+
+
+@dataclass
 class Succession:
     """The replacements of one pass over the data.
 
     Attributes:
         limit: how many there may be.
+        tally: counts those of all passes.
         count: how many there were.
     """
 
     limit: int
+    tally: Tally = field(default_factory=Tally)
     count: int = 0
     _fatal: set[int] = field(default_factory=set)  # batches that a worker has died at
 
@@ -33,4 +46,5 @@ class Succession:
         if batch is not None:
             self._fatal.add(batch)
         self.count += 1
+        self.tally.restarts += 1
         return None

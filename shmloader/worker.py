@@ -33,19 +33,10 @@ from .wire import Inbox, PipeEnd, Token
 from .writer import SlotWriter
 
 
-@dataclass
-class Brief:
-    """What a worker needs to know; handed over once, when it starts."""
+@dataclass(frozen=True)
+class Assignment:
+    """What is loaded, and how; the same for all workers."""
 
-    worker: int
-    num_workers: int
-    parent_pid: int
-    dies_by_kernel: bool  # see `lifeline`
-    arena: Arena
-    cap_text: str
-    inbox: PipeEnd
-    outbox: PipeEnd
-    stack_outlet: PipeEnd
     dataset: Any
     dataset_kind: int
     auto_collation: bool
@@ -55,13 +46,35 @@ class Brief:
     base_seed: int
     shared_seed: int | None
     sample_spec: Any
-    slots_to_map: Sequence[int]
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the dataset is iterable."""
+        return self.dataset_kind == DatasetKind.Iterable
+
+
+@dataclass
+class Brief:
+    """What a worker needs to know; handed over once, when it starts."""
+
+    worker: int
+    num_workers: int
+    assignment: Assignment
+    parent_pid: int
+    dies_by_kernel: bool  # see `lifeline`
+    arena: Arena
+    cap_text: str
+    inbox: PipeEnd
+    outbox: PipeEnd
+    stack_outlet: PipeEnd
+    slots_to_map: int
     bytes_to_map: int
     close_first: Sequence[int]  # the parent's ends of pipes, which a forked child has open too
     keeps_streams: bool  # whether the state of the random streams is kept for a successor
     generation: int
     predecessor: int | None = None  # the number under which one who has died has kept its streams
-    jobs_to_skip: Sequence[Any] = ()  # of this pass over a stream: those that the predecessor is done with
+    to_skip: int = 0  # batches of this pass over a stream that the predecessor is done with
+    any_job: bytes = b""  # pickled indices of one of them; a stream's jobs are all alike
 
 
 def run(brief: Brief) -> None:
@@ -90,28 +103,30 @@ def _prepare_process() -> None:
 
 
 def _seed(brief: Brief) -> None:
-    seed = brief.base_seed + brief.worker
+    base_seed = brief.assignment.base_seed
+    seed = base_seed + brief.worker
     random.seed(seed)
     torch.manual_seed(seed)
-    np.random.seed(torch_worker._generate_state(brief.base_seed, brief.worker))
+    np.random.seed(torch_worker._generate_state(base_seed, brief.worker))
 
 
 class _Worker:
     def __init__(self, brief: Brief, inbox: Inbox) -> None:
+        assignment = brief.assignment
         self._brief = brief
         self._inbox = inbox
         self._generation = brief.generation
         self._made = 0 if brief.predecessor is None else brief.predecessor
-        self._is_stream = brief.dataset_kind == DatasetKind.Iterable
-        self._dataset = brief.dataset
+        self._is_stream = assignment.is_stream
+        self._dataset = assignment.dataset
         self._writer = SlotWriter(brief.arena, brief.cap_text, self._ask_for_room)
         self._packer = Packer()
         self._job = Token(wire.JOB, brief.worker, 0)
         self._shared_rng = torch.Generator()
-        self._collate = brief.collate_fn
+        self._collate = collate_fn = assignment.collate_fn
         self._check: CheckedCollate | None = None
-        if brief.sample_spec is not None:
-            self._check = self._collate = CheckedCollate(brief.collate_fn, brief.sample_spec, brief.auto_collation)
+        if assignment.sample_spec is not None:
+            self._check = self._collate = CheckedCollate(collate_fn, assignment.sample_spec, assignment.auto_collation)
         self._collation = DirectCollation(self._writer)
         self._fetcher: Any = None
         self._init_fault: WorkerFault | None = None
@@ -131,30 +146,35 @@ class _Worker:
         # The parent has made the memory resident; this enters it into this process's page table, which would
         # otherwise cost a fault a page in the first batches. Failing, it costs just that.
         with contextlib.suppress(PoolMemoryError):
-            for slot in self._brief.slots_to_map:
+            for slot in range(self._brief.slots_to_map):
                 self._brief.arena.populate(slot, self._brief.bytes_to_map)
 
     def _init(self) -> None:
-        brief = self._brief
-        self._shuffle_datapipes(brief.shared_seed)
+        brief, assignment = self._brief, self._brief.assignment
+        self._shuffle_datapipes(assignment.shared_seed)
+        seed = assignment.base_seed + brief.worker
         torch_worker._worker_info = torch_worker.WorkerInfo(
-            id=brief.worker, num_workers=brief.num_workers, seed=brief.base_seed + brief.worker, dataset=self._dataset
+            id=brief.worker, num_workers=brief.num_workers, seed=seed, dataset=self._dataset
         )
         self._collation.install()
-        self._begin_pass(brief.init_fn)
+        self._begin_pass(assignment.init_fn)
 
     def _begin_pass(self, init_fn: Callable[[int], None] | None = None) -> None:
-        brief = self._brief
+        assignment = self._brief.assignment
         self._ended = False
         self._init_fault = None
         try:
             if init_fn is not None:
-                init_fn(brief.worker)
+                init_fn(self._brief.worker)
             self._take_over_streams()
             if self._is_stream:
                 self._keep_streams(self._generation)
             self._fetcher = DatasetKind.create_fetcher(
-                brief.dataset_kind, self._dataset, brief.auto_collation, self._collate, brief.drop_last
+                assignment.dataset_kind,
+                self._dataset,
+                assignment.auto_collation,
+                self._collate,
+                assignment.drop_last,
             )
             self._skip()
         except Exception:
@@ -162,10 +182,10 @@ class _Worker:
 
     def _skip(self) -> None:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
-        jobs, self._brief.jobs_to_skip = self._brief.jobs_to_skip, ()
-        for index in jobs:
+        to_skip, self._brief.to_skip = self._brief.to_skip, 0
+        for _ in range(to_skip):
             with contextlib.suppress(Exception):  # which was delivered too
-                self._fetcher.fetch(index)
+                self._fetcher.fetch(pickle.loads(self._brief.any_job))
 
     def _take_over_streams(self) -> None:
         number, self._brief.predecessor = self._brief.predecessor, None

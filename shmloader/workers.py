@@ -17,11 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from .limits import memory_limit, oom_kills
+from .limits import oom_kills
 from .stacks import StackPipe
 from .wire import PipeEnd, Token, pipe
 
@@ -76,15 +75,15 @@ class Crew:
 
     def __init__(self, context: Any, num_workers: int, max_jobs: int) -> None:
         self._context = context
-        self._method: str = context.get_start_method()
-        self._num_workers = num_workers
+        self.method: str = context.get_start_method()
+        self.num_workers = num_workers
         self._max_jobs = max_jobs
         self._members: list[_Member] = []
         self._poll = select.poll()
         self._up, self.outbox = self._pipe()
         self._poll.register(self._up.fd, select.POLLIN)
         self.stacks = StackPipe()
-        self._oom_kills = oom_kills()
+        self.oom_kills_before = oom_kills()
 
     @property
     def processes(self) -> list[BaseProcess]:
@@ -94,12 +93,12 @@ class Crew:
     @property
     def is_forked(self) -> bool:
         """Whether workers are forked from this process, and nothing has to be pickled."""
-        return self._method == "fork"
+        return self.method == "fork"
 
     @property
     def has_own_children(self) -> bool:
         """Whether workers are this process's children, and not a fork server's."""
-        return self._method != "forkserver"
+        return self.method != "forkserver"
 
     def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
         try:
@@ -120,7 +119,7 @@ class Crew:
                 it has to close first.
         """
         _crews.add(self)
-        for worker in range(self._num_workers):
+        for worker in range(self.num_workers):
             self._members.append(self._start_one(worker, run, make_brief))
 
     def replace(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
@@ -191,10 +190,9 @@ class Crew:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             ready = self._poll_once(deadline)
-            if self._up.fd not in ready:
-                # What a worker wrote before it ended may have come in after the kernel looked at the pipe.
-                ready += [fd for fd, _ in self._poll.poll(0)]
-            if self._up.fd in ready:
+            # The kernel looks at one descriptor after the other. What a worker wrote before it ended may have come in
+            # after the pipe's turn, so that is looked at again; who is seen to have ended only then has to wait.
+            if self._up.fd in ready or any(fd == self._up.fd for fd, _ in self._poll.poll(0)):
                 return self._up.read(), []
             ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
             dead = [worker for worker in ended if not self._members[worker].is_leaving]
@@ -210,31 +208,11 @@ class Crew:
             raise TimeoutError
         return ready
 
-    def obituary(self, worker: int) -> str:
-        """Says how a worker ended."""
+    def exit_code(self, worker: int) -> int | None:
+        """Returns how a worker has ended: an exit code, or a signal's number below zero; None if it has not."""
         process = self._members[worker].process
         process.join(_TERM_SECONDS)
-        code = process.exitcode
-        if code is None or code >= 0:
-            return f"DataLoader worker (pid(s) {process.pid}) exited unexpectedly with exit code {code}. "
-        text = f"DataLoader worker (pid {process.pid}) is killed by signal: {signal.strsignal(-code)}. "
-        if -code == signal.SIGKILL:
-            text += self._suspect_the_oom_killer()
-        elif -code == signal.SIGBUS:
-            text += "There was no memory for what it wrote: lower max_pool_bytes, batch_size or prefetch_factor. "
-        return text
-
-    def _suspect_the_oom_killer(self) -> str:
-        before, now = self._oom_kills, oom_kills()
-        if before is None or now is None:
-            return "The kernel's out-of-memory killer does that; its log says so (dmesg). "
-        if now == before:
-            return "The kernel's out-of-memory killer does that, but its count for this control group did not rise. "
-        return (
-            f"The kernel's out-of-memory killer has ended {now - before} of this control group since the workers were "
-            f"started; memory is limited to {memory_limit() / 1e9:.3g} GB. Lower num_workers, prefetch_factor, "
-            "batch_size or max_pool_bytes, or hold fewer batches. "
-        )
+        return process.exitcode
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
@@ -248,40 +226,6 @@ class Crew:
     def stack(self, worker: int) -> list[str]:
         """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
         return self.stacks.ask(self._members[worker].pidfd)
-
-    def explain_failed_start(self, error: Exception, parts: dict[str, Any]) -> Exception | None:
-        """Says which of the things that a worker needs cannot be pickled, where that is why `start` failed.
-
-        Args:
-            error: what `start` raised.
-            parts: what of the user's goes to the worker, by the argument's name.
-
-        Returns:
-            An error of the same type where that type takes a message, else a RuntimeError; None if it is something
-            else.
-        """
-        culprit = None if self.is_forked else _find_unpicklable(error, parts)
-        if culprit is None:
-            return None
-        text = (
-            f"{culprit} (a {type(parts[culprit]).__qualname__}) cannot be pickled, which the start method "
-            f"{self._method!r} needs: {error}. Define what it is made of at the top level of a module, open what "
-            "belongs to one process in worker_init_fn, or use multiprocessing_context='fork', which pickles nothing"
-        )
-        try:
-            return type(error)(text)
-        except Exception:
-            return RuntimeError(text)
-
-    def hint_at_unpickling(self) -> str:
-        """Says what else may have ended a worker of which nothing was heard."""
-        if self.is_forked:
-            return ""
-        return (
-            f"If it printed an error while it was being started: the start method {self._method!r} imports the main "
-            "module anew, where all that the dataset is made of must be found; multiprocessing_context='fork' does "
-            "not. "
-        )
 
     def stop(self, token: Token, grace: float) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
@@ -338,18 +282,6 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
     os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _find_unpicklable(error: Exception, parts: dict[str, Any]) -> str | None:
-    def fails_alike(part: Any) -> bool:
-        try:
-            ForkingPickler.dumps(part)
-        except Exception as again:
-            # Another error is of something that can be pickled, but only for a process that is being started: a lock.
-            return (type(again), str(again)) == (type(error), str(error))
-        return False
-
-    return next((name for name, part in parts.items() if fails_alike(part)), None)
 
 
 def _start(process: BaseProcess) -> None:

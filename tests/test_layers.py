@@ -14,6 +14,7 @@ LAYERS = [
     "__init__",
     "loader",
     "epoch inprocess",
+    "production",
     "diagnosis",
     "shelf workers",
     "room worker",
