@@ -59,9 +59,11 @@ class Arena:
             self._map(fd)
         except (OSError, ValueError) as error:
             os.close(fd)
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # mmap takes a descriptor of its own
             raise PoolMemoryError(
                 f"cannot map {size} bytes of address space for {slots} slots ({error}); "
-                "lower max_pool_bytes, or raise the limit on address space (ulimit -v)"
+                f"lower max_pool_bytes, or raise {tight_limit() or 'the limit on address space (ulimit -v)'}"
             ) from error
         if not keep_open:
             os.close(fd)
@@ -123,6 +125,13 @@ def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     os.close(fd)
     arena._fd = -1
     return arena
+
+
+def tight_limit() -> str:
+    """Names the resource limit that keeps slots small; empty where none does."""
+    if file_size_limit() is not None:
+        return "the limit on file sizes (ulimit -f)"
+    return "the limit on address space (ulimit -v)" if address_space_left() is not None else ""
 
 
 def _stride(slots: int, max_slot_bytes: int, control_bytes: int) -> int:

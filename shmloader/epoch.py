@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn
 
+from . import interrupts
 from .errors import WorkerDiedError, WorkerFault
 from .pool import Packed
 from .production import Production, Terms
@@ -64,8 +65,8 @@ class ShmIterator(_BaseDataLoaderIter):
         if not loader.prefetch_factor or loader.prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._owner_pid = os.getpid()
+        self._is_exhausted = False
         self._shelf = shelf
-        self._pool = shelf.take(settings)
         terms = Terms(
             self._num_workers,
             loader.prefetch_factor,
@@ -74,15 +75,18 @@ class ShmIterator(_BaseDataLoaderIter):
             worker_restarts,
             *settings.populated,
         )
+        assignment = self._assignment(loader.worker_init_fn, sample_spec)
+        with interrupts.deferred():
+            self._pool = shelf.take(settings)
+            try:
+                self._production = Production(assignment, terms, self._pool, context, shelf.tally)
+            except BaseException:
+                shelf.put(self._pool)
+                raise
+            _open_iterators.add(self)
         try:
-            assignment = self._assignment(loader.worker_init_fn, sample_spec)
-            self._production = Production(assignment, terms, self._pool, context, shelf.tally)
-        except BaseException:
-            shelf.put(self._pool)
-            raise
-        _open_iterators.add(self)
-        try:
-            self._production.start()
+            with interrupts.deferred():
+                self._production.start()
             self._reset(loader, first_iter=True)
         except BaseException:
             self._shutdown_workers()
@@ -111,7 +115,7 @@ class ShmIterator(_BaseDataLoaderIter):
     @property
     def can_resume(self) -> bool:
         """Whether persistent workers are there for another pass, and are this process's."""
-        return self._production.is_open and self._owner_pid == os.getpid()
+        return self._production.is_open
 
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
@@ -119,6 +123,7 @@ class ShmIterator(_BaseDataLoaderIter):
         In later passes of persistent workers it first waits until every worker is done with the pass before.
         """
         super()._reset(loader, first_iter)
+        self._is_exhausted = False
         with self._closing_on_failure():
             if not first_iter:
                 self._production.resume(self._shared_seed, self._timeout)
@@ -182,6 +187,7 @@ class ShmIterator(_BaseDataLoaderIter):
             self._shutdown_workers()
             raise
         if packed is None:
+            self._is_exhausted = True
             if not self._persistent_workers:
                 self._shutdown_workers()
             raise StopIteration
@@ -198,7 +204,9 @@ class ShmIterator(_BaseDataLoaderIter):
     # -- ending --------------------------------------------------------------------------------------------------
 
     def _raise_closed(self) -> NoReturn:
-        if self._production.is_done:
+        if self._owner_pid != os.getpid():
+            raise RuntimeError("this iterator of ShmDataLoader belongs to the process that made it; use iter(loader)")
+        if self._is_exhausted:
             raise StopIteration
         raise RuntimeError("this iterator of ShmDataLoader is closed; make a new one with iter(loader)")
 

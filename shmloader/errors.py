@@ -84,9 +84,10 @@ class WorkerFault(ExceptionWrapper):
             super().reraise()  # type: ignore[no-untyped-call]
         except SpecMismatchError as error:
             vars(error).update(vars(cause) if cause is not None else {})
-            raise
+            raise error.with_traceback(None) from None
         except Exception as error:
-            raise error from cause
+            # Without the frame that made it, which holds it: such a cycle would keep the iterator alive.
+            raise error.with_traceback(None) from cause
 
     def as_text(self) -> None:
         """Becomes a RuntimeError that says what it was, for a class or a size that does not travel."""

@@ -48,12 +48,13 @@ class Leases:
         """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `let_go`."""
         self._kept.setdefault(worker, []).append(block)
 
-    def let_go(self, worker: int | None = None) -> None:
-        """Ends the holds of ``worker``, which has ended; or of all."""
-        if worker is None:
-            self._kept.clear()
-        else:
-            self._kept.pop(worker, None)
+    def let_go(self, worker: int) -> None:
+        """Ends the holds of ``worker``, which has ended."""
+        self._kept.pop(worker, None)
+
+    def let_all_go(self) -> None:
+        """Ends the holds of all workers."""
+        self._kept.clear()
 
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended since the last call."""

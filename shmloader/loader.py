@@ -139,8 +139,8 @@ class ShmDataLoader(DataLoader[T_co]):
         )
         self.sample_shapes = sample_shapes
         self.sample_dtypes = sample_dtypes
-        self.max_pool_bytes = _checked("max_pool_bytes", max_pool_bytes, 1)
-        self.num_slots = _checked("num_slots", num_slots, 1)
+        self.max_pool_bytes = None if max_pool_bytes is None else _checked("max_pool_bytes", max_pool_bytes, 1)
+        self.num_slots = None if num_slots is None else _checked("num_slots", num_slots, 1)
         self.worker_restarts = _checked("worker_restarts", worker_restarts, 0)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -215,13 +215,10 @@ class ShmDataLoader(DataLoader[T_co]):
         self._shelf = PoolShelf()
 
 
-Count = TypeVar("Count", int, "int | None")
-
-
-def _checked(name: str, value: Count, least: int) -> Count:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+def _checked(name: str, value: int, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if value is not None and value < least:
+    if value < least:
         raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
     return value
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import departed
-from .arena import Arena
+from .arena import Arena, tight_limit
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
@@ -63,8 +63,8 @@ class Pool:
         in_flight: how many of them are kept for jobs, at least.
         max_bytes: the cap on what all slots take together.
         available: the memory that there is; a larger cap would be none.
-        num_workers: how many slots there are beside ``num_slots``, for batches that code in a worker holds: each
-            worker keeps one at most, see `worker`.
+        num_workers: how many workers write to it; each may keep one slot beside ``num_slots``, for a batch that code
+            in it holds, see `worker`.
         keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
 
     Raises:
@@ -98,8 +98,10 @@ class Pool:
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
-                "raise the limit on address space (ulimit -v)"
+                f"raise {tight_limit() or 'the limit on address space (ulimit -v)'}"
             )
+        if self.arena.stride < max_bytes and (limit := tight_limit()):
+            self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
         self._leases = Leases()
         self._unpacker = Unpacker()
@@ -215,6 +217,7 @@ class Pool:
         for slot in slots:
             self._take_from_the_dead(slot)
         self._leases.let_go(worker)
+        self._drain()
 
     def withdraw_all(self) -> None:
         """Takes back the slots of all jobs that their workers have never begun."""
@@ -224,7 +227,7 @@ class Pool:
 
     def abandon(self) -> None:
         """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were."""
-        self._leases.let_go()
+        self._leases.let_all_go()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
                 self._take_from_the_dead(slot)
@@ -243,9 +246,12 @@ class Pool:
         if packed.is_fault:
             return self._copy(packed)
         self._batches += 1
-        if packed.spilled is None and (packed.keeper is not None or self._ledger.may_lease(packed.slot)):
+        # A slot that code in a worker holds is not lent: the worker may die and be replaced, and its successor hold
+        # another one, while the loop still had this.
+        may_be_lent = packed.spilled is None and packed.keeper is None
+        if may_be_lent and self._ledger.may_lease(packed.slot):
             return self._unpacker.views(*self._lease(packed))
-        self._copies += 1
+        self._copies += may_be_lent
         return self._copy(packed)
 
     def spill(self, packed: Packed) -> Packed:
@@ -282,7 +288,7 @@ class Pool:
             self.release(packed)
 
     def _lease(self, packed: Packed) -> tuple[Block, int, int]:
-        """Leases the slot to whoever holds the block that is returned; a kept one to nobody but the pool, too."""
+        """Leases the slot to whoever holds the block that is returned, or a kept one to its keeper."""
         where = self._where(packed)
         self._ledger.lease(packed.slot, packed.keeper is not None)
         self._leases.open(packed.slot, where[0])

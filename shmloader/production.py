@@ -10,10 +10,11 @@ import dataclasses
 import os
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from . import diagnosis, lifeline, wire, worker, workers
+from . import diagnosis, interrupts, lifeline, wire, worker, workers
 from .errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
 from .pool import NO_SLOT, Packed, Pool
 from .room import RoomRequests
@@ -66,11 +67,10 @@ class Production:
 
     def __init__(self, assignment: Assignment, terms: Terms, pool: Pool, context: Any, tally: Tally) -> None:
         self.is_open = True
-        self._assignment = assignment
+        self._assignment = self._assignment_before = assignment
         self._terms = terms
         self._pool = pool
         self._control = pool.arena.control
-        self._owner_pid = os.getpid()
         self._schedule = self._new_schedule()
         self._succession = Succession(terms.worker_restarts, tally)
         self._requests = RoomRequests(pool)
@@ -80,6 +80,7 @@ class Production:
         self._received_before = [0] * terms.num_workers  # those of earlier passes
         self._job = b""
         self._crew = Crew(context, terms.num_workers, self._schedule.look_ahead)
+        _open.add(self)
 
     # -- passes --------------------------------------------------------------------------------------------------
 
@@ -87,11 +88,6 @@ class Production:
     def look_ahead(self) -> int:
         """How many batches may be under way."""
         return self._schedule.look_ahead
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every batch that was asked for has left, or will never be made."""
-        return self._schedule.done
 
     @property
     def processes(self) -> list[Any]:
@@ -130,6 +126,7 @@ class Production:
         Raises:
             WorkerTimeoutError, WorkerDiedError: as `take`.
         """
+        self._assignment_before = self._assignment
         self._assignment = dataclasses.replace(self._assignment, shared_seed=shared_seed)
         self._drop_batches()
         self._generation += 1
@@ -248,12 +245,12 @@ class Production:
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def _make_brief(self, number: int, inbox: PipeEnd, close_first: list[int], **succession: Any) -> worker.Brief:
+    def _make_brief(self, number: int, inbox: PipeEnd, close_first: list[int]) -> worker.Brief:
         return worker.Brief(
             worker=number,
             num_workers=self._terms.num_workers,
             assignment=self._assignment,
-            parent_pid=self._owner_pid,
+            parent_pid=os.getpid(),
             dies_by_kernel=self._crew.has_own_children and lifeline.in_first_thread(),
             arena=self._pool.arena,
             cap_text=self._pool.cap_text,
@@ -264,18 +261,20 @@ class Production:
             bytes_to_map=self._terms.bytes_to_map,
             close_first=close_first,
             keeps_streams=self._terms.worker_restarts > 0,
-            **succession or {"generation": self._generation},
+            generation=self._generation,
         )
 
     def _bury(self, number: int) -> None:
         """Replaces a worker that has ended, if it may."""
         text = diagnosis.death(number, self._crew, self._schedule, self._control)
         at = diagnosis.current(number, self._schedule, self._control)
-        refusal = self._succession.refusal(at[0].seq if at is not None else None)
+        generation = self._generation - (number in self._resuming)
+        refusal = self._succession.refusal(at[0].seq if at is not None else None, generation)
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:
-            self._replace(number)
+            with interrupts.deferred():
+                self._replace(number)
         except BaseException:
             self.give_up()
             raise
@@ -299,12 +298,14 @@ class Production:
         is_behind = number in self._resuming and (is_stream or bool(owed))
         generation = self._generation - is_behind
         succession: dict[str, Any] = {"generation": generation, "predecessor": self._received[number]}
+        if is_behind:
+            succession["assignment"] = self._assignment_before
         if is_stream:
             delivered = self._received[number] - self._received_before[number] + self._schedule.has_ended(number)
             succession |= {"predecessor": generation, "to_skip": delivered, "any_job": self._job}
 
         def make_brief(number: int, inbox: PipeEnd, close_first: list[int]) -> worker.Brief:
-            return self._make_brief(number, inbox, close_first, **succession)
+            return dataclasses.replace(self._make_brief(number, inbox, close_first), **succession)
 
         self._crew.replace(number, worker.run, make_brief)
         for task in owed:
@@ -318,7 +319,7 @@ class Production:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> bool:
-        """Ends the workers, and leaves the pool to others. Safe to call again; in another process it does nothing.
+        """Ends the workers, and leaves the pool to others. Safe to call again; in a forked process it does nothing.
 
         Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
 
@@ -336,12 +337,28 @@ class Production:
         self._stop(_IMPATIENCE_SECONDS, self._pool.close)
 
     def _stop(self, grace: float, dispose_of_pool: Callable[[], None]) -> bool:
-        if not self.is_open or self._owner_pid != os.getpid():
+        if not self.is_open:
             return False
-        self.is_open = False
-        self._control.stopped = True
-        try:
-            self._crew.stop(Token(wire.STOP, 0, self._generation), grace)
-        finally:
-            dispose_of_pool()
+        with interrupts.deferred(hurry=self._crew.kill):
+            self.is_open = False
+            _open.discard(self)
+            self._control.stopped = True
+            try:
+                self._crew.stop(Token(wire.STOP, 0, self._generation), grace)
+            finally:
+                dispose_of_pool()
         return True
+
+
+_open: weakref.WeakSet[Production] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    # Workers, slots and tokens are the parent's: here, nothing of them may be touched.
+    for production in list(_open):
+        production.is_open = False
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
+    os.register_at_fork(after_in_child=_close_in_child)

@@ -12,9 +12,12 @@ import os
 import pickle
 import random
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -89,7 +92,25 @@ def run(brief: Brief) -> None:
     stacks.answer(brief.stack_outlet)
     _prepare_process()
     _seed(brief)
-    _Worker(brief, Inbox(brief.inbox, parent)).serve()
+    try:
+        _Worker(brief, Inbox(brief.inbox, parent)).serve()
+    except BaseException as error:
+        _leave(error)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Ends this process as an exception ends Python, but at once: a thread of the dataset's might never let it end."""
+    code = 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif error.code is None or isinstance(error.code, int):
+        code = error.code or 0
+    else:
+        print(error.code, file=sys.stderr)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _prepare_process() -> None:
@@ -100,6 +121,10 @@ def _prepare_process() -> None:
     signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
     torch.multiprocessing._set_thread_name("pt_data_worker")
     torch.set_num_threads(1)
+    # Where memory is short, the kernel ends the process that uses most, and that may be the training loop, which maps
+    # the whole pool. A worker that is ended is an error that says so, or is replaced.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _seed(brief: Brief) -> None:
@@ -184,8 +209,15 @@ class _Worker:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
         to_skip, self._brief.to_skip = self._brief.to_skip, 0
         for _ in range(to_skip):
+            if self._brief.arena.control.stopped:
+                return
             with contextlib.suppress(Exception):  # which was delivered too
-                self._fetcher.fetch(pickle.loads(self._brief.any_job))
+                self._fetch(pickle.loads(self._brief.any_job))
+
+    def _fetch(self, index: Any) -> Any:
+        if self._check is not None:
+            self._check.indices = index
+        return self._fetcher.fetch(index)
 
     def _take_over_streams(self) -> None:
         number, self._brief.predecessor = self._brief.predecessor, None
@@ -199,7 +231,10 @@ class _Worker:
 
     def _resume(self, token: Token) -> None:
         self._curbed.clear()
+        self._brief.predecessor, self._brief.to_skip = None, 0  # where the pass before did not come to that
         self._generation = token.generation
+        if self._is_stream:  # before the parent knows of the pass, which a successor would begin with this
+            self._keep_streams(self._generation)
         self._send(wire.RESUMED)
         self._shuffle_datapipes(token.size)
         self._begin_pass()
@@ -233,18 +268,13 @@ class _Worker:
         if self._init_fault is not None:
             return (wire.FAULT, *self._pack_fault(self._init_fault))
         try:
-            index = self._index(job)
-            if self._check is not None:
-                self._check.indices = index
-            return (wire.BATCH, *self._packer.pack(self._fetcher.fetch(index), self._writer))
+            index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
+            return (wire.BATCH, *self._packer.pack(self._fetch(index), self._writer))
         except Exception as error:
             if isinstance(error, StopIteration) and self._is_stream:
                 self._ended = True
                 return wire.ENDED, 0, 0
             return (wire.FAULT, *self._pack_fault(self._fault()))
-
-    def _index(self, job: Token) -> Any:
-        return pickle.loads(self._brief.arena.block(job.slot, job.size).data)
 
     def _fault(self) -> WorkerFault:
         return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,12 @@ class Crew:
         self._poll = select.poll()
         self._up, self.outbox = self._pipe()
         self._poll.register(self._up.fd, select.POLLIN)
-        self.stacks = StackPipe()
+        try:
+            self.stacks = StackPipe()
+        except BaseException:
+            self._up.close()
+            self.outbox.close()
+            raise
         self.oom_kills_before = oom_kills()
 
     @property
@@ -138,6 +144,8 @@ class Crew:
         try:
             brief = make_brief(worker, inbox, [*self._foreign_descriptors(), down.fd] if self.is_forked else [])
             process = self._context.Process(target=run, args=(brief,), daemon=True)
+            if not self.is_forked:
+                resource_tracker.ensure_running()  # which would open the signals that _start blocks
             _start(process)
             member = _Member(process, os.pidfd_open(process.pid), down)
         except BaseException:
@@ -231,7 +239,8 @@ class Crew:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
 
         Blocks until they have finished the sample that they are at, ``grace`` seconds at most; whoever has not ended
-        then is terminated, and after another second killed, which reaches stopped processes too.
+        then is terminated, and after another second killed, which reaches stopped processes too; or at once, by `kill`
+        in a signal handler.
         """
         _crews.discard(self)
         for worker, member in enumerate(self._members):
@@ -241,7 +250,7 @@ class Crew:
         try:
             self._reap(grace, None)
             self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
-        finally:  # a Ctrl-C may end the patience, and must not leave anyone behind
+        finally:  # whatever comes, nobody is left behind
             self._reap(None, signal.SIGKILL)
             for member in self._members:
                 if member.pidfd >= 0:
@@ -251,12 +260,21 @@ class Crew:
             self.outbox.close()
             self.stacks.close()
 
+    def kill(self) -> None:
+        """Kills all workers, and does not wait for their end."""
+        for member in self._members:
+            self._signal(member, signal.SIGKILL)
+
+    def _signal(self, member: _Member, number: signal.Signals) -> None:
+        if member.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(member.pidfd, number)
+
     def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
         deadline = None if seconds is None else time.monotonic() + seconds
         for member in self._members:
-            if first_send is not None and member.pidfd >= 0 and member.process.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(member.pidfd, first_send)
+            if first_send is not None and member.process.exitcode is None:
+                self._signal(member, first_send)
         for member in self._members:
             member.process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
-import math
 import os
 import random
 import subprocess
@@ -13,8 +13,8 @@ import sys
 import tempfile
 import textwrap
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,60 +24,113 @@ from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
 
+# Of these, one object is as good as another that is equal to it.
+_VALUES = (bool, int, float, complex, str, bytes, tuple, frozenset, range, type, type(None), np.generic)
 
-def assert_same(ours: Any, stock: Any, place: str = "batch") -> None:
-    """Asserts that two batches are of the same types, structure, shapes, strides, dtypes and bits."""
+
+def assert_same(ours: Any, stock: Any, place: str = "batch", seen: dict[int, tuple[Any, Any]] | None = None) -> None:
+    """Asserts that two batches are of the same types, structure, shapes, strides, dtypes and bits.
+
+    What is one object in several places of the one is one object in the other, too.
+
+    Args:
+        ours: one batch.
+        stock: what it should be.
+        place: how errors call the batch.
+        seen: which object of either belongs to which of the other, as far as they were compared.
+    """
     assert type(ours) is type(stock), f"{place}: {type(ours)} and {type(stock)}"
+    seen = {} if seen is None else seen
+    if not isinstance(stock, _VALUES):
+        if id(ours) in seen or id(stock) in seen:
+            pairs = [seen.get(id(one), (None, None)) for one in (ours, stock)]
+            assert pairs[0][1] is stock, f"{place}: one object in one of them, and several in the other"
+            assert pairs[1][1] is ours, f"{place}: one object in one of them, and several in the other"
+            return
+        seen[id(ours)], seen[id(stock)] = (ours, stock), (stock, ours)
     if isinstance(stock, torch.Tensor):
         _assert_same_tensor(ours, stock, place)
-    elif isinstance(stock, np.ndarray):
-        assert (ours.dtype, ours.shape) == (stock.dtype, stock.shape), place
-        if stock.dtype.hasobject or stock.dtype == np.longdouble:  # which has padding
-            assert_same(ours.tolist(), stock.tolist(), place)
-        else:
-            assert ours.tobytes() == stock.tobytes(), place
-    elif isinstance(stock, Mapping):
-        assert list(ours) == list(stock), place
-        for key in stock:
-            assert_same(ours[key], stock[key], f"{place}[{key!r}]")
-    elif isinstance(stock, Sequence) and not isinstance(stock, (str, bytes)):
-        assert len(ours) == len(stock), place
-        for position, (one, other) in enumerate(zip(ours, stock, strict=True)):
-            assert_same(one, other, f"{place}[{position}]")
-    elif isinstance(stock, float) and math.isnan(stock):
-        assert math.isnan(ours), place
-    elif hasattr(stock, "__dict__"):
-        assert_same(vars(ours), vars(stock), place)
-    else:
+    elif isinstance(stock, (np.ndarray, np.generic)):
+        _assert_same_array(ours, stock, place)
+    elif isinstance(stock, (float, complex)):
+        assert repr(ours) == repr(stock), f"{place}: {ours!r} and {stock!r}"  # -0.0 is not 0.0, and nan is nan
+    elif not _has_parts(stock):
         assert ours == stock, f"{place}: {ours!r} and {stock!r}"
+    our_parts, stock_parts = _parts(ours), _parts(stock)
+    names = [name for name, _ in stock_parts]
+    assert [name for name, _ in our_parts] == names, f"{place}: {[name for name, _ in our_parts]} and {names}"
+    for (name, one), (_, other) in zip(our_parts, stock_parts, strict=True):
+        assert_same(one, other, place + name, seen)
+
+
+def _has_parts(value: Any) -> bool:
+    is_object = hasattr(value, "__dict__") or dataclasses.is_dataclass(value)
+    return (is_object or _is_sequence(value) or isinstance(value, Mapping)) and not isinstance(value, type)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range))
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """Returns what a container or an object consists of, and how one writes that behind its name."""
+    if not _has_parts(value) or (isinstance(value, torch.Tensor) and value.is_nested):
+        return []
+    parts: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        parts += [(f"[{key!r}]", value[key]) for key in value]
+    elif _is_sequence(value):
+        parts += [(f"[{position}]", part) for position, part in enumerate(value)]
+    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    names += ["default_factory", "maxlen"] if isinstance(value, (defaultdict, deque)) else []
+    names += getattr(value, "__dict__", ())
+    return parts + [(f".{name}", getattr(value, name, None)) for name in dict.fromkeys(names)]
+
+
+def _assert_same_array(ours: Any, stock: Any, place: str) -> None:
+    assert (ours.dtype, ours.shape) == (stock.dtype, stock.shape), place
+    if stock.dtype.hasobject or stock.dtype.type is np.longdouble:  # which has padding
+        assert repr(ours.tolist()) == repr(stock.tolist()), place
+    else:
+        assert ours.tobytes() == stock.tobytes(), f"{place}: {ours} and {stock}"
 
 
 def _assert_same_tensor(ours: torch.Tensor, stock: torch.Tensor, place: str) -> None:
     assert ours.dtype is stock.dtype, f"{place}: {ours.dtype} and {stock.dtype}"
     assert ours.layout is stock.layout, place
-    if stock.is_sparse:
-        assert ours.shape == stock.shape, place
-        assert ours.is_coalesced() == stock.is_coalesced(), place
-        _assert_same_tensor(ours._indices(), stock._indices(), place)
-        _assert_same_tensor(ours._values(), stock._values(), place)
-        return
-    if stock.layout is not torch.strided and not stock.is_nested:
-        _assert_same_tensor(ours.values(), stock.values(), place)
-        _assert_same_tensor(ours.to_dense(), stock.to_dense(), place)
-        return
+    assert ours.requires_grad == stock.requires_grad, place
     if stock.is_nested:
+        assert ours.size(0) == stock.size(0), place
         for one, other in zip(ours.unbind(), stock.unbind(), strict=True):
             _assert_same_tensor(one, other, place)
         return
     assert ours.shape == stock.shape, f"{place}: {ours.shape} and {stock.shape}"
-    assert ours.stride() == stock.stride() or not stock.numel(), f"{place}: {ours.stride()} and {stock.stride()}"
-    assert ours.requires_grad == stock.requires_grad, place
-    assert bits(ours) == bits(stock), f"{place}: {ours} and {stock}"
+    if stock.is_sparse:
+        assert ours.is_coalesced() == stock.is_coalesced(), place
+        _assert_same_tensor(ours._indices(), stock._indices(), place)
+        _assert_same_tensor(ours._values(), stock._values(), place)
+        return
+    if stock.layout is not torch.strided:
+        _assert_same_tensor(ours.values(), stock.values(), place)
+        _assert_same_tensor(ours.to_dense(), stock.to_dense(), place)
+        return
+    assert ours.stride() == stock.stride() or not stock.numel() or (_has_wide_gaps(stock) and ours.is_contiguous()), (
+        f"{place}: {ours.stride()} and {stock.stride()}"
+    )
+    assert ours.is_meta == stock.is_meta, place
+    if not stock.is_meta:
+        assert bits(ours) == bits(stock), f"{place}: {ours} and {stock}"
+
+
+def _has_wide_gaps(tensor: torch.Tensor) -> bool:
+    """Whether the elements are less than half of what they extend over: then they arrive contiguous."""
+    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return extent > 2 * tensor.numel()
 
 
 def bits(tensor: torch.Tensor) -> bytes:
     """Returns a tensor's elements as bytes, so that NaNs are equal and -0.0 is not 0.0."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    flat = tensor.detach().as_subclass(torch.Tensor).contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
@@ -95,10 +148,31 @@ def random_states() -> tuple[bytes, Any, Any]:
 
 
 def detached(batch: Any) -> Any:
-    """Returns a batch that does not hold a slot."""
-    if isinstance(batch, torch.Tensor) and batch.is_nested:  # which cannot be copied deeply
-        return torch.nested.nested_tensor([part.clone() for part in batch.unbind()])
-    return copy.deepcopy(batch)
+    """Returns a copy of a batch, which does not hold a slot."""
+    # Those that torch cannot copy deeply itself.
+    copies = {id(tensor): _clone(tensor) for tensor in tensors_in(batch) if not _is_plain(tensor)}
+    return copy.deepcopy(batch, copies)
+
+
+def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
+    """Yields every tensor of a batch, as often as it occurs."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    for _, part in _parts(batch):
+        yield from tensors_in(part)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return strided and type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_leaf
+
+
+def _clone(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_nested:
+        return torch.nested.nested_tensor([part.clone() for part in tensor.unbind()], layout=tensor.layout)
+    clone = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    vars(clone).update(vars(tensor))
+    return clone
 
 
 Outcome = tuple[list[list[Any]], list[BaseException], Any]
@@ -141,7 +215,7 @@ def assert_same_stream(
     return ours
 
 
-OWN_ARGUMENTS = ("sample_shapes", "sample_dtypes", "max_pool_bytes", "num_slots")
+OWN_ARGUMENTS = ("sample_shapes", "sample_dtypes", "max_pool_bytes", "num_slots", "worker_restarts")
 
 
 def _fresh(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,277 +1,273 @@
-"""Random datasets and arguments through both loaders; a scenario is made of its seed alone.
+"""Random scenarios through both loaders; see `scenarios`.
 
-A failure names the seed: ``python -m pytest tests/test_fuzz.py -k "scenario and 123"`` plays it again if it is among
+A failure names the seed: ``python -m pytest tests/test_fuzz.py -k "scenario and 12"`` plays it again if it is among
 those that run, and ``play(seed)`` does in any case.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import random
-from collections import OrderedDict, defaultdict
+import re
+import resource
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, Dataset, IterableDataset, RandomSampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader
 
-from .datasets import Point
-from .support import assert_same_stream
+from shmloader import HeldBatchesWarning, ShmDataLoader
 
-# Of torch, about read-only arrays, prototypes, more workers than processors; and ours, about held batches.
+from .samples import warn_once
+from .scenarios import Scenario, Visit, scenario
+from .support import assert_same, bits, detached, let_stock_end, random_states, seed_everything, tensors_in
+
+# Of torch, about read-only arrays, prototypes and so on, where scenarios are made.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Make = Callable[[random.Random], Any]
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_stock() -> Iterator[None]:
+    """A tensor that is kept costs stock a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warn_once()
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# -- what is compared ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
-class Record:
-    """An object of the user's own."""
+class Failure:
+    """What the loop can see of an exception; between its first and its last line are lines of either library."""
 
-    number: int
-    tensor: torch.Tensor
-
-
-class Tagged(dict[str, Any]):
-    """A mapping with something beside its items."""
-
-    tag = "none"
-
-
-class Marked(torch.Tensor):
-    """A tensor subclass."""
-
-
-def _generator(draw: random.Random) -> np.random.Generator:
-    return np.random.default_rng(draw.getrandbits(32))
-
-
-def _tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Make:
-    return lambda draw: torch.from_numpy(_generator(draw).integers(0, 2, shape)).to(dtype)
-
-
-def _array(shape: tuple[int, ...], dtype: str) -> Make:
-    return lambda draw: np.asarray(_generator(draw).integers(0, 100, shape)).astype(dtype)
-
-
-DTYPES = [
-    torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32,
-    torch.float64, torch.complex64, torch.complex128,
-]  # fmt: skip
-ARRAYS = [
-    "bool",
-    "uint8",
-    "int16",
-    "int64",
-    "uint16",
-    "float16",
-    "float32",
-    "float64",
-    "complex64",
-    ">i4",
-    "longdouble",
-]
-SCALARS: list[Make] = [
-    lambda draw: draw.randrange(-(2**40), 2**40),
-    lambda draw: draw.random(),
-    lambda draw: draw.random() < 0.5,
-    lambda draw: "x" * draw.randrange(5),
-    lambda draw: bytes([draw.randrange(256)]),
-    lambda draw: np.float32(draw.random()),
-    lambda draw: np.int16(draw.randrange(100)),
-    lambda draw: np.bool_(draw.random() < 0.5),
-    lambda draw: float("nan"),
-]
-# What the default collate function refuses, or treats in a way of its own.
-ODD: list[Make] = [
-    lambda draw: None,
-    lambda draw: Record(draw.randrange(9), torch.ones(2)),
-    lambda draw: {1, 2},
-    lambda draw: np.array(["text"]),
-    lambda draw: np.array([None, 1], dtype=object),
-    lambda draw: torch.eye(3).mul(draw.randrange(1, 9)).to_sparse(),
-    lambda draw: torch.ones(2, 3).as_subclass(Marked),
-    lambda draw: torch.nn.Parameter(torch.ones(3)),
-    lambda draw: torch.ones(draw.randrange(1, 4)),
-    lambda draw: np.ones(draw.randrange(1, 4), np.float32),
-    lambda draw: [1] * draw.randrange(3),
-    lambda draw: torch.ones(2, dtype=draw.choice(DTYPES)),
-    lambda draw: np.ones(2, draw.choice(ARRAYS[:8])),
-    lambda draw: np.arange(6)[::-1],
-    lambda draw: draw.choice([1, 2.5, True]),
-    lambda draw: draw.randrange(2**62, 2**66),
-    lambda draw: torch.arange(12.0).reshape(3, 4).t(),
-    lambda draw: torch.arange(11)[::2],
-    lambda draw: torch.rand(1, 2, 3, 3).contiguous(memory_format=torch.channels_last),
-    lambda draw: torch.ones(1).expand(4),
-    lambda draw: np.asfortranarray(np.arange(6).reshape(2, 3)),
-]
-
-
-def schema(draw: random.Random, depth: int = 0) -> Make:
-    """Returns a function that makes samples of one random structure."""
-    kinds = ["tensor", "array", "scalar", "tensor", "array", "odd"] + ["nest"] * (3 - depth)
-    kind = draw.choice(kinds)
-    if kind == "nest":
-        return _container(draw, depth)
-    if kind == "scalar":
-        return draw.choice(SCALARS)
-    if kind == "odd":
-        return draw.choice(ODD)
-    shape = tuple(draw.choice([0, 1, 2, 3, 7]) if draw.random() < 0.9 else 500 for _ in range(draw.randrange(4)))
-    return _tensor(shape, draw.choice(DTYPES)) if kind == "tensor" else _array(shape, draw.choice(ARRAYS))
-
-
-def _container(draw: random.Random, depth: int) -> Make:
-    parts = [schema(draw, depth + 1) for _ in range(draw.randrange(1, 4))]
-    names = [f"field{number}" for number in range(len(parts))]
-    builders: list[Callable[[list[Any]], Any]] = [
-        tuple,
-        list,
-        lambda values: dict(zip(names, values, strict=True)),
-        lambda values: OrderedDict(zip(reversed(names), values, strict=True)),
-        lambda values: Tagged(zip(names, values, strict=True)),
-        lambda values: defaultdict(list, zip(names, values, strict=True)),
-        lambda values: Point(values[0], values[-1]),
-    ]
-    build = draw.choice(builders)
-    return lambda inner: build([part(inner) for part in parts])
-
-
-def _fail(draw: random.Random) -> Callable[[], None]:
-    error: BaseException = draw.choice(
-        [ValueError("bad"), KeyError("key"), IndexError(3), OSError(2, "no"), RuntimeError()]
-    )
-
-    def fail() -> None:
-        raise error
-
-    return fail
+    kind: type
+    arguments: list[type]
+    first: str
+    last: str
 
 
 @dataclasses.dataclass
-class Plan:
-    """What a scenario's dataset does."""
+class Step:
+    """What a call of ``next`` brought: a batch, an error or the end."""
 
-    seed: int
-    length: int
-    make: Make
-    uses_random: bool
-    failing: dict[int, Callable[[], None]]
-
-    def sample(self, index: int) -> Any:
-        if index in self.failing:
-            self.failing[index]()
-        value = self.make(random.Random(self.seed * 1_000_003 + index))
-        return (value, torch.rand(2), random.random(), np.random.rand()) if self.uses_random else value
+    what: str
+    value: Any
+    drawn: tuple[int, int] | None
+    warned: list[tuple[type, str]]
 
 
-class Map(Dataset[Any]):
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def __len__(self) -> int:
-        return self.plan.length
-
-    def __getitem__(self, index: int) -> Any:
-        return self.plan.sample(index)
+@dataclasses.dataclass
+class Pass:
+    begun: Step
+    length: Any = None
+    measured: Any = None
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    states: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
-class Gather(Map):
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        return [self.plan.sample(index) for index in indices]
+def failure(error: BaseException) -> Failure:
+    error.with_traceback(None)  # whose frames hold the iterator, in a cycle
+    # Of several arguments, or of a KeyError's one, str() makes a single line.
+    text = next((text for text in error.args if isinstance(text, str) and "\n" in text), str(error))
+    lines = [_without_addresses(line) for line in text.splitlines() if line.strip()] or [""]
+    return Failure(type(error), [type(argument) for argument in error.args], lines[0], lines[-1])
 
 
-class Stream(IterableDataset[Any]):
-    """Uneven shards, each of which may fail in the middle."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        worker = info.id if info is not None else 0
-        for index in range(random.Random(self.plan.seed + worker).randrange(self.plan.length + 1)):
-            yield self.plan.sample(1000 * worker + index)
+def _without_addresses(text: str) -> str:
+    return re.sub(r"\bat 0x[0-9a-f]+", "at ...", text)
 
 
-def first_of(samples: Any) -> Any:
-    return samples[0] if isinstance(samples, list) and samples else samples
+def digest(state: Any) -> str:
+    return hashlib.sha1(repr(state).encode()).hexdigest()
 
 
-COLLATES: list[Callable[[Any], Any] | None] = [
-    None, None, None, None,
-    lambda samples: samples,
-    first_of,
-    lambda samples: {"batch": default_collate(samples), "size": len(samples)},
-    lambda samples: (samples, torch.arange(5)[::2]),
-]  # fmt: skip
+class Recorder:
+    """Plays a scenario with a loader, and writes down what comes of it.
+
+    Batches are copied, but for those that the loop keeps: they are looked at when all is over, and the loader gone.
+    """
+
+    def __init__(self, plan: Scenario, kind: type[DataLoader[Any]]) -> None:
+        self._scenario = plan
+        self._kind = kind
+        self._choice = random.Random(plan.seed)
+        self._caught: list[warnings.WarningMessage] = []
+        self._seen = 0
+        self._counted: Any = None
+        self._generator: torch.Generator | None = None
+
+    def record(self) -> list[Pass]:
+        seed_everything(self._scenario.seed)
+        with warnings.catch_warnings(record=True) as self._caught:
+            warnings.simplefilter("always")
+            passes = self._play()
+            return [*passes, Pass(self._step("over"))]
+
+    def _play(self) -> list[Pass]:
+        try:
+            loader, self._counted = self._scenario.make(self._kind)
+        except Exception as error:
+            return [Pass(self._step("error", failure(error)))]
+        self._generator = loader.generator
+        passes: list[Pass] = []
+        iterator: Any = None
+        for visit in self._scenario.visits:
+            if not visit.overlaps:
+                iterator = None
+            measured = self._attempt(lambda: len(loader)) if visit.measures == "before" else None
+            iterator, begun = self._begin(loader)
+            passes.append(Pass(begun, measured=measured))
+            if iterator is not None:
+                self._visit(loader, iterator, visit, passes[-1])
+            passes[-1].states.append(self._states())
+        return passes
+
+    def _begin(self, loader: Any) -> tuple[Any, Step]:
+        try:
+            iterator = iter(loader)
+        except Exception as error:
+            return None, self._step("error", failure(error))
+        return iterator, self._step("begun")
+
+    def _visit(self, loader: Any, iterator: Any, visit: Visit, into: Pass) -> None:
+        into.states.append(self._states())
+        into.length = self._attempt(lambda: len(iterator))
+        ends = 0
+        # Once more after the end: which may have been a StopIteration of the dataset, and no end.
+        while ends < 2 and (visit.limit is None or len(into.steps) < visit.limit):
+            assert len(into.steps) < 300
+            into.steps.append(self._next(iterator))
+            ends += into.steps[-1].what == "end"
+            if visit.measures == "during" and len(into.steps) == 2:
+                into.measured = self._attempt(lambda: len(loader))
+
+    def _next(self, iterator: Any) -> Step:
+        try:
+            batch = next(iterator)
+        except StopIteration as error:
+            return self._step("end", failure(error))
+        except Exception as error:
+            return self._step("error", failure(error))
+        return self._step("batch", self._take(batch))
+
+    def _take(self, batch: Any) -> Any:
+        if self._choice.random() < self._scenario.kept:
+            return batch
+        copied = detached(batch)
+        if self._scenario.scribbles:
+            scribble(batch)
+        return copied
+
+    def _attempt(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except Exception as error:
+            return failure(error)
+
+    def _step(self, what: str, value: Any = None) -> Step:
+        fresh = self._caught[self._seen :]
+        self._seen = len(self._caught)
+        warned = [
+            (one.category, _without_addresses(str(one.message).split("\n", 1)[0]))
+            for one in fresh
+            if one.category is not HeldBatchesWarning and "This DataLoader will create" not in str(one.message)
+        ]
+        drawn = None if self._counted is None else (self._counted.begun, self._counted.drawn)
+        return Step(what, value, drawn, warned)
+
+    def _states(self) -> dict[str, str]:
+        states = dict(zip(("torch", "random", "numpy"), random_states(), strict=True))
+        if self._generator is not None:
+            states["generator"] = bits(self._generator.get_state())
+        return {name: digest(state) for name, state in states.items()}
 
 
-def scenario(seed: int) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Returns a function that makes the dataset, and the arguments of a run."""
-    draw = random.Random(seed)
-    length = draw.choice([0, 1, 2, 5, 13, 24])
-    failing = {index: _fail(draw) for index in draw.sample(range(24), draw.choice([0, 0, 0, 1, 3]))}
-    plan = Plan(seed, length, schema(draw), draw.random() < 0.4, failing)
-    workers = draw.choice([0, 1, 1, 2, 2, 3])
-    arguments: dict[str, Any] = {
-        "num_workers": workers,
-        "batch_size": draw.choice([None, 1, 2, 3, 5]),
-        "collate_fn": draw.choice(COLLATES),
-        "epochs": draw.choice([1, 1, 2, 3]),
-        "stop_after": draw.choice([None, None, None, 0, 1, 3]),
-        "seed": seed,
-    }
-    if workers:
-        arguments["prefetch_factor"] = draw.choice([None, 1, 2, 4])
-        arguments["persistent_workers"] = draw.random() < 0.4
-    if draw.random() < 0.3:
-        arguments["generator"] = lambda: torch.Generator().manual_seed(seed)
-    if draw.random() < 0.2:
-        arguments["worker_init_fn"] = lambda worker: torch.manual_seed(worker)
-    if arguments["batch_size"] is not None and draw.random() < 0.2:
-        arguments["drop_last"] = True
-    if draw.random() < 0.25:
-        # How far ahead the workers of a stream are when a pass is left depends on when the ends of others were seen,
-        # in stock too: then there must be no random numbers.
-        plan.uses_random = plan.uses_random and arguments["stop_after"] is None
-        return lambda: Stream(plan), arguments
-    _choose_sampler(draw, length, arguments)
-    kind = draw.choice([Map, Map, Gather])
-    return lambda: kind(plan), arguments
+def scribble(batch: Any) -> None:
+    """Writes to a batch that nobody needs any more."""
+    for tensor in tensors_in(batch):
+        with contextlib.suppress(RuntimeError, NotImplementedError), torch.no_grad():  # of one that is expanded, say
+            tensor.zero_()
 
 
-def _choose_sampler(draw: random.Random, length: int, arguments: dict[str, Any]) -> None:
-    choice = draw.random()
-    if choice < 0.3 and length:
-        arguments["shuffle"] = True
-    elif choice < 0.4 and length:
-        arguments["sampler"] = lambda: RandomSampler(range(length), replacement=True, num_samples=9)
-    elif choice < 0.5 and length:
-        arguments.pop("drop_last", None)
-        arguments["batch_size"] = 1
-        arguments["batch_sampler"] = lambda: BatchSampler(RandomSampler(range(length)), 4, drop_last=True)
+# -- comparing -----------------------------------------------------------------------------------------------------
 
 
 def play(seed: int) -> None:
     """Runs one scenario through both loaders and asserts that all is equal."""
-    make_dataset, arguments = scenario(seed)
-    assert_same_stream(make_dataset, **arguments)
+    stock = Recorder(scenario(seed), DataLoader).record()
+    let_stock_end()
+    ours = Recorder(scenario(seed), ShmDataLoader).record()
+    plan = scenario(seed)
+    if plan.cannot_begin:
+        only_first_error(ours)
+        only_first_error(stock)
+    if not plan.is_ordered:
+        ours = [put_in_order(one, other) for one, other in zip(ours, stock, strict=True)]
+        stock = [put_in_order(one, one) for one in stock]
+    assert_same(ours, stock, "passes")
 
 
-@pytest.mark.parametrize("seed", range(60))
+def only_first_error(passes: list[Pass]) -> None:
+    errors = [step for one in passes for step in one.steps if step.what == "error"]
+    for step in errors[1:]:
+        step.value = None
+
+
+def put_in_order(one: Pass, like: Pass) -> Pass:
+    """Returns a pass with its batches and errors in another pass's order, as far as they are equal."""
+    left = [_anybodys(step) for step in one.steps]
+    steps = []
+    for step in map(_anybodys, like.steps):
+        found = next((other for other in left if is_same(other, step)), left[0] if left else None)
+        if found is not None:
+            left = [other for other in left if other is not found]
+            steps.append(found)
+    return dataclasses.replace(
+        one,
+        steps=[
+            dataclasses.replace(step, drawn=at.drawn, warned=[])
+            for step, at in zip(steps + left, one.steps, strict=True)
+        ],
+        begun=dataclasses.replace(one.begun, warned=sorted(one.begun.warned, key=str)),
+        measured=(one.measured, sorted((warned for step in one.steps for warned in step.warned), key=str)),
+    )
+
+
+def _anybodys(step: Step) -> Step:
+    """Returns a step that does not say which worker failed."""
+    if not isinstance(step.value, Failure):
+        return step
+    value = dataclasses.replace(step.value, first=re.sub(r"process \d+", "process ...", step.value.first))
+    return dataclasses.replace(step, value=value)
+
+
+def is_same(one: Step, other: Step) -> bool:
+    try:
+        assert_same((one.what, one.value), (other.what, other.value))
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(70))
 def test_scenario(seed: int) -> None:
     play(seed)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(20))
 def test_many_scenarios(block: int) -> None:
-    for seed in range(1000 + 200 * block, 1200 + 200 * block):
+    for seed in range(1000 + 100 * block, 1100 + 100 * block):
         try:
             play(seed)
         except BaseException as error:

@@ -22,7 +22,7 @@ LAYERS = [
     "unpacking collation departed",
     "packing writer checking",
     "placed arena stacks",
-    "spec leases ledger schedule succession wire limits control streams lifeline",
+    "spec leases ledger schedule succession wire limits control streams lifeline interrupts",
     "dtypes",
     "errors version",
 ]
