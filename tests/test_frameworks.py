@@ -69,6 +69,7 @@ OURS: dict[str, Any] = {
     "sample_dtypes": (torch.int64, None),
     "max_pool_bytes": 1 << 25,
     "num_slots": 11,
+    "worker_restarts": 2,
 }
 
 
@@ -114,7 +115,8 @@ def test_arguments_are_attributes_as_torchs_are(given: dict[str, Any]) -> None:
     dataset = Traced()
     ours = ShmDataLoader(dataset, **given)
     stock = DataLoader(dataset, **{name: value for name, value in given.items() if name not in OWN_ARGUMENTS})
-    assert own_arguments(ours) == {name: given.get(name) for name in OWN_ARGUMENTS}
+    defaults = inspect.signature(ShmDataLoader.__init__).parameters
+    assert own_arguments(ours) == {name: given.get(name, defaults[name].default) for name in OWN_ARGUMENTS}
     for name in inspect.signature(DataLoader.__init__).parameters:
         one, other = getattr(ours, name, "absent"), getattr(stock, name, "absent")
         if name in ("sampler", "batch_sampler") and name not in given:
