@@ -73,6 +73,11 @@ OURS: dict[str, Any] = {
 }
 
 
+def given_or_default(given: dict[str, Any]) -> dict[str, Any]:
+    defaults = inspect.signature(ShmDataLoader.__init__).parameters
+    return {name: given.get(name, defaults[name].default) for name in OWN_ARGUMENTS}
+
+
 def own_arguments(loader: Any) -> dict[str, Any]:
     return {name: getattr(loader, name) for name in OWN_ARGUMENTS}
 
@@ -115,8 +120,7 @@ def test_arguments_are_attributes_as_torchs_are(given: dict[str, Any]) -> None:
     dataset = Traced()
     ours = ShmDataLoader(dataset, **given)
     stock = DataLoader(dataset, **{name: value for name, value in given.items() if name not in OWN_ARGUMENTS})
-    defaults = inspect.signature(ShmDataLoader.__init__).parameters
-    assert own_arguments(ours) == {name: given.get(name, defaults[name].default) for name in OWN_ARGUMENTS}
+    assert own_arguments(ours) == given_or_default(given)
     for name in inspect.signature(DataLoader.__init__).parameters:
         one, other = getattr(ours, name, "absent"), getattr(stock, name, "absent")
         if name in ("sampler", "batch_sampler") and name not in given:
@@ -140,7 +144,7 @@ def test_another_loader_made_of_one(make_another: Any, own: dict[str, Any], pers
     loader = ShmDataLoader(Traced(), batch_size=4, num_workers=2, persistent_workers=persistent, **own)
     other = make_another(loader)
     assert type(other) is ShmDataLoader
-    assert own_arguments(other) == {name: own.get(name) for name in OWN_ARGUMENTS}
+    assert own_arguments(other) == given_or_default(own)
     for each in (other, loader):
         assert our_indices(each) == indices(DataLoader(Traced(), batch_size=4))
     statistics = other.statistics()
