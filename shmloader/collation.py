@@ -108,7 +108,8 @@ class DirectCollation:
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         dtype = _NUMBERS.get(type(batch[0]))
-        if dtype is not None and len(set(map(type, batch))) == 1:
+        # Bytes are a sequence of ints too, which numpy would read as text and torch refuses.
+        if dtype is not None and isinstance(batch, (list, tuple)) and len(set(map(type, batch))) == 1:
             with contextlib.suppress(OverflowError):
                 out = self._array((len(batch),), dtype)
                 out[:] = batch

@@ -258,6 +258,11 @@ def test_default_collation_of_unalike_samples(kind: str) -> None:
     assert_same_stream(lambda: Mapped(make, 8), batch_size=4, num_workers=2)
 
 
+@pytest.mark.parametrize("sample", [b"12", b"ab", bytearray(b"12"), range(3), (1, 2)])
+def test_default_collation_of_one_sample_that_is_a_sequence_of_numbers(sample: Any) -> None:
+    assert_same_stream(lambda: [sample], batch_size=None, num_workers=1, collate_fn=default_collate)
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("arguments", [{"batch_size": None}, {"batch_size": 3}, {"batch_size": 3, "drop_last": True}])
