@@ -29,6 +29,8 @@ _MAX_ADDRESS_BYTES = 1 << 42
 
 _MADV_POPULATE_WRITE = 23
 
+ADDRESS_SPACE_LIMIT = "the limit on address space (ulimit -v)"
+
 
 def round_up(nbytes: int) -> int:
     """Returns ``nbytes`` rounded up to whole pages."""
@@ -51,27 +53,27 @@ class Arena:
     def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, keep_open: bool = False) -> None:
         self.slots = slots
         self.workers = workers
-        self.stride = _stride(slots, max_slot_bytes, Control.size(workers))
-        size = Control.size(workers) + slots * self.stride
+        self._first = Control.size(workers)
+        self.stride = _stride(slots, max_slot_bytes, self._first)
+        size = self._first + slots * self.stride
         fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, size)
-            self._map(fd)
+            self._map(fd, size)
         except (OSError, ValueError) as error:
             os.close(fd)
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise  # mmap takes a descriptor of its own
             raise PoolMemoryError(
                 f"cannot map {size} bytes of address space for {slots} slots ({error}); "
-                f"lower max_pool_bytes, or raise {tight_limit() or 'the limit on address space (ulimit -v)'}"
+                f"lower max_pool_bytes, or raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
             ) from error
         if not keep_open:
             os.close(fd)
         self._fd = fd if keep_open else -1
 
-    def _map(self, fd: int) -> None:
-        self._first = Control.size(self.workers)
-        self.memory = mmap.mmap(fd, self._first + self.slots * self.stride)
+    def _map(self, fd: int, size: int) -> None:
+        self.memory = mmap.mmap(fd, size)
         self.address = int(np.ndarray(1, np.uint8, self.memory).__array_interface__["data"][0])
         self.control = Control(self.memory, self.workers)
 
@@ -120,8 +122,9 @@ def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     arena.slots = slots
     arena.stride = stride
     arena.workers = workers
+    arena._first = Control.size(workers)
     fd = duplicate.detach()
-    arena._map(fd)
+    arena._map(fd, arena.start(slots))
     os.close(fd)
     arena._fd = -1
     return arena
@@ -131,7 +134,7 @@ def tight_limit() -> str:
     """Names the resource limit that keeps slots small; empty where none does."""
     if file_size_limit() is not None:
         return "the limit on file sizes (ulimit -f)"
-    return "the limit on address space (ulimit -v)" if address_space_left() is not None else ""
+    return ADDRESS_SPACE_LIMIT if address_space_left() is not None else ""
 
 
 def _stride(slots: int, max_slot_bytes: int, control_bytes: int) -> int:

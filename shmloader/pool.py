@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import departed
-from .arena import Arena, tight_limit
+from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
@@ -98,7 +98,7 @@ class Pool:
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
-                f"raise {tight_limit() or 'the limit on address space (ulimit -v)'}"
+                f"raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
             )
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
