@@ -256,6 +256,7 @@ class Crew:
                 if member.pidfd >= 0:
                     os.close(member.pidfd)
                     member.pidfd = -1
+                _close_files(member.process)
             self._up.close()
             self.outbox.close()
             self.stacks.close()
@@ -300,6 +301,14 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
     os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _close_files(process: BaseProcess) -> None:
+    # Left to the garbage collector, multiprocessing's finalizer would swallow a Ctrl-C that came meanwhile. Closing the
+    # process would do it too, but no one could ask it for its exit code then.
+    finalizer = getattr(getattr(process, "_popen", None), "finalizer", None)
+    if finalizer is not None:
+        finalizer()
 
 
 def _start(process: BaseProcess) -> None:

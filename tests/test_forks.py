@@ -26,9 +26,6 @@ from shmloader import ShmDataLoader
 from .datasets import Images
 from .support import assert_same, checksum, run_file
 
-# Minutes, all in all.
-pytestmark = pytest.mark.slow
-
 LENGTH = 60
 
 

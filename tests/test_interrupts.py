@@ -29,9 +29,6 @@ from torch.utils.data import Dataset
 from shmloader import ShmDataLoader
 from pathlib import Path
 
-# Minutes, all in all.
-pytestmark = pytest.mark.slow
-
 blocked = mmap.mmap(-1, 4096)  # shared with the workers
 
 class Data(Dataset):
@@ -120,9 +117,10 @@ class Script:
         os.close(writer)
 
     def wait_for(self, letter: bytes, count: int = 1) -> bool:
-        """Blocks until the script has told something so many times; False when it has ended, or is silent."""
+        """Blocks until the script has told something so many times; False when it has ended, or does not for long."""
+        deadline = time.monotonic() + 30
         while count:
-            ready, _, _ = select.select([self.steps], [], [], 30)
+            ready, _, _ = select.select([self.steps], [], [], max(0.0, deadline - time.monotonic()))
             step = os.read(self.steps, 1) if ready else b""
             if not step:
                 return False
@@ -132,22 +130,29 @@ class Script:
     def interrupt(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def end(self) -> tuple[int, str]:
-        """Waits for the script's end; returns its exit code and what it and its workers have printed."""
-        try:
+    def end(self) -> tuple[int | None, str]:
+        """Waits for the script's end; returns its exit code, None if it goes on for long, and what was printed."""
+        code = None
+        with contextlib.suppress(subprocess.TimeoutExpired):
             code = self.process.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            os.close(self.steps)
+        self._kill()
         return code, self._errors.read_text()
+
+    def close(self) -> None:
+        """Ends the script and its workers, if they have not ended."""
+        self._kill()
+        os.close(self.steps)
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 @contextlib.contextmanager
 def script(code: str) -> Iterator[Script]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Script(code, folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Script(code, folder)) as running:
+        yield running
 
 
 def pause(draw: random.Random) -> None:

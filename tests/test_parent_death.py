@@ -24,9 +24,6 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from shmloader import ShmDataLoader
 
-# Minutes, all in all.
-pytestmark = pytest.mark.slow
-
 def hold_the_lock():
     sum(range(10**12))
 

@@ -23,9 +23,6 @@ from shmloader.bench.memory import now
 from .datasets import Images, Mapped
 from .support import children, descriptors, mappings
 
-# Minutes, all in all.
-pytestmark = pytest.mark.slow
-
 KIB, MIB = 1 << 10, 1 << 20
 
 # What allocators and Python's own caches may add between the windows, in all of the process tree.

@@ -23,9 +23,6 @@ from pathlib import Path
 
 import pytest
 
-# Minutes, all in all.
-pytestmark = pytest.mark.slow
-
 MIB = 1 << 20
 
 PRELUDE = """
