@@ -7,13 +7,11 @@ over; ask for one more.
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import functools
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -24,8 +22,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_in
 
 from . import interrupts
 from .errors import WorkerDiedError, WorkerFault
-from .pool import Packed
-from .production import Production, Terms
+from .pool import Packed, Pool
+from .production import Production, Terms, close_all
 from .shelf import PoolSettings, PoolShelf
 from .worker import Assignment
 
@@ -83,7 +81,7 @@ class ShmIterator(_BaseDataLoaderIter):
             except BaseException:
                 shelf.put(self._pool)
                 raise
-            _open_iterators.add(self)
+            self._keeper = interrupts.at_drop(functools.partial(_end, self._production, shelf, self._pool))
         try:
             with interrupts.deferred():
                 self._production.start()
@@ -215,23 +213,16 @@ class ShmIterator(_BaseDataLoaderIter):
 
         Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
         """
-        if self._production.close():
-            self._shelf.put(self._pool)
+        _end(self._production, self._shelf, self._pool)
 
-    def __del__(self) -> None:
-        if getattr(self, "_production", None) is None:
-            return
-        try:
-            self._shutdown_workers()
-        except KeyboardInterrupt:
-            # No exception leaves a destructor: this one would be printed and forgotten. It is raised again by another
-            # thread, which runs when this one is out of here.
-            self._production.give_up()
-            _thread.start_new_thread(_thread.interrupt_main, ())
+
+def _end(production: Production, shelf: PoolShelf, pool: Pool) -> None:
+    with interrupts.deferred():
+        if production.close():
+            shelf.put(pool)
 
 
 _is_exiting = False
-_open_iterators: weakref.WeakSet[ShmIterator] = weakref.WeakSet()
 
 
 @atexit.register
@@ -239,5 +230,4 @@ def _close_all() -> None:
     global _is_exiting
     _is_exiting = True
     # multiprocessing would terminate the workers too, but later, and joins without a time limit.
-    for iterator in list(_open_iterators):
-        iterator._shutdown_workers()
+    close_all()

@@ -1,11 +1,14 @@
-"""A Ctrl-C that waits until what it would tear apart is done."""
+"""A Ctrl-C that waits until what it would tear apart is done, and that no destructor swallows."""
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import FrameType
 
 
@@ -37,3 +40,36 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             handler(came[0], None)
+
+
+def at_drop(act: Callable[[], object]) -> Generator[None]:
+    """Returns a keeper; once nobody refers to it any more, ``act`` is called, in whichever thread dropped it.
+
+    Not in a forked process, and not at the interpreter's end, when modules may be gone. It may be called twice, where
+    a Ctrl-C comes in the way.
+
+    An exception that leaves a destructor is printed and forgotten, and so would be the KeyboardInterrupt of a Ctrl-C
+    that comes while one runs. ``__del__`` cannot prevent that: Python looks for signals before its first line. A
+    generator that is closed goes on in its handler, without such a look.
+    """
+    keeper = _keep(act)
+    next(keeper)
+    return keeper
+
+
+def _keep(act: Callable[[], object]) -> Generator[None]:
+    owner, getpid, is_finalizing = os.getpid(), os.getpid, sys.is_finalizing
+
+    def act_if_due() -> None:
+        if not is_finalizing() and getpid() == owner:
+            act()
+
+    try:
+        yield
+    except GeneratorExit:
+        try:
+            act_if_due()
+        except KeyboardInterrupt:
+            act_if_due()
+            # Raised again from another thread, which runs when this one is out of here.
+            _thread.start_new_thread(_thread.interrupt_main, ())

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import pickle
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -350,7 +349,13 @@ class Production:
         return True
 
 
-_open: weakref.WeakSet[Production] = weakref.WeakSet()
+_open: set[Production] = set()  # by their own hands; a WeakSet's callback would swallow a Ctrl-C
+
+
+def close_all() -> None:
+    """Closes all productions of this process, since it ends."""
+    for production in list(_open):
+        production.close()
 
 
 def _close_in_child() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import interrupts
 from .limits import available_memory, memory_limit
 from .pool import Pool, PoolStatistics
 from .succession import Tally
@@ -87,11 +87,15 @@ class PoolShelf:
     """
 
     def __init__(self) -> None:
-        self._owner_pid = os.getpid()
         self._settings: PoolSettings | None = None
-        self._pool: Pool | None = None
         self._last: Pool | None = None
+        self._begin()
         self.tally = Tally()  # here, since a pool and an iterator may be gone before the loader
+
+    def _begin(self) -> None:
+        self._owner_pid = os.getpid()
+        self._kept: list[Pool] = []  # one at most
+        self._keeper = interrupts.at_drop(functools.partial(_close_all, self._kept))
 
     def take(self, settings: PoolSettings) -> Pool:
         """Returns the kept pool if it is as ``settings`` say, else a new one.
@@ -99,9 +103,9 @@ class PoolShelf:
         Raises:
             ValueError, PoolMemoryError: see `PoolSettings.make`.
         """
-        pool, self._pool = self._pool, None
         if self._owner_pid != os.getpid():
-            self._owner_pid, pool = os.getpid(), None
+            self._begin()
+        pool = self._kept.pop() if self._kept else None
         if pool is not None and settings != self._settings:
             pool.close()
             pool = None
@@ -113,8 +117,8 @@ class PoolShelf:
 
     def put(self, pool: Pool) -> None:
         """Keeps ``pool`` for the next iterator, or closes it if one is kept already or it is not the last one's."""
-        if self._pool is None and pool is self._last:
-            self._pool = pool
+        if not self._kept and pool is self._last:
+            self._kept.append(pool)
         else:
             pool.close()
 
@@ -124,7 +128,8 @@ class PoolShelf:
             return None
         return LoaderStatistics(**vars(self._last.statistics()), restarts=self.tally.restarts)
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        # At the interpreter's end the memory goes with the process, and the modules that would close it may be gone.
-        if self._pool is not None and not is_finalizing() and self._owner_pid == os.getpid():
-            self._pool.close()
+
+def _close_all(pools: list[Pool]) -> None:
+    with interrupts.deferred():
+        while pools:
+            pools.pop().close()
