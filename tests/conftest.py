@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,13 @@ from .support import holdings
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _spare_what_stays_from_being_searched() -> None:
+    """Modules and tests are never garbage, and searching them before and after each test took most of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
