@@ -1,5 +1,6 @@
 """shmloader: torch's DataLoader, with batches that workers write straight into reused shared memory."""
 
+from .arrays import ArrayDataset
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
@@ -15,6 +16,7 @@ from .spec import TensorSpec
 from .version import __version__
 
 __all__ = [
+    "ArrayDataset",
     "FallbackWarning",
     "HeldBatchesWarning",
     "LoaderStatistics",

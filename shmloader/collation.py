@@ -58,7 +58,13 @@ class DirectCollation:
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot while one is open."""
-        entries: list[tuple[type, _CollateFn | None, _CollateFn]] = [
+        for kind, torchs, ours in self._entries():
+            if default_collate_fn_map.get(kind) is torchs:
+                default_collate_fn_map[kind] = ours
+
+    def _entries(self) -> list[tuple[type, _CollateFn | None, _CollateFn]]:
+        """Returns the types, torch's functions for them, and ours."""
+        return [
             (torch.Tensor, collate_tensor_fn, self._stack_tensors),
             (np.ndarray, collate_numpy_array_fn, self._stack_arrays),
             (float, collate_float_fn, self._join_numbers),
@@ -66,9 +72,6 @@ class DirectCollation:
             (tuple, None, self._transpose_tuples),
             (dict, None, self._transpose_dicts),
         ]
-        for kind, torchs, ours in entries:
-            if default_collate_fn_map.get(kind) is torchs:
-                default_collate_fn_map[kind] = ours
 
     def keep_out(self) -> None:
         """From now on collates in private memory.
@@ -77,7 +80,15 @@ class DirectCollation:
         """
         self._is_direct = False
 
-    def _tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    @property
+    def is_default(self) -> bool:
+        """Whether no entry of the map is the user's."""
+        return default_collate_fn_map.keys() == _KNOWN_KEYS and all(
+            default_collate_fn_map.get(kind) == ours for kind, _, ours in self._entries()
+        )
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Returns an uninitialised tensor, in the slot if it has room for it."""
         out = self._writer.tensor(shape, dtype) if self._is_direct else None
         return torch.empty(shape, dtype=dtype) if out is None else out
 
@@ -90,7 +101,7 @@ class DirectCollation:
         if type(first) is torch.Tensor and _is_plain(first):
             # What cannot be stacked, torch's own function refuses in its own words.
             with contextlib.suppress(RuntimeError, TypeError):
-                return torch.stack(batch, 0, out=self._tensor((len(batch), *first.shape), first.dtype))  # type: ignore[arg-type]
+                return torch.stack(batch, 0, out=self.empty((len(batch), *first.shape), first.dtype))  # type: ignore[arg-type]
         return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
 
     def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:

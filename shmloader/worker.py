@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch.utils.data import IterDataPipe, graph_settings
+from torch.utils.data import IterDataPipe, default_collate, graph_settings
 from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
@@ -30,6 +30,7 @@ from . import lifeline, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
+from .direct import DirectFetcher, writer_of
 from .errors import PoolMemoryError, WorkerFault
 from .packing import Packer
 from .wire import Inbox, PipeEnd, Token
@@ -201,9 +202,17 @@ class _Worker:
                 self._collate,
                 assignment.drop_last,
             )
+            if (write := self._direct_writer()) is not None:
+                self._fetcher = DirectFetcher(self._fetcher, self._collation, write)
             self._skip()
         except Exception:
             self._init_fault = self._fault()
+
+    def _direct_writer(self) -> Any:
+        assignment = self._brief.assignment
+        if self._is_stream or assignment.collate_fn is not default_collate or not self._collation.is_default:
+            return None
+        return writer_of(self._dataset)
 
     def _skip(self) -> None:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import pytest
 import torch
@@ -26,6 +27,14 @@ def _leaves_nothing_behind() -> Iterator[None]:
     before = holdings()
     yield
     assert holdings() == before
+
+
+@pytest.fixture
+def _resource_tracker() -> Iterator[None]:
+    """The process that multiprocessing starts with the first spawned one, and keeps."""
+    resource_tracker.ensure_running()
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

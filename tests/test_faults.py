@@ -254,14 +254,6 @@ def release_in_the_middle_of_closing(trap: Trap, crew: Any) -> None:
 # -- start methods that pickle -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _resource_tracker() -> Iterator[None]:
-    """The process that multiprocessing starts with the first spawned one, and keeps."""
-    resource_tracker.ensure_running()
-    yield
-    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-
-
 def spawn_cells() -> list[Any]:
     quick = ("exception", "SIGKILL")
     kinds = (Kind.ERROR, Kind.DEATH)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from shmloader import ShmDataLoader, WorkerDiedError
 
 from .datasets import Images, Mapped
-from .support import assert_same, assert_same_stream, first_line, random_states, run_file, stream
+from .support import assert_same, assert_same_stream, first_line, let_stock_end, random_states, run_file, stream
 
 BOTH = pytest.mark.parametrize("kind", [DataLoader, ShmDataLoader])
 
@@ -226,6 +226,7 @@ def test_errors_of_the_init_function(error: str) -> None:
         return stream(kind(arguments.pop("make_dataset")(), num_workers=2, **arguments))[1][0]
 
     ours, stock = first_error(ShmDataLoader), first_error(DataLoader)
+    let_stock_end()
     assert type(ours) is type(stock)
     assert first_line(ours) == first_line(stock)
     assert "in fail_at" not in str(ours)

@@ -18,11 +18,11 @@ LAYERS = [
     "diagnosis",
     "shelf workers",
     "room worker",
-    "pool",
+    "direct pool",
     "unpacking collation departed",
     "packing writer checking",
     "placed arena stacks",
-    "spec leases ledger schedule succession wire limits control streams lifeline interrupts",
+    "arrays spec leases ledger schedule succession wire limits control streams lifeline interrupts",
     "dtypes",
     "errors version",
 ]

@@ -1,0 +1,446 @@
+"""Datasets that write into the slot themselves: batches are stock's, and nothing is copied."""
+
+from __future__ import annotations
+
+import collections
+import mmap
+import os
+import pickle
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from shmloader import ArrayDataset, ShmDataLoader
+
+from .support import assert_same_stream, checksum, let_stock_end
+
+LENGTH = 50
+
+
+class Pair(NamedTuple):
+    image: Any
+    label: Any
+
+
+def image(index: int) -> np.ndarray[Any, Any]:
+    return np.full((3, 4), index, np.float32) + np.arange(4, dtype=np.float32)
+
+
+# Samples by index, and the same written into their places.
+STRUCTURES: dict[str, tuple[Callable[[int], Any], Callable[[int, Any], None]]] = {}
+
+
+def structure(name: str, make: Callable[[int], Any]) -> Callable[[Any], Any]:
+    def add(write: Callable[[int, Any], None]) -> None:
+        STRUCTURES[name] = (make, write)
+
+    return add
+
+
+@structure("an array", image)
+def _(index: int, out: Any) -> None:
+    out[:] = image(index)
+
+
+@structure("a tensor", lambda index: torch.from_numpy(image(index)))
+def _(index: int, out: Any) -> None:
+    out[:] = image(index)
+
+
+@structure("bfloat16", lambda index: torch.full((2,), index, dtype=torch.bfloat16))
+def _(index: int, out: Any) -> None:
+    out.fill_(index)
+
+
+@structure("a number", lambda index: index)
+def _(index: int, out: Any) -> None:
+    out[...] = index
+
+
+@structure("a tuple", lambda index: (image(index), index, float(index), index % 2 == 0))
+def _(index: int, out: Any) -> None:
+    assert type(out) is tuple
+    out[0][:] = image(index)
+    out[1][...], out[2][...], out[3][...] = index, index, index % 2 == 0
+
+
+@structure("a list", lambda index: [image(index), image(index)[0]])
+def _(index: int, out: Any) -> None:
+    assert type(out) is list
+    out[0][:], out[1][:] = image(index), image(index)[0]
+
+
+@structure("a named tuple", lambda index: Pair(image(index), index))
+def _(index: int, out: Any) -> None:
+    out.image[:] = image(index)
+    out.label[...] = index
+
+
+@structure("dicts", lambda index: {"image": image(index), "more": {"label": index, "pair": (index, image(index)[0])}})
+def _(index: int, out: Any) -> None:
+    out["image"][:] = image(index)
+    out["more"]["label"][...] = index
+    out["more"]["pair"][0][...] = index
+    out["more"]["pair"][1][:] = image(index)[0]
+
+
+class Counted(Dataset[Any]):
+    """Counts, over all processes, what is called."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+        self.counts = np.ndarray((2, 8), np.int64, mmap.mmap(-1, 128))  # (method, worker)
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def count(self, method: int) -> None:
+        info = get_worker_info()
+        if info is not None:
+            self.counts[method, info.id] += 1
+
+    def __getitem__(self, index: int) -> Any:
+        self.count(0)
+        return self.make(index)
+
+
+class OneByOne(Counted):
+    def __init__(self, make: Callable[[int], Any], write: Callable[[int, Any], None]) -> None:
+        super().__init__(make)
+        self.write = write
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+    def __getitem_into__(self, index: int, out: Any) -> None:
+        self.count(1)
+        self.write(index, out)
+
+
+class WholeBatches(Counted):
+    """Pairs of an image and a label."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda index: (image(index), index))
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+    def __getitems_into__(self, indices: Sequence[int], out: Any) -> None:
+        self.count(1)
+        out[0][:] = [image(index) for index in indices]
+        out[1][:] = indices
+
+
+LOADERS: dict[str, dict[str, Any]] = {
+    "plain": {"batch_size": 4},
+    "shuffled": {"batch_size": 7, "shuffle": True},
+    "one sample": {"batch_size": 1, "num_workers": 1},
+    "drop_last": {"batch_size": 8, "drop_last": True, "prefetch_factor": 4},
+    "persistent": {"batch_size": 6, "persistent_workers": True, "epochs": 3},
+    "out of order": {"batch_size": 50},
+    "a tight pool": {"batch_size": 5, "max_pool_bytes": 14 << 16},
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_samples_that_are_written_are_stocks(structure: str, loader: str) -> None:
+    arguments = {"num_workers": 2, **LOADERS[loader]}
+    assert_same_stream(lambda: OneByOne(*STRUCTURES[structure]), **arguments)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_batches_that_are_written_are_stocks(loader: str) -> None:
+    arguments = {"num_workers": 2, **LOADERS[loader]}
+    assert_same_stream(WholeBatches, **arguments)
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randint(0, 2, (LENGTH, 3, 5), generator=generator).to(dtype)
+    return wide, wide[:, 0, 0].clone(), wide.transpose(1, 2), wide[:, 1:, ::2]
+
+
+ALL_TENSORS: dict[str, Callable[[], Any]] = {
+    "float32": lambda: TensorDataset(*tensors()),
+    "bool": lambda: TensorDataset(*tensors(torch.bool)),
+    "bfloat16": lambda: TensorDataset(*tensors(torch.bfloat16)),
+    "float8": lambda: TensorDataset(*tensors(torch.float8_e4m3fn)[:2]),
+    "complex": lambda: TensorDataset(*tensors(torch.complex64)),
+    "empty rows": lambda: TensorDataset(torch.zeros(LENGTH, 0, 3), torch.arange(LENGTH)),
+    "a gradient": lambda: TensorDataset(torch.ones(LENGTH, 2, requires_grad=True)),
+    "no tensors": lambda: Subset(TensorDataset(torch.arange(0)), []),
+    "a subset": lambda: Subset(TensorDataset(*tensors()), list(range(LENGTH - 1, -1, -2))),
+    "a subset by tensor": lambda: Subset(TensorDataset(*tensors()), torch.arange(0, LENGTH, 3)),  # type: ignore[arg-type]
+    "a subset of a subset": lambda: Subset(Subset(ArrayDataset(*tensors()), range(40)), range(3, 40, 2)),
+    "arrays": lambda: ArrayDataset(*[tensor.numpy() for tensor in tensors()]),
+    "arrays and tensors": lambda: ArrayDataset(tensors()[0].numpy(), tensors(torch.bfloat16)[2]),
+    "one array": lambda: ArrayDataset(np.arange(LENGTH, dtype=np.uint16)),
+}
+
+
+@pytest.mark.parametrize("loader", ["plain", "shuffled", "persistent", "a tight pool"])
+@pytest.mark.parametrize("make", ALL_TENSORS)
+def test_gathered_batches_are_stocks(make: str, loader: str) -> None:
+    if make == "no tensors" and loader == "shuffled":
+        pytest.skip("torch refuses to shuffle nothing")
+    arguments = {"num_workers": 2, **LOADERS[loader]}
+    assert_same_stream(ALL_TENSORS[make], **arguments)
+
+
+# Indices that a batch sampler may give.
+INDICES: dict[str, list[Any]] = {
+    "negative": [[0, 1], [-1, 3], [-LENGTH], [2]],
+    "out of range": [[0, 1], [LENGTH], [3, -LENGTH - 1], [2]],
+    "booleans": [[0, 1], [True, False], [2]],
+    "numpy's": [[0, 1], [np.int64(3), np.int32(2)], np.array([4, 5]), [2]],
+    "huge": [[0, 1], [1 << 70], [2]],
+    "slices": [[0, 1], [slice(0, 2)], [slice(0, 1), slice(3, 4)], [2]],
+    "none": [[0, 1], [None], [], [2]],
+    "repeated": [[0, 1], [3, 3, 3], [2]],
+    "keys": [[0, 1], ["zero"], [2]],
+}
+
+
+@pytest.mark.parametrize("indices", INDICES)
+@pytest.mark.parametrize(
+    "make", [lambda: TensorDataset(*tensors()), lambda: Subset(TensorDataset(*tensors()), range(50))]
+)
+def test_any_indices_mean_what_they_mean_to_stock(make: Callable[[], Any], indices: str) -> None:
+    assert_same_stream(make, batch_sampler=lambda: INDICES[indices], num_workers=1)
+
+
+@pytest.mark.parametrize("make", [WholeBatches, lambda: OneByOne(*STRUCTURES["a tuple"])])
+def test_only_the_first_batch_of_a_worker_is_read_sample_by_sample(make: Callable[[], Counted]) -> None:
+    dataset = make()
+    for _ in ShmDataLoader(dataset, batch_size=5, num_workers=2):
+        pass
+    is_whole = isinstance(dataset, WholeBatches)
+    assert dataset.counts[:, :2].tolist() == [[5, 5], [4, 4] if is_whole else [20, 20]]
+
+
+class Addresses(Dataset[Any]):
+    """Rows that say where they were written."""
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> Any:
+        return np.zeros(2, np.int64)
+
+    def __getitem_into__(self, index: int, out: Any) -> None:
+        out[:] = out.ctypes.data, index
+
+
+def test_rows_are_written_where_the_loop_reads_them() -> None:
+    """Forked workers have the pool where the parent has it."""
+    for number, batch in enumerate(ShmDataLoader(Addresses(), batch_size=5, num_workers=2)):
+        assert number < 2 or batch[:, 0].tolist() == [batch.data_ptr() + 16 * row for row in range(5)]
+
+
+class Inheriting(WholeBatches):
+    """Means something else by its samples than what it inherits writes."""
+
+    def __getitem__(self, index: int) -> Any:
+        pair = super().__getitem__(index)
+        return pair[0] + 1, pair[1]
+
+
+class Strings(WholeBatches):
+    def __getitem__(self, index: int) -> Any:
+        return *super().__getitem__(index), "name"
+
+    def __getitems_into__(self, indices: Sequence[int], out: Any) -> None:
+        raise AssertionError("there is no array of strings")
+
+
+class Forwarding(Counted):
+    """A wrapper that has the attributes of what it wraps."""
+
+    def __init__(self) -> None:
+        self.wrapped = WholeBatches()
+        super().__init__(lambda index: self.wrapped[index][0] * 2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["wrapped"], name)
+
+
+class Rows(TensorDataset):
+    """Changes what it inherits."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(tensor[index] * 2 for tensor in self.tensors)
+
+
+@pytest.mark.parametrize("make", [Inheriting, Strings, Forwarding, lambda: Rows(*tensors())])
+def test_datasets_that_are_read_as_always(make: Callable[[], Any]) -> None:
+    assert_same_stream(make, batch_size=4, num_workers=2)
+
+
+def negated(samples: list[Any]) -> Any:
+    return [-part if part.is_floating_point() else part for part in default_collate(samples)]
+
+
+@pytest.mark.parametrize("make", [WholeBatches, lambda: TensorDataset(*tensors())])
+def test_a_collate_function_of_the_users_gets_its_samples(make: Callable[[], Any]) -> None:
+    assert_same_stream(make, batch_size=4, num_workers=2, collate_fn=negated)
+
+
+def test_without_batches_samples_are_read_as_always() -> None:
+    assert_same_stream(lambda: TensorDataset(*tensors()), batch_size=None, num_workers=2)
+
+
+def replaced(worker: int) -> None:
+    collate_tensor = default_collate_fn_map[torch.Tensor]
+    default_collate_fn_map[torch.Tensor] = lambda batch, **more: collate_tensor(batch, **more) + 1
+
+
+def test_an_entry_of_the_users_in_the_collate_map_counts() -> None:
+    assert_same_stream(lambda: TensorDataset(*tensors()[:2]), batch_size=4, num_workers=1, worker_init_fn=replaced)
+
+
+def failing(index: int, out: Any) -> None:
+    out[0][:] = 1
+    if index == 21:
+        raise LookupError("sample 21")
+    if index == 33:
+        out[0][:] = np.zeros(7)
+    out[0][:], out[1][...] = image(index), index
+
+
+def test_an_error_comes_in_its_batches_place() -> None:
+    dataset = OneByOne(lambda index: (image(index), index), failing)
+    outcome: list[Any] = []
+    iterator = iter(ShmDataLoader(dataset, batch_size=5, num_workers=2))
+    for _ in range(10):
+        try:
+            outcome.append(next(iterator)[1].tolist())
+        except Exception as error:
+            outcome.append(error.with_traceback(None))
+    assert isinstance(outcome[4], LookupError)
+    assert "sample 21" in str(outcome[4])
+    assert isinstance(outcome[6], ValueError)
+    assert "could not broadcast" in str(outcome[6])
+    assert [outcome[i] for i in (0, 5, 7, 9)] == [[5 * i + k for k in range(5)] for i in (0, 5, 7, 9)]
+
+
+def test_a_dataset_that_keeps_its_places_finds_them_unchanged() -> None:
+    kept: list[Any] = []
+
+    def write(index: int, out: Any) -> None:
+        for place, sum_ in kept:
+            assert checksum([torch.from_numpy(place)]) == sum_
+        out[:] = image(index)
+        kept.append((out, checksum([torch.from_numpy(out)])))
+
+    batches = list(ShmDataLoader(OneByOne(image, write), batch_size=5, num_workers=2, num_slots=20))
+    assert torch.cat(batches).numpy().tolist() == [image(index).tolist() for index in range(LENGTH)]
+
+
+def test_the_random_streams_are_used_alike() -> None:
+    def make(index: int) -> Any:
+        return torch.rand(2), random.random()
+
+    def write(index: int, out: Any) -> None:
+        out[0][:], out[1][...] = torch.rand(2), random.random()
+
+    assert_same_stream(lambda: OneByOne(make, write), batch_size=3, num_workers=2, epochs=2)
+
+
+def test_a_worker_that_dies_is_replaced() -> None:
+    flag = mmap.mmap(-1, 1)
+
+    def write(index: int, out: Any) -> None:
+        if index == 30 and not flag[0]:
+            flag[0] = 1
+            os._exit(3)
+        out[:] = image(index)
+
+    loader = ShmDataLoader(OneByOne(image, write), batch_size=5, num_workers=2, num_slots=20, worker_restarts=1)
+    with pytest.warns(match="exit code 3"):
+        batches = list(loader)
+    assert torch.cat(batches).numpy().tolist() == [image(index).tolist() for index in range(LENGTH)]
+
+
+# -- ArrayDataset ------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_arrays_are_rows() -> None:
+    array, tensor = np.arange(12, dtype=np.int16).reshape(4, 3), torch.arange(4.0)
+    dataset = ArrayDataset(array, tensor)
+    assert len(dataset) == 4
+    row, number = dataset[2]
+    assert (row.tolist(), row.dtype, number.item(), number.dtype) == ([6, 7, 8], torch.int16, 2.0, torch.float32)
+    row += 1
+    assert array[2].tolist() == [6, 7, 8]
+    with pytest.raises(IndexError):
+        dataset[4]
+
+
+BAD_ARRAYS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "none": (lambda: ArrayDataset(), ValueError, r"one array or more.*\[\]"),
+    "lengths": (lambda: ArrayDataset(np.zeros(3), np.zeros(4)), ValueError, r"all of one length.*\[3, 4\]"),
+    "a list": (lambda: ArrayDataset([1, 2]), TypeError, r"arrays\[0\] is neither.*list"),  # type: ignore[arg-type]
+    "a number": (lambda: ArrayDataset(np.array(3)), ValueError, r"arrays\[0\] has no axis"),
+    "strings": (lambda: ArrayDataset(np.zeros(3), np.array(["a"] * 3)), TypeError, r"arrays\[1\] is of dtype <U1"),
+    "the other byte order": (lambda: ArrayDataset(np.zeros(3, ">f4")), TypeError, r"dtype >f4"),
+    "sparse": (lambda: ArrayDataset(torch.eye(3).to_sparse()), TypeError, r"arrays\[0\] is not a dense"),
+    "gradient": (lambda: ArrayDataset(torch.ones(3, requires_grad=True)), TypeError, r"not a dense"),
+    "meta": (lambda: ArrayDataset(torch.ones(3, device="meta")), TypeError, r"not a dense"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ARRAYS)
+def test_bad_arrays(bad: str) -> None:
+    make, error, text = BAD_ARRAYS[bad]
+    with pytest.raises(error, match=text):
+        make()
+
+
+def test_rows_that_are_not_there() -> None:
+    dataset = ArrayDataset(np.zeros((3, 2)))
+    indices: Any
+    for indices in ([3], [-1], [1.0], [True]):
+        with pytest.raises(IndexError, match="of an ArrayDataset of 3 rows"):
+            dataset.__getitems_into__(indices, (np.zeros((1, 2)),))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_memory_maps_are_opened_again(tmp_path: Path, mode: Any, order: Any) -> None:
+    file = tmp_path / "rows"
+    rows = np.memmap(file, np.float32, "w+", 64, (LENGTH, 1000), order)
+    rows[:] = np.arange(LENGTH)[:, None]
+    rows.flush()
+    whole = np.memmap(file, np.float32, mode, 64, (LENGTH, 1000), order)
+    pickled = pickle.dumps(ArrayDataset(whole))
+    assert len(pickled) < 2000
+    copy = pickle.loads(pickled)
+    assert all(torch.equal(copy[i][0], ArrayDataset(whole)[i][0]) for i in range(LENGTH))
+    part = pickle.loads(pickle.dumps(ArrayDataset(whole[10:20])))  # whose place in the file it does not say
+    assert [part[i][0][0].item() for i in range(10)] == list(range(10, 20))
+
+
+@pytest.mark.usefixtures("_resource_tracker")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_memory_map_through_workers(tmp_path: Path, method: str) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(LENGTH * 6, dtype=np.uint8).reshape(LENGTH, 2, 3))
+
+    def make() -> Any:
+        return ArrayDataset(np.load(tmp_path / "rows.npy", mmap_mode="r"))
+
+    assert_same_stream(make, batch_size=4, shuffle=True, num_workers=2, multiprocessing_context=method)
+
+
+def test_stock_reads_it_too() -> None:
+    rows = collections.deque(DataLoader(ArrayDataset(np.arange(LENGTH)), batch_size=LENGTH, num_workers=1))
+    let_stock_end()
+    assert rows[0][0].tolist() == list(range(LENGTH))
