@@ -12,7 +12,7 @@ loop, and that was most of what collating small samples took.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch.utils.data._utils.collate import (
     default_collate_fn_map,
 )
 
-from .dtypes import TO_TORCH
+from .dtypes import TO_TORCH, carrier
 from .writer import SlotWriter
 
 _CollateFn = Callable[..., Any]
@@ -55,6 +55,7 @@ class DirectCollation:
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
         self._is_direct = True
+        self._made: dict[int, tuple[torch.Tensor, Hashable]] = {}  # in the slot, by id, while the batch is being made
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot while one is open."""
@@ -87,21 +88,50 @@ class DirectCollation:
             default_collate_fn_map.get(kind) == ours for kind, _, ours in self._entries()
         )
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Returns an uninitialised tensor, in the slot if it has room for it."""
-        out = self._writer.tensor(shape, dtype) if self._is_direct else None
-        return torch.empty(shape, dtype=dtype) if out is None else out
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+        """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it."""
+        array = self._array(shape, carrier(dtype))
+        tensor = torch.from_numpy(array)
+        if tensor.dtype is not dtype:
+            tensor = tensor.view(dtype)
+        return self._noted(array, tensor), array
+
+    def form(self, batch: Any) -> Hashable:
+        """Describes a batch that the default collate function returned, and that lies in the slot as it is.
+
+        Batches of one form differ in nothing but their elements. None where there is more to a batch than tensors, or
+        they are nested, or not all are in the slot.
+        """
+        made, kind = self._made, type(batch)
+        try:
+            if kind is list or kind is tuple:
+                return (kind, *[made[id(part)][1] for part in batch])
+            if kind is dict and set(map(type, batch)) == {str}:
+                return (*batch, *[made[id(part)][1] for part in batch.values()])
+            return made[id(batch)][1]
+        except KeyError:
+            return None
+
+    def forget(self) -> None:
+        """Lets go of the batch that was made last."""
+        self._made.clear()
 
     def _array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         out = self._writer.array(shape, dtype) if self._is_direct else None
         return np.empty(shape, dtype) if out is None else out
+
+    def _noted(self, array: np.ndarray[Any, Any], tensor: torch.Tensor) -> torch.Tensor:
+        if array.base is not None:  # else it is private
+            self._made[id(tensor)] = tensor, (tensor.data_ptr() - self._writer.address, tensor.dtype, array.shape)
+        return tensor
 
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
         if type(first) is torch.Tensor and _is_plain(first):
             # What cannot be stacked, torch's own function refuses in its own words.
             with contextlib.suppress(RuntimeError, TypeError):
-                return torch.stack(batch, 0, out=self.empty((len(batch), *first.shape), first.dtype))  # type: ignore[arg-type]
+                out, _ = self.empty((len(batch), *first.shape), first.dtype)
+                return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
         return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
 
     def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
@@ -114,7 +144,7 @@ class DirectCollation:
             with contextlib.suppress(ValueError, TypeError):
                 out = self._array((len(batch), *first.shape), first.dtype)
                 np.concatenate(batch, out=out.reshape(-1, *first.shape[1:]), casting="no")
-                return torch.from_numpy(out)
+                return self._noted(out, torch.from_numpy(out))
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
@@ -124,7 +154,7 @@ class DirectCollation:
             with contextlib.suppress(OverflowError):
                 out = self._array((len(batch),), dtype)
                 out[:] = batch
-                return torch.from_numpy(out)
+                return self._noted(out, torch.from_numpy(out))
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
 

@@ -45,7 +45,7 @@ def see_off(arena: Arena, leases: Leases) -> None:
 
 def tidy() -> None:
     """Gives back the memory of all leases of closed pools that have ended. Safe from several threads."""
-    for _ in range(len(_all)):
+    for _ in range(len(_all)):  # none, nearly always
         try:
             departed = _all.popleft()
         except IndexError:  # another thread took it

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from .arrays import as_rows, gather, is_dense, row_numbers
+from .arrays import Array, as_rows, gather, is_dense, row_numbers
 from .collation import DirectCollation
 from .dtypes import TO_NUMPY
 
@@ -85,9 +85,7 @@ def writer_of(dataset: Any) -> _Write | None:
         return write_all
     if _defines(type(dataset), "__getitem_into__"):
         return lambda indices, out: _write_each(dataset.__getitem_into__, indices, out)
-    if type(dataset) is TensorDataset:
-        return lambda indices, out: _write_rows(dataset.tensors, indices, out)
-    return None
+    return _RowsWriter(dataset) if type(dataset) is TensorDataset else None
 
 
 def _defines(kind: type, method: str) -> bool:
@@ -104,12 +102,21 @@ def _write_each(write: Callable[[Any, Any], None], indices: _Indices, out: Any) 
         write(index, row)
 
 
-def _write_rows(tensors: Sequence[torch.Tensor], indices: _Indices, out: Any) -> None:
-    where = row_numbers(indices, min(map(len, tensors)))
-    if where is None or not all(map(is_dense, tensors)):
-        raise _OrdinaryError
-    for tensor, place in zip(tensors, out, strict=True):
-        gather(as_rows(tensor), where, place)
+class _RowsWriter:
+    def __init__(self, dataset: TensorDataset) -> None:
+        self._dataset = dataset
+        self._tensors: Sequence[torch.Tensor] = ()
+        self._columns: list[Array] = []
+
+    def __call__(self, indices: _Indices, out: Any) -> None:
+        if self._tensors is not self._dataset.tensors:  # an init function may replace them
+            self._tensors = self._dataset.tensors
+            self._columns = list(map(as_rows, self._tensors)) if all(map(is_dense, self._tensors)) else []
+        where = row_numbers(indices, len(self._columns[0])) if self._columns else None
+        if where is None:
+            raise _OrdinaryError
+        for column, place in zip(self._columns, out, strict=True):
+            gather(column, where, place)
 
 
 def _rows(out: Any, count: int) -> Sequence[Any]:
@@ -172,7 +179,7 @@ def _leaf_allotter(batch: torch.Tensor, collation: DirectCollation) -> _Allot:
     has_twin = dtype in TO_NUMPY
 
     def allot(count: int) -> tuple[Any, Any]:
-        tensor = collation.empty((count, *shape), dtype)
-        return (tensor.numpy() if has_twin else tensor), tensor
+        tensor, array = collation.empty((count, *shape), dtype)
+        return (array if has_twin else tensor), tensor
 
     return allot

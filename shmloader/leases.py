@@ -32,7 +32,7 @@ class Leases:
     def __init__(self) -> None:
         # A weak reference must itself stay alive for its callback to be called.
         self._live: dict[int, _Lease] = {}
-        self._ended: deque[weakref.ref[Block]] = deque()
+        self._ended: deque[_Lease] = deque()
         self._kept: dict[int, list[Block]] = {}
 
     def __len__(self) -> int:
@@ -59,9 +59,9 @@ class Leases:
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended since the last call."""
         slots = []
-        while self._ended:
-            lease = self._ended.popleft()
-            assert isinstance(lease, _Lease)
-            del self._live[lease.slot]
+        ended, live = self._ended, self._live
+        while ended:
+            lease = ended.popleft()
+            del live[lease.slot]
             slots.append(lease.slot)
         return slots

@@ -116,8 +116,9 @@ class Ledger:
         slot = self._free.pop()
         slot.state = State.WRITING
         slot.last_used = self._batches
-        left = self.cap - self._committed + slot.allowance
-        self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
+        if slot.allowance < self.share:
+            left = self.cap - self._committed + slot.allowance
+            self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
         return slot.number
 
     def grant(self, number: int, need: int) -> list[int] | None:
@@ -192,7 +193,7 @@ class Ledger:
             self._settle(slot, 0)
         slot.state = State.FREE
         self._free.append(slot)
-        if self._is_oversized(slot):
+        if slot.resident > self._largest and self._is_oversized(slot):
             self._oversized.append(slot)
 
     def empty(self, number: int) -> None:
@@ -205,6 +206,8 @@ class Ledger:
         Those are slots much larger than any batch of the last two windows (an outlier's), and slots that no batch of
         the last two windows needed.
         """
+        if not self._oversized and self._batches < self._window_end:
+            return []
         found = [slot for slot in self._oversized if slot.state is State.FREE and self._is_oversized(slot)]
         self._oversized.clear()
         if self._batches >= self._window_end:
@@ -224,7 +227,8 @@ class Ledger:
         return slot
 
     def _settle(self, slot: _Slot, touched: int) -> None:
-        slot.resident = max(slot.resident, touched)
+        if touched > slot.resident:
+            slot.resident = touched
         self._set_allowance(slot, max(MIN_SLOT_BYTES, slot.resident))
 
     def _empty(self, slot: _Slot) -> None:
@@ -237,4 +241,5 @@ class Ledger:
 
     def _count_batch(self, touched: int) -> None:
         self._batches += 1
-        self._largest = max(self._largest, touched)
+        if touched > self._largest:
+            self._largest = touched

@@ -5,6 +5,8 @@ What a packed batch is, `packing` says; it writes places, `unpacking` reads them
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -25,7 +27,7 @@ class Placed:
         stride: steps along the axes, in elements; None: contiguous.
     """
 
-    __slots__ = ("_carrier", "_dtype", "_empty", "_steps", "_viewed", "offset", "shape", "stride")
+    __slots__ = ("_carrier", "_dtype", "_steps", "offset", "shape", "stride")
 
     def __init__(self, offset: int, code: int, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> None:
         self.offset = offset
@@ -34,15 +36,19 @@ class Placed:
         self._dtype = ALL[code]
         self._carrier = carrier(self._dtype)
         self._steps = None if stride is None else tuple(step * self._carrier.itemsize for step in stride)
-        self._viewed = self._dtype not in TO_NUMPY
-        self._empty = 0 in shape
+
+    def viewer(self) -> Callable[[Block], torch.Tensor]:
+        """Returns what makes a view of a block: see `over`."""
+        shape, dtype, carrier, offset, steps = self.shape, self._dtype, self._carrier, self.offset, self._steps
+        if 0 in shape:
+            return lambda block: torch.empty(shape, dtype=dtype)
+        if dtype not in TO_NUMPY:
+            return lambda block: _from_numpy(_ndarray(shape, carrier, block, offset, steps)).view(dtype)
+        return lambda block: _from_numpy(_ndarray(shape, carrier, block, offset, steps))
 
     def over(self, block: Block) -> torch.Tensor:
         """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
-        if self._empty:
-            return torch.empty(self.shape, dtype=self._dtype)
-        tensor = _from_numpy(_ndarray(self.shape, self._carrier, block, self.offset, self._steps))
-        return tensor.view(self._dtype) if self._viewed else tensor
+        return self.viewer()(block)
 
     def copied(self, block: Block) -> torch.Tensor:
         """Returns the tensor in memory of its own, its strides as they are in ``block``."""

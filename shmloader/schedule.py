@@ -48,11 +48,10 @@ class Schedule(Generic[Result]):
         Without order a worker takes a batch only while it has fewer than its share, so that a slow one does not
         collect a queue; with order the turn alone decides. Each call moves the turn on, as stock's does.
         """
-        active = sum(self._active)
         for _ in range(self._num_workers):
             worker = self._turn
             self._turn = (worker + 1) % self._num_workers
-            if self._active[worker] and (self._in_order or self._load[worker] < self.look_ahead // active):
+            if self._active[worker] and (self._in_order or self._load[worker] < self.look_ahead // sum(self._active)):
                 return worker
         return None
 
@@ -92,10 +91,11 @@ class Schedule(Generic[Result]):
 
     def take(self) -> Task[Result] | None:
         """Returns the next batch to hand out, or None when it is not made yet (or `done`)."""
-        task = self._next_by_number() if self._in_order else self._next_by_arrival()
-        if task is not None:
-            del self._tasks[task.seq]
-            self._load[task.worker] -= 1
+        task = self.awaited if self._in_order else self._next_by_arrival()
+        if task is None or task.result is None:
+            return None
+        del self._tasks[task.seq]
+        self._load[task.worker] -= 1
         return task
 
     @property
@@ -108,7 +108,10 @@ class Schedule(Generic[Result]):
         """The batch without which the loop cannot go on: with order the one that is next, without it none by name."""
         if not self._in_order or not self._tasks:
             return None
-        return self._tasks[self._skip_to_next()]
+        # Numbers are missing where an iterable worker ended before its batch.
+        while (task := self._tasks.get(self._out_seq)) is None:
+            self._out_seq += 1
+        return task
 
     def task(self, seq: int) -> Task[Result] | None:
         """Returns the task of batch ``seq`` unless it was handed out or dropped."""
@@ -132,16 +135,6 @@ class Schedule(Generic[Result]):
     def unmade(self) -> int:
         """Returns how many batches are still to be made."""
         return sum(task.result is None for task in self._tasks.values())
-
-    def _skip_to_next(self) -> int:
-        # Numbers are missing where an iterable worker ended before its batch.
-        while self._out_seq not in self._tasks:
-            self._out_seq += 1
-        return self._out_seq
-
-    def _next_by_number(self) -> Task[Result] | None:
-        task = self.awaited
-        return task if task is not None and task.result is not None else None
 
     def _next_by_arrival(self) -> Task[Result] | None:
         return self._arrived.popleft() if self._arrived else None

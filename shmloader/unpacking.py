@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
 
 from .leases import Block
 from .packing import split_tail
@@ -43,8 +42,8 @@ class _PlainUnpickler(_Unpickler):
         raise _NotPlainError
 
 
-_Make = Callable[[Placed, Block], torch.Tensor]
-_Build = Callable[[_Make, Block], Any]
+_Build = Callable[[Block], Any]
+_Maker = Callable[[Placed], _Build]
 
 
 class Unpacker:
@@ -55,27 +54,42 @@ class Unpacker:
     """
 
     def __init__(self) -> None:
-        self._compiled: dict[bytes, _Build | None] = {}
+        self._views = _Reader(Placed.viewer, lambda part: part)
+        self._copies = _Reader(lambda place: place.copied, np.ndarray.copy)
 
     def views(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
         """Returns the batch whose tail is given; its tensors and arrays are views of ``block``."""
-        return self._unpack(block, tail_offset, tail_bytes, Placed.over, lambda part: part)
+        return self._views.read(block, tail_offset, tail_bytes)
 
     def copies(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
         """Returns the batch in memory of its own, a piece for every tensor, so that one does not hold another's."""
-        return self._unpack(block, tail_offset, tail_bytes, Placed.copied, np.ndarray.copy)
+        return self._copies.read(block, tail_offset, tail_bytes)
 
-    def _unpack(self, block: Block, offset: int, nbytes: int, make: _Make, take: Callable[[Block], Block]) -> Any:
+
+class _Reader:
+    """Reads batches in one way.
+
+    Args:
+        make: returns what makes a tensor from its place.
+        take: makes a buffer from the bytes that it is in.
+    """
+
+    def __init__(self, make: _Maker, take: Callable[[Block], Block]) -> None:
+        self._make = make
+        self._take = take
+        self._compiled: dict[bytes, _Build | None] = {}
+
+    def read(self, block: Block, offset: int, nbytes: int) -> Any:
         tail = block[offset : offset + nbytes].tobytes()
         try:
             build = self._compiled[tail]
         except KeyError:
             build = self._compile(tail)
         if build is not None:
-            return build(make, block)
+            return build(block)
         table, skeleton = split_tail(tail)
-        buffers = (take(block[start : start + length]) for start, length in table)
-        return _Unpickler(skeleton, buffers, lambda *fields: make(Placed(*fields), block)).load()
+        buffers = (self._take(block[start : start + length]) for start, length in table)
+        return _Unpickler(skeleton, buffers, lambda *fields: self._make(Placed(*fields))(block)).load()
 
     def _compile(self, tail: bytes) -> _Build | None:
         if len(tail) > _MAX_KEPT_TAIL:
@@ -84,7 +98,7 @@ class Unpacker:
         try:
             if table:
                 raise _NotPlainError
-            build = _compile(_PlainUnpickler(skeleton, (), Placed).load(), set())
+            build = _compile(_PlainUnpickler(skeleton, (), Placed).load(), self._make, set())
         except _NotPlainError:
             build = None
         if len(self._compiled) >= _MAX_KEPT:
@@ -93,7 +107,7 @@ class Unpacker:
         return build
 
 
-def _compile(node: Any, seen: set[int]) -> _Build:
+def _compile(node: Any, make: _Maker, seen: set[int]) -> _Build:
     """Returns a function that builds what ``node`` describes, anew at each call.
 
     Raises:
@@ -101,23 +115,21 @@ def _compile(node: Any, seen: set[int]) -> _Build:
     """
     kind = type(node)
     if kind is bool or kind is int or kind is float or kind is str or kind is bytes or node is None:
-        return lambda make, block: node
+        return lambda block: node
     if id(node) in seen and node != ():
         raise _NotPlainError
     seen.add(id(node))
     if kind is Placed:
-        return lambda make, block: make(node, block)
+        return make(node)
     if kind is dict:
         keys = list(node)
         if not all(type(key) in (bool, int, float, str, bytes) for key in keys):
             raise _NotPlainError
-        values = [_compile(value, seen) for value in node.values()]
-        return lambda make, block: {key: build(make, block) for key, build in zip(keys, values, strict=True)}
+        values = [_compile(value, make, seen) for value in node.values()]
+        return lambda block: {key: build(block) for key, build in zip(keys, values, strict=True)}
     if kind is list or kind is tuple:
-        ids = set(map(id, node))
-        if len(ids) == len(node) and ids.isdisjoint(seen) and all(type(child) is Placed for child in node):
-            seen |= ids
-            return lambda make, block: kind([make(child, block) for child in node])
-        parts = [_compile(child, seen) for child in node]
-        return lambda make, block: kind([build(make, block) for build in parts])
+        parts = [_compile(child, make, seen) for child in node]
+        if kind is list:
+            return lambda block: [build(block) for build in parts]
+        return lambda block: tuple([build(block) for build in parts])
     raise _NotPlainError

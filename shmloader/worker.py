@@ -154,6 +154,8 @@ class _Worker:
         if assignment.sample_spec is not None:
             self._check = self._collate = CheckedCollate(collate_fn, assignment.sample_spec, assignment.auto_collation)
         self._collation = DirectCollation(self._writer)
+        self._is_default = False  # whether batches are what the default collate function makes, in our way
+        self._control = brief.arena.control
         self._fetcher: Any = None
         self._init_fault: WorkerFault | None = None
         self._ended = False
@@ -165,7 +167,7 @@ class _Worker:
         while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
             if token.kind == wire.RESUME:
                 self._resume(token)
-            elif not self._ended and not self._brief.arena.control.stopped:
+            elif not self._ended and not self._control.stopped:
                 self._serve_job(token)
 
     def _map_slots(self) -> None:
@@ -202,17 +204,12 @@ class _Worker:
                 self._collate,
                 assignment.drop_last,
             )
-            if (write := self._direct_writer()) is not None:
+            self._is_default = assignment.collate_fn is default_collate and self._collation.is_default
+            if self._is_default and (write := writer_of(self._dataset)) is not None and not self._is_stream:
                 self._fetcher = DirectFetcher(self._fetcher, self._collation, write)
             self._skip()
         except Exception:
             self._init_fault = self._fault()
-
-    def _direct_writer(self) -> Any:
-        assignment = self._brief.assignment
-        if self._is_stream or assignment.collate_fn is not default_collate or not self._collation.is_default:
-            return None
-        return writer_of(self._dataset)
 
     def _skip(self) -> None:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
@@ -256,10 +253,11 @@ class _Worker:
 
     def _serve_job(self, job: Token) -> None:
         self._job = job
-        self._brief.arena.control.begin(self._brief.worker, job.seq)
+        self._control.begin(self._brief.worker, job.seq)
         self._writer.open(job.slot, self._curbed.pop(job.seq, job.room))
         kind, offset, nbytes = self._fill(job)
         self._writer.close()
+        self._collation.forget()
         if self._writer.is_held:
             # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
             # looking for those after each batch would cost more than direct collation saves.
@@ -277,8 +275,10 @@ class _Worker:
         if self._init_fault is not None:
             return (wire.FAULT, *self._pack_fault(self._init_fault))
         try:
-            index = pickle.loads(self._brief.arena.block(job.slot, job.size).data)
-            return (wire.BATCH, *self._packer.pack(self._fetch(index), self._writer))
+            start = self._brief.arena.start(job.slot)
+            batch = self._fetch(pickle.loads(self._brief.arena.memory[start : start + job.size]))
+            form = self._collation.form(batch) if self._is_default else None
+            return (wire.BATCH, *self._packer.pack(batch, self._writer, form))
         except Exception as error:
             if isinstance(error, StopIteration) and self._is_stream:
                 self._ended = True

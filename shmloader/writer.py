@@ -9,10 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from .arena import Arena
-from .dtypes import carrier
 from .errors import PoolMemoryError
 from .leases import Block
 from .ledger import MIN_SLOT_BYTES
@@ -32,6 +30,9 @@ class SlotWriter:
         cap_text: what the pool is limited by, for an error's text.
         ask: called with the bytes that the slot needs in all and those that are written already; asks the parent,
             blocks until it has answered, and returns how many bytes the slot may use now.
+
+    Attributes:
+        address: where the slot begins, in this process.
     """
 
     def __init__(self, arena: Arena, cap_text: str, ask: Callable[[int, int], int]) -> None:
@@ -43,7 +44,7 @@ class SlotWriter:
         self._room = 0
         self._top = 0
         self._written = 0
-        self._address = 0
+        self.address = 0
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
 
@@ -52,7 +53,7 @@ class SlotWriter:
         self._slot = slot
         self._room = room
         self._top = self._written = 0
-        self._address = self._arena.address + self._arena.start(slot)
+        self.address = self._arena.address + self._arena.start(slot)
         self._block = self._held = None
 
     def close(self) -> None:
@@ -68,14 +69,6 @@ class SlotWriter:
         under it, as it would when the slot was used again.
         """
         return self._held is not None and self._held() is not None
-
-    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:
-        """Returns an uninitialised tensor in the slot; see `array`."""
-        array = self.array(shape, carrier(dtype))
-        if array is None:
-            return None
-        tensor = torch.from_numpy(array)
-        return tensor if tensor.dtype is dtype else tensor.view(dtype)
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
         """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
@@ -97,7 +90,7 @@ class SlotWriter:
 
     def offset_of(self, address: int) -> int | None:
         """Returns where in the slot ``address`` lies, or None if nothing was written there."""
-        offset = address - self._address
+        offset = address - self.address
         return offset if 0 <= offset < self._written else None
 
     def reserve(self, nbytes: int) -> int:
@@ -126,6 +119,11 @@ class SlotWriter:
                 f"a batch takes {self._top} bytes of shared memory, which do not fit under "
                 f"{self._cap_text} beside the batches that the loop holds; raise it, or make batches smaller"
             )
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes bytes at ``offset``."""
+        start = self._arena.start(self._slot) + offset
+        self._arena.memory[start : start + len(data)] = data
 
     def view(self, offset: int, nbytes: int) -> Block:
         """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""

@@ -9,7 +9,7 @@ from multiprocessing import resource_tracker
 import pytest
 import torch
 
-from .support import holdings
+from .support import holdings, let_stock_end
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
 torch.set_num_threads(1)
@@ -26,6 +26,7 @@ def _spare_what_stays_from_being_searched() -> None:
 def _leaves_nothing_behind() -> Iterator[None]:
     before = holdings()
     yield
+    let_stock_end()
     assert holdings() == before
 
 

@@ -266,10 +266,11 @@ def mappings() -> int:
 
 def let_stock_end() -> None:
     """Blocks until the threads that feed stock's queues have ended, which stock itself does not wait for."""
-    gc.collect()
-    for thread in threading.enumerate():
-        if thread.name == "QueueFeederThread":
-            thread.join(5)
+    feeders = [thread for thread in threading.enumerate() if thread.name == "QueueFeederThread"]
+    if feeders:
+        gc.collect()
+    for thread in feeders:
+        thread.join(5)
 
 
 def holdings() -> dict[str, Any]:
