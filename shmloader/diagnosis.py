@@ -135,10 +135,13 @@ def _find_unpicklable(error: Exception, parts: dict[str, Any]) -> str | None:
 
 
 def _name(task: Task[Any]) -> str:
-    """Names a batch by its number and its indices."""
+    """Names a batch by its number, and its indices where the dataset is not a stream."""
     try:
-        text = repr(pickle.loads(task.job))
+        indices = pickle.loads(task.job)
+        text = repr(indices)
     except Exception:  # their own code fails; the number will have to do
+        return f"batch {task.seq}"
+    if indices is None or (type(indices) is list and not any(index is not None for index in indices)):
         return f"batch {task.seq}"
     shortened = text if len(text) <= _INDICES_LENGTH else f"{text[:_INDICES_LENGTH]}..."
     return f"batch {task.seq}: indices {shortened}"

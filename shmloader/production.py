@@ -228,6 +228,7 @@ class Production:
 
     def _resumed(self, number: int) -> None:
         self._resuming.discard(number)
+        self._control.idle(number)  # what it began last was another pass's
         self._received_before[number] = self._received[number]
 
     def _end_worker(self, token: Token) -> None:
