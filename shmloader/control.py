@@ -63,7 +63,7 @@ class Control:
 
         Args:
             worker: whose data it is.
-            tag: one more than, or the same as, at the call before.
+            tag: one more than at the call before; or the same, if what it replaces will not be needed.
             data: some KB; more than there is room for is dropped.
         """
         if len(data) > _SAVED_BYTES - _SAVED.size:

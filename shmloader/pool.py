@@ -191,6 +191,18 @@ class Pool:
         self._ledger.curb(slot, written)
         return self._ledger.allowance(slot)
 
+    def move_out(self, slot: int, written: int) -> bytes:
+        """Returns what is written in the slot of a worker that waits, and lets it have no more than any slot has."""
+        start = self.arena.start(slot)
+        data = self.arena.memory[start : start + written]
+        self.curb(slot, 0)
+        return data
+
+    def move_in(self, slot: int, data: bytes) -> None:
+        """Writes what was moved out of a slot back into it."""
+        start = self.arena.start(slot)
+        self.arena.memory[start : start + len(data)] = data
+
     def ready(self, packed: Packed) -> None:
         """Notes that the slot's writer is done with it."""
         self._ledger.ready(packed.slot, packed.tail_offset + packed.tail_bytes)

@@ -30,6 +30,7 @@ class RoomRequests:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._asks: dict[int, Token] = {}
+        self._moved_out: dict[int, bytes] = {}  # what those have written who have no room for it, by batch
 
     def __bool__(self) -> bool:
         return bool(self._asks)
@@ -57,17 +58,21 @@ class RoomRequests:
 
     def forget(self, worker: int) -> None:
         """Drops the ASK of a worker that has died."""
-        self._asks = {seq: ask for seq, ask in self._asks.items() if ask.worker != worker}
+        for seq, ask in list(self._asks.items()):
+            if ask.worker == worker:
+                del self._asks[seq]
+                self._moved_out.pop(seq, None)
 
     def _unblock(self, blocked: int, schedule: Schedule[Packed], tell: Tell) -> None:
         """Makes room for the batch that the loop waits for.
 
         Whoever waits keeps no more than is written, batches that wait for their turn are moved out of the pool, and
         jobs that cannot begin have to make do with little. If that does not make room, and no other batch is being
-        made, whose end would, then the batch cannot be had: its worker is told so, which makes an exception of it.
+        made, whose end would, then what the others have written is moved out until they get room again. If even that
+        is not enough, the batch cannot be had: its worker is told so, which makes an exception of it.
         """
-        for ask in self._asks.values():
-            self._pool.curb(ask.slot, ask.room)
+        for seq, ask in self._asks.items():
+            self._pool.curb(ask.slot, 0 if seq in self._moved_out else ask.room)
         for task in schedule.made():
             assert task.result is not None
             task.result = self._pool.spill(task.result)
@@ -75,7 +80,12 @@ class RoomRequests:
         for task in stuck:
             room = self._pool.curb(task.slot, len(task.job))
             tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
-        if not self._try_to_grant(blocked, tell) and schedule.unmade() == len(self._asks) + len(stuck):
+        if self._try_to_grant(blocked, tell) or schedule.unmade() > len(self._asks) + len(stuck):
+            return
+        for seq, ask in self._asks.items():
+            if seq != blocked and seq not in self._moved_out:
+                self._moved_out[seq] = self._pool.move_out(ask.slot, ask.room)
+        if not self._try_to_grant(blocked, tell):
             self._refuse(blocked, tell)
 
     def _blocked(self, schedule: Schedule[Packed]) -> int | None:
@@ -88,10 +98,14 @@ class RoomRequests:
         room = self._pool.grant(ask.slot, ask.size)
         if room is None:
             return False
-        del self._asks[seq]
-        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)
+        self._answer(seq, room, tell)
         return True
 
     def _refuse(self, seq: int, tell: Tell) -> None:
+        self._answer(seq, 0, tell)
+
+    def _answer(self, seq: int, room: int, tell: Tell) -> None:
         ask = self._asks.pop(seq)
-        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=0)
+        # Back also where it is refused: code in the worker may hold what is written.
+        self._pool.move_in(ask.slot, self._moved_out.pop(seq, b""))
+        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)

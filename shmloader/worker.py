@@ -185,17 +185,17 @@ class _Worker:
             id=brief.worker, num_workers=brief.num_workers, seed=seed, dataset=self._dataset
         )
         self._collation.install()
-        self._begin_pass(assignment.init_fn)
+        self._begin_pass(is_first=True)
 
-    def _begin_pass(self, init_fn: Callable[[int], None] | None = None) -> None:
+    def _begin_pass(self, is_first: bool = False) -> None:
         assignment = self._brief.assignment
         self._ended = False
         self._init_fault = None
         try:
-            if init_fn is not None:
-                init_fn(self._brief.worker)
-            self._take_over_streams()
-            if self._is_stream:
+            if is_first and assignment.init_fn is not None:
+                assignment.init_fn(self._brief.worker)
+            # What is taken over is kept already, and kept again under the same number it could be torn by a death.
+            if not self._take_over_streams() and is_first and self._is_stream:
                 self._keep_streams(self._generation)
             self._fetcher = DatasetKind.create_fetcher(
                 assignment.dataset_kind,
@@ -215,7 +215,7 @@ class _Worker:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
         to_skip, self._brief.to_skip = self._brief.to_skip, 0
         for _ in range(to_skip):
-            if self._brief.arena.control.stopped:
+            if self._control.stopped:
                 return
             with contextlib.suppress(Exception):  # which was delivered too
                 self._fetch(pickle.loads(self._brief.any_job))
@@ -225,15 +225,17 @@ class _Worker:
             self._check.indices = index
         return self._fetcher.fetch(index)
 
-    def _take_over_streams(self) -> None:
+    def _take_over_streams(self) -> bool:
+        """Restores what the predecessor has kept, and returns whether there was anything."""
         number, self._brief.predecessor = self._brief.predecessor, None
-        state = None if number is None else self._brief.arena.control.saved(self._brief.worker, number)
+        state = None if number is None else self._control.saved(self._brief.worker, number)
         if state is not None:
             streams.restore(state)
+        return state is not None
 
     def _keep_streams(self, number: int) -> None:
         if self._brief.keeps_streams:
-            self._brief.arena.control.save(self._brief.worker, number, streams.capture())
+            self._control.save(self._brief.worker, number, streams.capture())
 
     def _resume(self, token: Token) -> None:
         self._curbed.clear()

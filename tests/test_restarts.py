@@ -454,7 +454,8 @@ def random_loop(draw: random.Random, setting: Setting, kills: bool) -> Loop:
             plan[epoch, step] = draw.sample(range(setting.num_workers), count)
             step += apart + draw.randint(1, 8) if step >= 0 else 10**6
     pauses = iter(lambda: draw.choice([0.0, draw.uniform(0, 0.0005), draw.uniform(0, 0.003)]), None)
-    return Loop(plan, pauses, hold=draw.choice([0, 0, 1, 3]))
+    # A loop that holds small batches may leave no room for a larger one.
+    return Loop(plan, pauses, hold=0 if setting.large and setting.ragged else draw.choice([0, 0, 1, 3]))
 
 
 def check_seed(seed: int) -> int:
@@ -506,6 +507,26 @@ def test_the_successor_dies_in_its_init_function(is_stream: bool) -> None:
 def test_the_successor_dies_while_it_skips() -> None:
     kills = [Kill("collate", 8), Kill("sample", None, 5), Kill("collate", None, 3), Kill("sample", None, 20)]
     assert assert_survives(Setting(is_stream=True, num_workers=1), kills) == 4
+
+
+@pytest.mark.parametrize("hit", [1, 2])
+@pytest.mark.parametrize("place", ["save", "saving"])
+def test_a_stream_dies_while_it_resumes(place: str, hit: int) -> None:
+    setting = Setting(
+        is_stream=True,
+        num_workers=3,
+        prefetch_factor=3,
+        persistent_workers=True,
+        epochs=3,
+        breaks=(1, 1, None),
+        length=120,
+    )
+    assert assert_survives(setting, [Kill(place, 7, hit)]) == 1
+
+
+def test_a_stream_s_successor_dies_while_it_begins() -> None:
+    kills = [Kill("collate", 8), Kill("init", 0, 2), Kill("save", None, 3), Kill("saving", None, 3)]
+    assert assert_survives(Setting(is_stream=True, persistent_workers=True, epochs=2), kills) >= 2
 
 
 def test_a_stream_dies_at_its_end() -> None:
