@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 
 import pytest
 import torch
@@ -32,9 +32,10 @@ def _leaves_nothing_behind() -> Iterator[None]:
 
 @pytest.fixture
 def _resource_tracker() -> Iterator[None]:
-    """The process that multiprocessing starts with the first spawned one, and keeps."""
+    """The processes that multiprocessing starts with the first spawned one or fork server's, and keeps."""
     resource_tracker.ensure_running()
     yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 

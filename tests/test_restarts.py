@@ -568,6 +568,7 @@ def test_all_workers_die_at_every_few_steps(prefetch_factor: int) -> None:
     assert assert_survives(setting, [], loop) >= 10
 
 
+@pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.slow
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 @pytest.mark.parametrize("is_stream", [False, True])

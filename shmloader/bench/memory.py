@@ -25,8 +25,9 @@ class Memory:
     """Memory of this process and all its descendants, in bytes.
 
     Attributes:
-        pss: the sum of their proportional set sizes (``Pss`` in ``/proc/PID/smaps_rollup``): each page that some of
-            them map is counted once.
+        pss: the sum of their proportional set sizes (``Pss_Anon`` and ``Pss_Shmem`` in ``/proc/PID/smaps_rollup``):
+            each page that some of them map is counted once. Pages of files are not: any process on the machine that
+            maps the same library has its share of those.
         in_transit: shared memory that a process has open and none has mapped, which no set size counts: stock's
             batches between a worker and the loop.
     """
@@ -96,11 +97,11 @@ def _descendants(root: int) -> list[int]:
 
 
 def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    try:
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def _in_transit(tree: list[int]) -> int:
