@@ -33,8 +33,8 @@ _EPILOG = """\
 time per batch      steady state only: neither the start of workers nor the end of a pass is in it
 CPU per batch       processor time of the main process, all its threads, which is not left for training
 first batch         from iter() to the first batch, for every pass; with persistent workers all but the first reuse them
-memory added        the most that the process tree took while a loop ran (proportional set sizes without files, added up), less what
-                    the main process took right before its loader was made
+memory added        the most that the process tree took while a loop ran (proportional set sizes without files' pages,
+                    added up), less what the main process took right before its loader was made
 in transit          shared memory that no process had mapped at that moment, which those sizes leave out: batches
                     between a worker and the loop
 batches equal       a pass of each from the same seed, compared bit for bit (up to 100 batches, or 512 MiB)
