@@ -98,13 +98,13 @@ class RoomRequests:
         room = self._pool.grant(ask.slot, ask.size)
         if room is None:
             return False
-        self._answer(seq, room, tell)
+        self._reply(seq, room, tell)
         return True
 
     def _refuse(self, seq: int, tell: Tell) -> None:
-        self._answer(seq, 0, tell)
+        self._reply(seq, 0, tell)
 
-    def _answer(self, seq: int, room: int, tell: Tell) -> None:
+    def _reply(self, seq: int, room: int, tell: Tell) -> None:
         ask = self._asks.pop(seq)
         # Back also where it is refused: code in the worker may hold what is written.
         self._pool.move_in(ask.slot, self._moved_out.pop(seq, b""))

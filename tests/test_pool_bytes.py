@@ -196,3 +196,32 @@ def test_a_tiny_dev_shm_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
     before = set(os.listdir("/dev/shm"))  # noqa: PTH208
     for _ in blobs([MIB] * 4):
         assert set(os.listdir("/dev/shm")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_written_batches_that_wait_make_room_for_the_one_before_them(in_order: bool) -> None:
+    """Slots that are large enough for the batches before, and a few bytes too small for the next, are waited for."""
+    nbytes, slots, workers = 192_000, 5, 3
+
+    def sample(index: int) -> Any:
+        return index, np.full(nbytes, index % 251, np.uint8), "x" * (index % 50)
+
+    cap = (slots + workers) * MIN_SLOT_BYTES + (1 << 18)
+    loader = ShmDataLoader(
+        Mapped(sample, 240),
+        batch_size=1,
+        num_workers=workers,
+        prefetch_factor=1,
+        num_slots=slots,
+        max_pool_bytes=cap,
+        in_order=in_order,
+        persistent_workers=True,
+    )
+    for _ in range(5):
+        seen = []
+        for number, content, name in loader:
+            seen.append(int(number))
+            assert len(name[0]) == seen[-1] % 50
+            assert content.min() == content.max() == seen[-1] % 251
+        assert sorted(seen) == list(range(240))
+    assert figures(loader).resident_bytes <= cap
