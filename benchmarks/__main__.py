@@ -13,7 +13,8 @@ from shmloader.bench.progress import shown
 
 from . import bars
 from .cells import CELLS, Cell
-from .suite import PREFETCH_FACTOR, SECONDS, CellResult, run_cell, turns
+from .peers import PEERS, PREFETCH_FACTOR, Peer
+from .suite import SECONDS, CellResult, run_cell, turns
 
 _HEAD = (
     "cell",
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = _chosen(args.cells)
     except KeyError as error:
         parser.error(f"there is no cell {error}; there are {', '.join(cell.name for cell in CELLS)}")
-    results = _run(cells, args.num_workers, args.rounds, args.limit_buffers)
+    try:
+        peers = _peers(args.peers)
+    except KeyError as error:
+        parser.error(f"there is no peer {error}; there are {', '.join(peer.name for peer in PEERS)}")
+    results = _run(cells, args.num_workers, args.rounds, args.limit_buffers, peers)
     outcomes = bars.judge(results)
     if args.json:
         found = {
@@ -49,16 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(found, indent=2))
     else:
         head = f"{machine_line()}; {args.num_workers} workers, {args.rounds} rounds of about {SECONDS} s"
-        print("\n".join([head, "", *_table(results), "", *bars.lines(outcomes)]))
+        compared = ["", *_peer_table(results, peers)] if peers else []
+        print("\n".join([head, "", *_table(results), *compared, "", *bars.lines(outcomes)]))
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks",
-        description="Times torch's DataLoader, ShmDataLoader, and processes that fill memory without any loader.",
+        description="Times torch's DataLoader, ShmDataLoader, other libraries, and what fills memory without a loader.",
     )
     parser.add_argument("--cells", metavar="A,B", help=f"of {', '.join(cell.name for cell in CELLS)}; default: all")
+    names = ", ".join(peer.name for peer in PEERS)
+    parser.add_argument("--peers", metavar="A,B", help=f"other libraries, of {names}; or all. Default: none")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: 7")
     parser.add_argument("--num-workers", type=positive, default=2, metavar="N", help="default: 2")
     parser.add_argument(
@@ -77,13 +85,42 @@ def _chosen(names: str | None) -> list[Cell]:
     return [by_name[name] for name in names.split(",")] if names is not None else list(CELLS)
 
 
-def _run(cells: Sequence[Cell], num_workers: int, rounds: int, limit_buffers: int) -> list[CellResult]:
+def _peers(names: str | None) -> list[Peer]:
+    """Returns the peers that are asked for and installed; says which are not."""
+    by_name = {peer.name: peer for peer in PEERS}
+    asked = [] if names is None else list(PEERS) if names == "all" else [by_name[name] for name in names.split(",")]
+    for peer in asked:
+        if not peer.is_installed:
+            print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
+    return [peer for peer in asked if peer.is_installed]
+
+
+def _run(
+    cells: Sequence[Cell], num_workers: int, rounds: int, limit_buffers: int, peers: Sequence[Peer]
+) -> list[CellResult]:
     results = []
-    with shown(len(cells) * turns(rounds)) as progress:
+    with shown(len(cells) * turns(rounds, len(peers))) as progress:
         for cell in cells:
             progress.begin(cell.name)
-            results.append(run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, done=progress.step))
+            results.append(
+                run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, peers=peers, done=progress.step)
+            )
     return results
+
+
+def _peer_table(results: Sequence[CellResult], peers: Sequence[Peer]) -> list[str]:
+    """Each peer's time a batch, and in brackets how many times ours it is."""
+    rows = [("cell", "ours us/batch", *(peer.name for peer in peers)), ("---", *["---:"] * (len(peers) + 1))]
+    for result in results:
+        times, ratios = result.times, result.peer_ratios
+        found = [
+            f"{times[peer.name].median * 1e6:.0f} us, {ratios[peer.name].text(lambda value: f'{value:.1f}')}x"
+            if peer.name in ratios
+            else "no way to load it"
+            for peer in peers
+        ]
+        rows.append((result.cell, _micros(times["ours"]), *found))
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _table(results: Sequence[CellResult]) -> list[str]:

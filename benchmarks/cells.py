@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, Sampler, TensorDataset
 
 from shmloader.bench.compare import nbytes
 
@@ -23,6 +26,9 @@ _RECORDS = 512
 Collate = Callable[[list[Any]], Any]
 
 
+_ENDLESS = 1 << 40
+
+
 class Samples(Dataset[Any]):
     """Ready-made samples over and over, so many that no pass ever ends."""
 
@@ -30,10 +36,46 @@ class Samples(Dataset[Any]):
         self._samples = samples
 
     def __len__(self) -> int:
-        return 1 << 40
+        return _ENDLESS
 
     def __getitem__(self, index: int) -> Any:
         return self._samples[index % len(self._samples)]
+
+
+class Pictures(Samples):
+    """JPEG files in memory, decoded when they are asked for, with labels."""
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        jpeg, label = super().__getitem__(index)
+        with Image.open(io.BytesIO(jpeg)) as picture:
+            return np.array(picture.convert("RGB")), label
+
+
+class Stream(IterableDataset[Any]):
+    """The same samples as an endless stream, a share for each worker."""
+
+    def __init__(self, samples: Sequence[Any]) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[Any]:
+        info = torch.utils.data.get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        return itertools.islice(itertools.cycle(self._samples), first, None, step)
+
+
+class _Cycle(Sampler[int]):
+    """The indices of a dataset over and over, for datasets that cannot be endless themselves."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.cycle(range(self._length))
 
 
 @dataclass(frozen=True)
@@ -45,21 +87,33 @@ class Cell:
         make_samples: returns the samples.
         batch_size: samples a batch.
         collate: the user's collate function; None: torch's default one.
+        read: makes a dataset of the samples, which is read by index.
+        arrange: makes the dataset that loaders get of the samples, where that is another one.
     """
 
     name: str
     make_samples: Callable[[], Sequence[Any]]
     batch_size: int
     collate: Collate | None = None
+    read: Callable[[Sequence[Any]], Samples] = Samples
+    arrange: Callable[[Sequence[Any]], Dataset[Any]] | None = None
 
-    def dataset(self) -> Samples:
-        """Makes the dataset."""
-        return Samples(self.make_samples())
+    def source(self) -> Samples:
+        """Makes a dataset to read by index, endless."""
+        return self.read(self.make_samples())
+
+    def dataset(self) -> Dataset[Any]:
+        """Makes the dataset that loaders get."""
+        return (self.arrange or self.read)(self.make_samples())
+
+    def sampler(self) -> Sampler[int] | None:
+        """Makes the sampler of a dataset that is not endless; None for one that is."""
+        return _Cycle(len(self.make_samples())) if self.arrange is _tensors else None
 
     def batch_bytes(self) -> int:
         """Returns the bytes of one batch; of a typical one, if they differ."""
-        samples = self.make_samples()
-        batch = [samples[number % len(samples)] for number in range(self.batch_size)]
+        source = self.source()
+        batch = [source[number] for number in range(self.batch_size)]
         return nbytes((self.collate or torch.utils.data.default_collate)(batch))
 
 
@@ -92,9 +146,48 @@ def _records() -> list[Any]:
     ]
 
 
-def _token_lists() -> list[Any]:
+def _many_fields() -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [{f"vector{k}": rng.random(4, dtype=np.float32) for k in range(200)} for _ in range(_RECORDS // 4)]
+
+
+def _token_lists(longest: int = 128, shortest: int = 1) -> list[Any]:
     rng = random.Random(0)
-    return [[rng.randrange(1, 30_000) for _ in range(rng.randint(1, 128))] for _ in range(_RECORDS)]
+    return [[rng.randrange(1, 30_000) for _ in range(rng.randint(shortest, longest))] for _ in range(_RECORDS)]
+
+
+def _token_arrays() -> list[Any]:
+    return [np.array(ids) for ids in _token_lists(1000, 500)]
+
+
+def _jpegs() -> list[Any]:
+    """Crops of photographs that come with scikit-image, of 224 x 224 pixels."""
+    import skimage.data
+    from PIL import Image
+
+    rng = random.Random(0)
+    photographs = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "cat", "coffee", "rocket")]
+    found = []
+    for number in range(256):
+        photograph = photographs[number % len(photographs)]
+        left, top = rng.randrange(photograph.width - 223), rng.randrange(photograph.height - 223)
+        file = io.BytesIO()
+        photograph.crop((left, top, left + 224, top + 224)).save(file, "JPEG", quality=90)
+        found.append((file.getvalue(), number % 10))
+    return found
+
+
+def _mapped_images(*shape: int, nbytes: int = 256 << 20) -> Sequence[Any]:
+    """Rows of a memory map, read in an order that no cache foresees."""
+    images = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=(nbytes // math.prod(shape), *shape))  # noqa: SIM115
+    for start in range(0, len(images), 4096):
+        images[start : start + 4096] = np.random.default_rng(start).integers(0, 256, images[start : start + 4096].shape)
+    return [images[row] for row in np.random.default_rng(0).permutation(len(images))]
+
+
+def _tensors(samples: Sequence[Any]) -> Dataset[Any]:
+    images, labels = zip(*samples, strict=True)
+    return TensorDataset(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
 
 def pad(samples: list[Any]) -> Any:
@@ -120,4 +213,12 @@ CELLS = (
     Cell("fields32", _records, 64),
     Cell("tokens", _token_lists, 32, pad),
     Cell("tokenspad", _token_lists, 32, pad_as_sequences),
+    Cell("tokens1000", _token_arrays, 32, pad),
+    Cell("fields200", _many_fields, 64),
+    Cell("single28", lambda: _images(28, 28), 1),
+    Cell("batch100mb", lambda: _images(3, 224, 224), 664),
+    Cell("memmap64", lambda: _mapped_images(3, 64, 64), 64),
+    Cell("tensors28", lambda: _images(28, 28), 64, arrange=_tensors),
+    Cell("stream28", lambda: _images(28, 28), 64, arrange=Stream),
+    Cell("jpeg224", _jpegs, 32, read=Pictures),
 )

@@ -45,7 +45,7 @@ class Limit:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._processes = []
-        dataset = cell.dataset()
+        dataset = cell.source()
         for number in range(num_workers):
             ours, theirs = context.Pipe()
             fills = [_filler(cell, dataset) for _ in range(buffers)]

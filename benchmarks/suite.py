@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -16,9 +16,7 @@ from shmloader.bench.measure import Round, Track, calibrate, interleave
 
 from .cells import Cell
 from .limit import Limit
-
-# torch's default, which all loaders of the suite are left at.
-PREFETCH_FACTOR = 2
+from .peers import PREFETCH_FACTOR, Peer, Unsuitable, loader
 
 # What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
 SECONDS = 0.5
@@ -37,6 +35,7 @@ class CellResult:
         stock: the rounds of torch's loader.
         ours: the rounds of ours.
         limit: the rounds of the processes without a loader.
+        peers: the rounds of other libraries, by name.
     """
 
     cell: str
@@ -44,6 +43,7 @@ class CellResult:
     stock: list[Round]
     ours: list[Round]
     limit: list[Round]
+    peers: dict[str, list[Round]] = field(default_factory=dict)
 
     @property
     def ratio(self) -> Figure:
@@ -58,7 +58,13 @@ class CellResult:
     @property
     def times(self) -> dict[str, Figure]:
         """Seconds a batch, by contestant."""
-        return {name: figure(_times(getattr(self, name))) for name in ("stock", "ours", "limit")}
+        found = {name: figure(_times(getattr(self, name))) for name in ("stock", "ours", "limit")}
+        return found | {name: figure(_times(rounds)) for name, rounds in self.peers.items()}
+
+    @property
+    def peer_ratios(self) -> dict[str, Figure]:
+        """Each peer's time a batch over ours."""
+        return {name: ratio(_times(rounds), _times(self.ours)) for name, rounds in self.peers.items()}
 
     @property
     def consumer_cpu(self) -> dict[str, Figure]:
@@ -78,6 +84,7 @@ class CellResult:
             "batches": {name: [took.batches for took in getattr(self, name)] for name in ("stock", "ours", "limit")},
             "ratio": self.ratio.as_dict(),
             "share_of_limit": self.share_of_limit.as_dict(),
+            "peer_ratios": {name: found.as_dict() for name, found in self.peer_ratios.items()},
         }
 
 
@@ -92,9 +99,10 @@ def run_cell(
     *,
     seconds: float = SECONDS,
     limit_buffers: int = PREFETCH_FACTOR + 1,
+    peers: Sequence[Peer] = (),
     done: Callable[[], None] = lambda: None,
 ) -> CellResult:
-    """Measures one cell. Blocks for about three times ``rounds`` times ``seconds``; no process is left.
+    """Measures one cell. Blocks for about ``rounds`` times ``seconds`` for each contestant; no process is left.
 
     Args:
         cell: what to load.
@@ -102,21 +110,33 @@ def run_cell(
         rounds: how many rounds are counted.
         seconds: about how long a contestant's turn takes.
         limit_buffers: see `Limit`.
+        peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
     with contextlib.closing(Limit(cell, num_workers, limit_buffers)) as limit:
         # Workers start in this order, stock's last: it starts threads, beside which forking is not safe.
-        tracks = [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
-        loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
-        took = interleave([functools.partial(limit.run, seconds), *loaders], _WARM_UP + rounds, done)
-    in_limit, in_ours, in_stock = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
-    return CellResult(cell.name, cell.batch_bytes(), in_stock, in_ours, in_limit)
+        names, tracks = [], [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
+        for peer in peers:
+            with contextlib.suppress(Unsuitable):
+                tracks.append(Track(loader(peer, cell, num_workers)))
+                names.append(peer.name)
+        try:
+            loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
+            took = interleave([functools.partial(limit.run, seconds), *loaders], _WARM_UP + rounds, done)
+        finally:
+            for track in tracks:
+                track.stop()
+    in_limit, in_ours, in_stock, *in_peers = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
+    in_peer = dict(zip(names, in_peers, strict=True))
+    return CellResult(cell.name, cell.batch_bytes(), in_stock, in_ours, in_limit, in_peer)
 
 
-def turns(rounds: int) -> int:
-    """Returns how often `run_cell` calls ``done``."""
-    return 3 * (_WARM_UP + rounds)
+def turns(rounds: int, peers: int = 0) -> int:
+    """Returns how often `run_cell` calls ``done``, at most."""
+    return (3 + peers) * (_WARM_UP + rounds)
 
 
 def _track(kind: Callable[..., DataLoader[Any]], cell: Cell, num_workers: int) -> Track:
-    return Track(kind(cell.dataset(), cell.batch_size, num_workers=num_workers, collate_fn=cell.collate))
+    return Track(
+        kind(cell.dataset(), cell.batch_size, sampler=cell.sampler(), num_workers=num_workers, collate_fn=cell.collate)
+    )

@@ -25,9 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils.data import DataLoader
-
-from .memory import look_ahead
+from .memory import Loader, look_ahead
 from .options import UsageError
 
 # Unless the user says how many batches a round has: at least so many, whatever time that takes.
@@ -65,10 +63,10 @@ class Track:
     """Steps a loader, pass after pass, and times it.
 
     Args:
-        loader: torch's or ours. Its workers start with the first round.
+        loader: torch's or ours, or what has as much of their interface. Its workers start with the first round.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: Loader) -> None:
         self._loader = loader
         self._look_ahead = look_ahead(loader)
         self._bunch = max(1, loader.num_workers)
@@ -143,10 +141,10 @@ class Track:
         return done
 
 
-def _length(loader: DataLoader[Any]) -> int:
+def _length(loader: Loader) -> int:
     """Returns the batches of a pass, or as good as infinitely many where that is not known before its end."""
     try:
-        return len(loader)
+        return len(loader)  # type: ignore[arg-type]  # without a length it is not known either
     except TypeError:
         return sys.maxsize
 

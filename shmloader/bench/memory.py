@@ -7,10 +7,10 @@ import gc
 import itertools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
@@ -68,7 +68,21 @@ def growth(make: Callable[[], DataLoader[Any]]) -> Memory | None:
     return max(seen, key=lambda memory: memory.total, default=None)
 
 
-def look_ahead(loader: DataLoader[Any]) -> int:
+class Loader(Protocol):
+    """What is timed: something to iterate over, by workers that load ahead."""
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers there are."""
+
+    @property
+    def prefetch_factor(self) -> int | None:
+        """How many batches each of them has under way."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def look_ahead(loader: Loader) -> int:
     """Returns how many batches a loader has under way at a time."""
     return max(1, loader.num_workers * (loader.prefetch_factor or 0))
 
