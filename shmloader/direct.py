@@ -75,7 +75,8 @@ def writer_of(dataset: Any) -> _Write | None:
     """Returns what writes samples of ``dataset`` into arrays, or None if it does not know how.
 
     Those that do are datasets with one of the methods above, torch's ``TensorDataset``, and subsets of any. A class
-    that has a ``__getitem__`` of its own, and inherits the method, may mean something else by its samples.
+    that has a ``__getitem__`` or ``__getitems__`` of its own, and inherits the method, may mean something else by its
+    samples.
     """
     if type(dataset) is Subset:
         write = writer_of(dataset.dataset)
@@ -92,7 +93,7 @@ def _defines(kind: type, method: str) -> bool:
     for base in kind.__mro__:
         if method in vars(base):
             return True
-        if "__getitem__" in vars(base):
+        if "__getitem__" in vars(base) or "__getitems__" in vars(base):
             return False
     return False
 

@@ -254,6 +254,13 @@ class Inheriting(WholeBatches):
         return pair[0] + 1, pair[1]
 
 
+class InheritingInBatches(WholeBatches):
+    """The same, in the way in which torch's fetcher reads whole batches."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        return [(image(index) + 1, index) for index in indices]
+
+
 class Strings(WholeBatches):
     def __getitem__(self, index: int) -> Any:
         return *super().__getitem__(index), "name"
@@ -280,7 +287,7 @@ class Rows(TensorDataset):
         return tuple(tensor[index] * 2 for tensor in self.tensors)
 
 
-@pytest.mark.parametrize("make", [Inheriting, Strings, Forwarding, lambda: Rows(*tensors())])
+@pytest.mark.parametrize("make", [Inheriting, InheritingInBatches, Strings, Forwarding, lambda: Rows(*tensors())])
 def test_datasets_that_are_read_as_always(make: Callable[[], Any]) -> None:
     assert_same_stream(make, batch_size=4, num_workers=2)
 
