@@ -12,6 +12,7 @@ from shmloader.bench.options import Parser, positive
 from shmloader.bench.progress import shown
 
 from . import bars
+from .apart import run_apart
 from .cells import CELLS, Cell
 from .peers import PEERS, PREFETCH_FACTOR, Peer
 from .suite import SECONDS, CellResult, run_cell, turns
@@ -102,9 +103,12 @@ def _run(
     with shown(len(cells) * turns(rounds, len(peers))) as progress:
         for cell in cells:
             progress.begin(cell.name)
-            results.append(
-                run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, peers=peers, done=progress.step)
-            )
+            if peers:
+                results.append(run_apart(cell, num_workers, rounds, limit_buffers, peers))
+                for _ in range(turns(rounds, len(peers))):
+                    progress.step()
+            else:
+                results.append(run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, done=progress.step))
     return results
 
 

@@ -682,6 +682,7 @@ def test_peers_that_are_not_installed_are_left_out_by_name(
 ) -> None:
     peers = (Peer("here", "json", _endless), Peer("nowhere", "no.such", _endless))
     monkeypatch.setattr("benchmarks.__main__.PEERS", peers)
+    monkeypatch.setattr("benchmarks.__main__.run_apart", lambda *arguments: run_cell(_TINY, 1, 1, peers=peers[:1]))
     monkeypatch.setattr("benchmarks.__main__.CELLS", (_TINY,))
     assert suite_main(["--peers", "all", "--rounds", "1"]) == 0
     printed = capsys.readouterr()
