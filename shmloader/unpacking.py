@@ -14,7 +14,7 @@ from .packing import split_tail
 from .placed import Placed
 
 # Skeletons as long as this one are too seldom equal to be worth keeping.
-_MAX_KEPT_TAIL = 4096
+_MAX_KEPT_TAIL = 1 << 16
 _MAX_KEPT = 64
 
 
