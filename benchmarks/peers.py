@@ -13,17 +13,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import default_collate
 
-from .cells import Cell
+from .cells import Cell, Stream
 
 # torch's default, which the peers that know the notion are given too.
 PREFETCH_FACTOR = 2
 
 
-class Unsuitable(Exception):  # noqa: N818 - it is no error
-    """The peer has no way to load this cell."""
+def _is_read_by_index(cell: Cell) -> bool:
+    return cell.arrange is not Stream
+
+
+def _is_of_arrays(cell: Cell) -> bool:
+    """Whether samples are tuples of arrays, which DALI collates itself."""
+    first = cell.source()[0]
+    parts = first if isinstance(first, tuple) else (first,)
+    return (
+        _is_read_by_index(cell) and cell.collate is None and all(isinstance(part, np.ndarray | int) for part in parts)
+    )
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class Peer:
         name: what the command line and the table call it.
         module: what has to be importable.
         load: returns an endless iterator over the batches of a cell, made by so many workers.
+        suits: whether it has a way to load a cell.
     """
 
     name: str
     module: str
     load: Callable[[Cell, int], Iterator[Any]]
+    suits: Callable[[Cell], bool] = _is_read_by_index
 
     @property
     def is_installed(self) -> bool:
@@ -126,8 +136,6 @@ def _dali(cell: Cell, num_workers: int) -> Iterator[Any]:
     source = cell.source()
     first = source[0]
     parts = first if isinstance(first, tuple) else (first,)
-    if cell.collate is not None or not all(isinstance(part, np.ndarray | int) for part in parts):
-        raise Unsuitable("samples of an external source are tuples of arrays, which DALI collates itself")
 
     def read(info: Any) -> Any:
         sample = source[info.idx_in_epoch]
@@ -151,20 +159,9 @@ def _dali(cell: Cell, num_workers: int) -> Iterator[Any]:
 
 
 PEERS = (
-    Peer("stateful", "torchdata.stateful_dataloader", _stateful),
+    Peer("stateful", "torchdata.stateful_dataloader", _stateful, lambda cell: True),
     Peer("spdl-threads", "spdl.pipeline", _spdl_threads),
     Peer("spdl-processes", "spdl.dataloader", _spdl_processes),
     Peer("grain", "grain", _grain),
-    Peer("dali", "nvidia.dali", _dali),
+    Peer("dali", "nvidia.dali", _dali, _is_of_arrays),
 )
-
-
-def loader(peer: Peer, cell: Cell, num_workers: int) -> PeerLoader:
-    """Returns a loader of the cell's batches.
-
-    Raises:
-        Unsuitable: there is no way to load this cell.
-    """
-    if isinstance(cell.dataset(), torch.utils.data.IterableDataset) and peer.name != "stateful":
-        raise Unsuitable("it reads datasets by index")
-    return PeerLoader(peer, cell, num_workers)

@@ -16,7 +16,7 @@ from shmloader.bench.measure import Round, Track, calibrate, interleave
 
 from .cells import Cell
 from .limit import Limit
-from .peers import PREFETCH_FACTOR, Peer, Unsuitable, loader
+from .peers import PREFETCH_FACTOR, Peer, PeerLoader
 
 # What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
 SECONDS = 0.5
@@ -115,11 +115,9 @@ def run_cell(
     """
     with contextlib.closing(Limit(cell, num_workers, limit_buffers)) as limit:
         # Workers start in this order, stock's last: it starts threads, beside which forking is not safe.
-        names, tracks = [], [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
-        for peer in peers:
-            with contextlib.suppress(Unsuitable):
-                tracks.append(Track(loader(peer, cell, num_workers)))
-                names.append(peer.name)
+        tracks = [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
+        fit = [peer for peer in peers if peer.suits(cell)]
+        tracks += [Track(PeerLoader(peer, cell, num_workers)) for peer in fit]
         try:
             loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
             took = interleave([functools.partial(limit.run, seconds), *loaders], _WARM_UP + rounds, done)
@@ -127,7 +125,7 @@ def run_cell(
             for track in tracks:
                 track.stop()
     in_limit, in_ours, in_stock, *in_peers = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
-    in_peer = dict(zip(names, in_peers, strict=True))
+    in_peer = dict(zip((peer.name for peer in fit), in_peers, strict=True))
     return CellResult(cell.name, cell.batch_bytes(), in_stock, in_ours, in_limit, in_peer)
 
 
