@@ -111,13 +111,19 @@ def _dtype_of(array: Any, name: str) -> torch.dtype:
     return array.dtype
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie in this machine's memory, a step apart along each axis."""
+    return (
+        tensor.layout is torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_nested)
+    )
+
+
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether all that there is to a tensor are its elements, and these are in this machine's memory."""
+    """Whether there is nothing to a plain tensor but its elements as they lie there."""
     return (
         type(tensor) is torch.Tensor
-        and tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not (tensor.requires_grad or tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
+        and is_plain(tensor)
+        and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg())
     )
 
 

@@ -27,16 +27,13 @@ from torch.utils.data._utils.collate import (
     default_collate_fn_map,
 )
 
+from .arrays import is_plain
 from .dtypes import TO_TORCH, carrier
 from .writer import SlotWriter
 
 _CollateFn = Callable[..., Any]
 _strides = attrgetter("strides")
-_NUMBERS: dict[type, np.dtype[Any]] = {
-    bool: np.dtype(np.bool_),
-    int: np.dtype(np.int64),
-    float: np.dtype(np.float64),
-}
+_NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 # torch's keys, and the two that are added. With any other there is an entry of the user's for a base class perhaps,
@@ -90,11 +87,14 @@ class DirectCollation:
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
         """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it."""
-        array = self._array(shape, carrier(dtype))
+        there = self._writer.array(shape, carrier(dtype)) if self._is_direct else None
+        array = np.empty(shape, carrier(dtype)) if there is None else there
         tensor = torch.from_numpy(array)
         if tensor.dtype is not dtype:
             tensor = tensor.view(dtype)
-        return self._noted(array, tensor), array
+        if there is not None:
+            self._made[id(tensor)] = tensor, (tensor.data_ptr() - self._writer.address, dtype, shape)
+        return tensor, array
 
     def form(self, batch: Any) -> Hashable:
         """Describes a batch that the default collate function returned, and that lies in the slot as it is.
@@ -116,18 +116,9 @@ class DirectCollation:
         """Lets go of the batch that was made last."""
         self._made.clear()
 
-    def _array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        out = self._writer.array(shape, dtype) if self._is_direct else None
-        return np.empty(shape, dtype) if out is None else out
-
-    def _noted(self, array: np.ndarray[Any, Any], tensor: torch.Tensor) -> torch.Tensor:
-        if array.base is not None:  # else it is private
-            self._made[id(tensor)] = tensor, (tensor.data_ptr() - self._writer.address, tensor.dtype, array.shape)
-        return tensor
-
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
-        if type(first) is torch.Tensor and _is_plain(first):
+        if type(first) is torch.Tensor and is_plain(first):
             # What cannot be stacked, torch's own function refuses in its own words.
             with contextlib.suppress(RuntimeError, TypeError):
                 out, _ = self.empty((len(batch), *first.shape), first.dtype)
@@ -142,9 +133,9 @@ class DirectCollation:
             # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the
             # other axes and dtypes are compared by numpy.
             with contextlib.suppress(ValueError, TypeError):
-                out = self._array((len(batch), *first.shape), first.dtype)
+                tensor, out = self.empty((len(batch), *first.shape), TO_TORCH[first.dtype])
                 np.concatenate(batch, out=out.reshape(-1, *first.shape[1:]), casting="no")
-                return self._noted(out, torch.from_numpy(out))
+                return tensor
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
@@ -152,9 +143,9 @@ class DirectCollation:
         # Bytes are a sequence of ints too, which numpy would read as text and torch refuses.
         if dtype is not None and isinstance(batch, (list, tuple)) and len(set(map(type, batch))) == 1:
             with contextlib.suppress(OverflowError):
-                out = self._array((len(batch),), dtype)
+                tensor, out = self.empty((len(batch),), dtype)
                 out[:] = batch
-                return self._noted(out, torch.from_numpy(out))
+                return tensor
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
 
@@ -172,12 +163,6 @@ class DirectCollation:
 
 def _without(kind: type, collate_fn_map: Any) -> dict[Any, _CollateFn]:
     return {key: function for key, function in collate_fn_map.items() if key is not kind}
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.layout is torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_nested)
-    )
 
 
 def _are_alike(batch: Sequence[Any]) -> bool:

@@ -47,7 +47,6 @@ class DirectFetcher:
         self._collation = collation
         self._write = write
         self._allot: _Allot | None = None
-        self._is_learning = True
         fetcher.collate_fn = self._learn
 
     def fetch(self, indices: Any) -> Any:
@@ -64,10 +63,8 @@ class DirectFetcher:
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
-        if self._is_learning:
-            self._is_learning = False
-            self._allot = _allotter(samples[0], batch, self._collation)
-            self._fetcher.collate_fn = self._collate
+        self._allot = _allotter(samples[0], batch, self._collation)
+        self._fetcher.collate_fn = self._collate
         return batch
 
 

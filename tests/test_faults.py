@@ -112,6 +112,12 @@ def assert_closed(iterator: Any) -> None:
     assert not children()
 
 
+def assert_works_again(loader: ShmDataLoader[Any], trap: Trap, held: Held) -> None:
+    trap.disarm()
+    assert [checked(batch) for batch in loader] == ALL
+    held.check()
+
+
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -169,10 +175,8 @@ def test_a_death_is_told_and_the_loader_works_again(
     assert_says(caught.value, (*FAULTS[fault].texts, MOMENTS[moment].place), pid)
     assert_closed(iterator)
     held.check()
-    trap.disarm()
     del iterator, caught
-    assert [checked(batch) for batch in loader] == ALL
-    held.check()
+    assert_works_again(loader, trap, held)
 
 
 def one_way(fault: str, moment: str, persistent_workers: bool) -> bool:
@@ -374,10 +378,8 @@ def test_a_batch_that_ends_every_worker_is_named(
     assert len(seen) <= lost
     assert_closed(iterator)
     held.check()
-    trap.disarm()
     del iterator, caught
-    assert [checked(batch) for batch in loader] == ALL
-    held.check()
+    assert_works_again(loader, trap, held)
 
 
 # -- without order -------------------------------------------------------------------------------------------------
