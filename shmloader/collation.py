@@ -4,16 +4,13 @@ torch's ``collate`` looks each element type up in ``default_collate_fn_map``. A 
 to that map, so that `default_collate` stacks into slot memory whoever calls it, a user's own collate function
 included. Whatever an entry is not certain to treat as torch does, it leaves to torch's function: there the result is
 torch's, and so is the error.
-
-All samples of a batch are looked at in one C loop (``set(map(attribute, batch))``), which costs a tenth of a Python
-loop, and that was most of what collating small samples took.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Sequence
-from operator import attrgetter, itemgetter
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,11 +25,11 @@ from torch.utils.data._utils.collate import (
 )
 
 from .arrays import is_plain
+from .columns import are_alike, are_numbers, join_arrays, join_numbers
 from .dtypes import TO_TORCH, carrier
 from .writer import SlotWriter
 
 _CollateFn = Callable[..., Any]
-_strides = attrgetter("strides")
 _NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
@@ -52,7 +49,6 @@ class DirectCollation:
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
         self._is_direct = True
-        self._made: dict[int, tuple[torch.Tensor, Hashable]] = {}  # in the slot, by id, while the batch is being made
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot while one is open."""
@@ -92,29 +88,7 @@ class DirectCollation:
         tensor = torch.from_numpy(array)
         if tensor.dtype is not dtype:
             tensor = tensor.view(dtype)
-        if there is not None:
-            self._made[id(tensor)] = tensor, (tensor.data_ptr() - self._writer.address, dtype, shape)
         return tensor, array
-
-    def form(self, batch: Any) -> Hashable:
-        """Describes a batch that the default collate function returned, and that lies in the slot as it is.
-
-        Batches of one form differ in nothing but their elements. None where there is more to a batch than tensors, or
-        they are nested, or not all are in the slot.
-        """
-        made, kind = self._made, type(batch)
-        try:
-            if kind is list or kind is tuple:
-                return (kind, *[made[id(part)][1] for part in batch])
-            if kind is dict and set(map(type, batch)) == {str}:
-                return (*batch, *[made[id(part)][1] for part in batch.values()])
-            return made[id(batch)][1]
-        except KeyError:
-            return None
-
-    def forget(self) -> None:
-        """Lets go of the batch that was made last."""
-        self._made.clear()
 
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
@@ -129,22 +103,17 @@ class DirectCollation:
         first = batch[0]
         # torch makes tensors of arrays and collates those, by whatever entry there is for them.
         is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
-        if is_ours and first.dtype in TO_TORCH and first.ndim and first.size and _are_alike(batch):
-            # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the
-            # other axes and dtypes are compared by numpy.
-            with contextlib.suppress(ValueError, TypeError):
-                tensor, out = self.empty((len(batch), *first.shape), TO_TORCH[first.dtype])
-                np.concatenate(batch, out=out.reshape(-1, *first.shape[1:]), casting="no")
+        if is_ours and first.dtype in TO_TORCH and first.ndim and first.size and are_alike(batch):
+            tensor, out = self.empty((len(batch), *first.shape), TO_TORCH[first.dtype])
+            if join_arrays(batch, out):
                 return tensor
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         dtype = _NUMBERS.get(type(batch[0]))
-        # Bytes are a sequence of ints too, which numpy would read as text and torch refuses.
-        if dtype is not None and isinstance(batch, (list, tuple)) and len(set(map(type, batch))) == 1:
-            with contextlib.suppress(OverflowError):
-                tensor, out = self.empty((len(batch),), dtype)
-                out[:] = batch
+        if dtype is not None and are_numbers(batch):
+            tensor, out = self.empty((len(batch),), dtype)
+            if join_numbers(batch, out):
                 return tensor
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
@@ -163,14 +132,3 @@ class DirectCollation:
 
 def _without(kind: type, collate_fn_map: Any) -> dict[Any, _CollateFn]:
     return {key: function for key, function in collate_fn_map.items() if key is not kind}
-
-
-def _are_alike(batch: Sequence[Any]) -> bool:
-    """Whether all are plain C-contiguous arrays of one length: then joining their bytes is stacking them."""
-    first = batch[0]
-    return (
-        first.flags.c_contiguous
-        and set(map(type, batch)) <= {np.ndarray, np.memmap}
-        and len(set(map(len, batch))) == 1
-        and set(map(_strides, batch)) == {first.strides}
-    )

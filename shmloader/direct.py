@@ -12,7 +12,8 @@ worker's first batch, which are read and collated as always; so is every batch f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from torch.utils.data import Subset, TensorDataset
 from .arrays import Array, as_rows, gather, is_dense, row_numbers
 from .collation import DirectCollation
 from .dtypes import TO_NUMPY
+from .layouts import Layouts
+from .writer import SlotWriter
 
 _Indices = Sequence[Any]
 _Write = Callable[[_Indices, Any], None]
-_Allot = Callable[[int], tuple[Any, Any]]  # from a batch's length to the dataset's ``out`` and the loop's batch
+_Join = Callable[[Iterator[Any]], Any]  # makes a structure of its leaves
 
 
 class _OrdinaryError(Exception):
@@ -37,33 +40,52 @@ class DirectFetcher:
 
     Args:
         fetcher: torch's, for what is not written directly.
-        collation: where batches go.
+        collation: makes the first batch of each size.
+        layouts: those of the batches before.
+        writer: where batches go.
         write: what `writer_of` returned.
     """
 
-    def __init__(self, fetcher: Any, collation: DirectCollation, write: _Write) -> None:
+    def __init__(
+        self, fetcher: Any, collation: DirectCollation, layouts: Layouts, writer: SlotWriter, write: _Write
+    ) -> None:
         self._fetcher = fetcher
         self._collate = fetcher.collate_fn
         self._collation = collation
+        self._layouts = layouts
+        self._writer = writer
         self._write = write
-        self._allot: _Allot | None = None
+        self._shape: _Shape | None = None
         fetcher.collate_fn = self._learn
 
     def fetch(self, indices: Any) -> Any:
-        """Returns the batch of ``indices``."""
-        if self._allot is not None and len(indices):
-            out, batch = self._allot(len(indices))
+        """Returns the batch of ``indices``, or its layout if all of it is in the slot."""
+        if self._shape is not None and len(indices):
+            out, batch = self._room_for(len(indices), self._shape)
             try:
                 self._write(indices, out)
             except _OrdinaryError:
-                pass
+                self._writer.rewind(to=0)
             else:
                 return batch
         return self._fetcher.fetch(indices)
 
+    def _room_for(self, count: int, shape: _Shape) -> tuple[Any, Any]:
+        """Returns the dataset's ``out``, and the loop's batch or its layout."""
+        layout = self._layouts.find((self, count))
+        if layout is not None and (arrays := self._layouts.arrays(layout)) is not None:
+            return shape.out(arrays), layout
+        tensors, arrays = [], []
+        for dtype, row in shape.leaves:
+            tensor, array = self._collation.empty((count, *row), dtype)
+            tensors.append(tensor)
+            arrays.append(array)
+        return shape.out(arrays), shape.batch(tensors)
+
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
-        self._allot = _allotter(samples[0], batch, self._collation)
+        with contextlib.suppress(_OrdinaryError):
+            self._shape = _Shape(samples[0], batch)
         self._fetcher.collate_fn = self._collate
         return batch
 
@@ -134,50 +156,52 @@ def _joiner(kind: Any) -> Callable[[Any], Any]:
     return kind._make if hasattr(kind, "_fields") else kind  # type: ignore[no-any-return]
 
 
-def _allotter(sample: Any, batch: Any, collation: DirectCollation) -> _Allot | None:
-    """Returns what makes room for batches of samples like ``sample``, or None where a part is not a tensor.
-
-    It holds nothing of the sample and the batch, whose memory will be another batch's.
+class _Shape:
+    """What samples, and batches of them, consist of.
 
     Args:
-        sample: the first of a batch.
+        sample: the first of a batch. Nothing of it is held, nor of the batch, whose memory will be another batch's.
         batch: the whole of it, collated.
-        collation: knows where there is room.
+
+    Raises:
+        _OrdinaryError: a part is not a tensor.
     """
-    if isinstance(batch, torch.Tensor):
-        return _leaf_allotter(batch, collation) if is_dense(batch) and batch.numel() else None
-    if type(sample) is dict and type(batch) is dict and sample:
-        parts = [_allotter(sample[key], batch[key], collation) for key in batch]
-        keys = list(batch)
-        return _all_of(parts, *2 * [lambda found: dict(zip(keys, found, strict=True))])
-    is_tuple = isinstance(sample, tuple) and (type(sample) is tuple or hasattr(sample, "_fields"))
-    if (is_tuple or type(sample) is list) and isinstance(batch, (list, tuple)) and sample:
-        parts = [_allotter(*pair, collation) for pair in zip(sample, batch, strict=True)]
-        return _all_of(parts, _joiner(type(sample)), _joiner(type(batch)))
-    return None
+
+    def __init__(self, sample: Any, batch: Any) -> None:
+        self.leaves: list[tuple[torch.dtype, tuple[int, ...]]] = []
+        self._join_out, self._join_batch = self._joiners(sample, batch)
+
+    def out(self, arrays: list[Array]) -> Any:
+        """Returns what the dataset writes to, of one array for each leaf."""
+        pairs = zip(arrays, self.leaves, strict=True)
+        return self._join_out(
+            array if dtype in TO_NUMPY else torch.from_numpy(array).view(dtype) for array, (dtype, _) in pairs
+        )
+
+    def batch(self, tensors: list[torch.Tensor]) -> Any:
+        """Returns the batch, of one tensor for each leaf."""
+        return self._join_batch(iter(tensors))
+
+    def _joiners(self, sample: Any, batch: Any) -> tuple[_Join, _Join]:
+        if isinstance(batch, torch.Tensor) and is_dense(batch) and batch.numel():
+            self.leaves.append((batch.dtype, tuple(batch.shape[1:])))
+            return next, next
+        if type(sample) is dict and type(batch) is dict and sample:
+            keys = list(batch)
+            parts = [self._joiners(sample[key], batch[key]) for key in keys]
+            join_out = join_batch = lambda found: dict(zip(keys, found, strict=True))
+        elif _is_sequence(sample) and isinstance(batch, (list, tuple)) and sample:
+            parts = [self._joiners(*pair) for pair in zip(sample, batch, strict=True)]
+            join_out, join_batch = _joiner(type(sample)), _joiner(type(batch))
+        else:
+            raise _OrdinaryError
+        outs, batches = zip(*parts, strict=True)
+        return _joining(join_out, outs), _joining(join_batch, batches)
 
 
-def _all_of(
-    parts: Sequence[_Allot | None], join_out: Callable[[Any], Any], join_batch: Callable[[Any], Any]
-) -> _Allot | None:
-    allots = [part for part in parts if part is not None]
-    if len(allots) < len(parts):
-        return None
-
-    def allot(count: int) -> tuple[Any, Any]:
-        outs, batches = zip(*[part(count) for part in allots], strict=True)
-        out = join_out(outs)
-        return out, join_batch(batches)
-
-    return allot
+def _is_sequence(sample: Any) -> bool:
+    return type(sample) in (list, tuple) or (isinstance(sample, tuple) and hasattr(sample, "_fields"))
 
 
-def _leaf_allotter(batch: torch.Tensor, collation: DirectCollation) -> _Allot:
-    dtype, shape = batch.dtype, tuple(batch.shape[1:])
-    has_twin = dtype in TO_NUMPY
-
-    def allot(count: int) -> tuple[Any, Any]:
-        tensor, array = collation.empty((count, *shape), dtype)
-        return (array if has_twin else tensor), tensor
-
-    return allot
+def _joining(join: Callable[[list[Any]], Any], parts: Sequence[_Join]) -> _Join:
+    return lambda leaves: join([part(leaves) for part in parts])

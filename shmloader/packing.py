@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Hashable
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
@@ -30,9 +29,6 @@ _U64 = struct.Struct("<Q")
 # A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
 _MAX_GAPS = 2
-
-# Forms repeat where batches are alike; where they are not, a few are as good as many.
-_MAX_TAILS = 64
 
 
 class Memory(Protocol):
@@ -60,41 +56,24 @@ class Packer:
     def __init__(self) -> None:
         self._buffer = io.BytesIO()
         self._pickler = _Pickler(self._buffer)
-        self._tails: dict[Hashable, bytes] = {}
 
-    def pack(self, batch: object, memory: Memory, form: Hashable = None) -> tuple[int, int]:
+    def pack(self, batch: object, memory: Memory) -> tuple[int, int]:
         """Writes ``batch`` into ``memory`` and returns the tail's offset and length.
 
         Tensors that lie in ``memory`` already, whole or as views, stay where they are; any other is copied once.
 
-        Args:
-            batch: what to write.
-            memory: where to.
-            form: says that all of ``batch`` lies in ``memory`` already; batches of one form have one tail. None: that
-                is not known.
-
         Raises:
             Exception: whatever pickling some object of the batch raises; what ``memory.require`` raises.
         """
-        tail = self._tails.get(form) if form is not None else None
-        if tail is not None:
-            return self._finish(tail, memory)
         pickler = self._pickler
         pickler.begin(memory)
         try:
             pickler.dump(batch)
             table = [number for buffer, offset in pickler.buffers for number in (offset, buffer.nbytes)]
             tail = struct.pack(f"<Q{len(table)}Q", len(table) // 2, *table) + self._buffer.getvalue()
-            if form is not None:
-                self._remember(form, tail)
             return self._finish(tail, memory)
         finally:
             pickler.end()
-
-    def _remember(self, form: Hashable, tail: bytes) -> None:
-        if len(self._tails) >= _MAX_TAILS:
-            self._tails.clear()
-        self._tails[form] = tail
 
     def _finish(self, tail: bytes, memory: Memory) -> tuple[int, int]:
         offset = memory.reserve(len(tail))

@@ -30,8 +30,10 @@ from . import lifeline, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
+from .columns import ColumnCollate
 from .direct import DirectFetcher, writer_of
 from .errors import PoolMemoryError, WorkerFault
+from .layouts import Layout, Layouts
 from .packing import Packer
 from .wire import Inbox, PipeEnd, Token
 from .writer import SlotWriter
@@ -149,12 +151,14 @@ class _Worker:
         self._packer = Packer()
         self._job = Token(wire.JOB, brief.worker, 0)
         self._shared_rng = torch.Generator()
+        self._collation = DirectCollation(self._writer)
+        self._layouts = Layouts(self._writer)
         self._collate = collate_fn = assignment.collate_fn
+        if collate_fn is default_collate:
+            self._collate = collate_fn = ColumnCollate(self._layouts, self._writer)
         self._check: CheckedCollate | None = None
         if assignment.sample_spec is not None:
             self._check = self._collate = CheckedCollate(collate_fn, assignment.sample_spec, assignment.auto_collation)
-        self._collation = DirectCollation(self._writer)
-        self._is_default = False  # whether batches are what the default collate function makes, in our way
         self._control = brief.arena.control
         self._fetcher: Any = None
         self._init_fault: WorkerFault | None = None
@@ -191,6 +195,7 @@ class _Worker:
         assignment = self._brief.assignment
         self._ended = False
         self._init_fault = None
+        self._layouts.forget()
         try:
             if is_first and assignment.init_fn is not None:
                 assignment.init_fn(self._brief.worker)
@@ -204,9 +209,9 @@ class _Worker:
                 self._collate,
                 assignment.drop_last,
             )
-            self._is_default = assignment.collate_fn is default_collate and self._collation.is_default
-            if self._is_default and (write := writer_of(self._dataset)) is not None and not self._is_stream:
-                self._fetcher = DirectFetcher(self._fetcher, self._collation, write)
+            is_default = assignment.collate_fn is default_collate and self._collation.is_default
+            if is_default and not self._is_stream and (write := writer_of(self._dataset)) is not None:
+                self._fetcher = DirectFetcher(self._fetcher, self._collation, self._layouts, self._writer, write)
             self._skip()
         except Exception:
             self._init_fault = self._fault()
@@ -259,7 +264,6 @@ class _Worker:
         self._writer.open(job.slot, self._curbed.pop(job.seq, job.room))
         kind, offset, nbytes = self._fill(job)
         self._writer.close()
-        self._collation.forget()
         if self._writer.is_held:
             # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
             # looking for those after each batch would cost more than direct collation saves.
@@ -279,8 +283,13 @@ class _Worker:
         try:
             start = self._brief.arena.start(job.slot)
             batch = self._fetch(pickle.loads(self._brief.arena.memory[start : start + job.size]))
-            form = self._collation.form(batch) if self._is_default else None
-            return (wire.BATCH, *self._packer.pack(batch, self._writer, form))
+            if type(batch) is Layout:
+                self._writer.write(batch.tail_offset, batch.tail)
+                return wire.BATCH, batch.tail_offset, len(batch.tail)
+            packed = self._packer.pack(batch, self._writer)
+            if self._layouts.is_wanted and self._collation.is_default:
+                self._layouts.learn(batch, *packed)
+            return (wire.BATCH, *packed)
         except Exception as error:
             if isinstance(error, StopIteration) and self._is_stream:
                 self._ended = True

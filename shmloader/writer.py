@@ -83,10 +83,23 @@ class SlotWriter:
         if self._slot < 0 or threading.get_ident() != self._thread:
             return None
         self._top = self._written = offset + nbytes
+        return np.ndarray(shape, dtype, self._whole(), offset)
+
+    def span(self, nbytes: int, room: int) -> Block | None:
+        """Lays out the slot's first ``nbytes`` bytes and returns the slot, to make arrays of.
+
+        None where no batch is open, or it may not use ``room`` bytes at present.
+        """
+        if self._slot < 0 or room > self._room:
+            return None
+        self._top = self._written = nbytes
+        return self._whole()
+
+    def _whole(self) -> Block:
         if self._block is None:
             self._block = self._arena.block(self._slot, self._room)
             self._held = weakref.ref(self._block)
-        return np.ndarray(shape, dtype, self._block, offset)
+        return self._block
 
     def offset_of(self, address: int) -> int | None:
         """Returns where in the slot ``address`` lies, or None if nothing was written there."""
@@ -124,6 +137,11 @@ class SlotWriter:
         """Writes bytes at ``offset``."""
         start = self._arena.start(self._slot) + offset
         self._arena.memory[start : start + len(data)] = data
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Returns bytes that were written at ``offset``."""
+        start = self._arena.start(self._slot) + offset
+        return self._arena.memory[start : start + nbytes]
 
     def view(self, offset: int, nbytes: int) -> Block:
         """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""

@@ -1,0 +1,109 @@
+"""Layouts: where the parts of a batch will lie in its slot, known before the batch is made. Runs in a worker.
+
+Batches that the default collate function makes of alike samples differ in nothing but their elements: their tensors lie
+at the same places, and their skeleton is the same. So the first of them is made and packed as any batch is, and
+whatever made it can then write the elements of all others to where they belong. No tensor is made for them, and nothing
+is pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .arrays import is_dense
+from .dtypes import carrier
+from .writer import SlotWriter
+
+_Array = np.ndarray[Any, np.dtype[Any]]
+
+# Where batches are alike, there are few layouts; where they are not, a few are as good as many.
+_MAX_KNOWN = 64
+
+
+class Layout(NamedTuple):
+    """A batch but for its elements. It stands for the batch, once these are written.
+
+    Attributes:
+        places: shape, dtype and offset of each tensor, in the order of the batch.
+        end: where the last of them ends.
+        tail_offset: where the tail lies.
+        tail: what `packing` puts there.
+    """
+
+    places: list[tuple[tuple[int, ...], np.dtype[Any], int]]
+    end: int
+    tail_offset: int
+    tail: bytes
+
+
+class Layouts:
+    """The layouts of batches that were made so far, by what is known of a batch before it is made.
+
+    Args:
+        writer: where batches go.
+    """
+
+    def __init__(self, writer: SlotWriter) -> None:
+        self._writer = writer
+        self._known: dict[Hashable, Layout] = {}
+        self._wanted: Hashable = None
+
+    def find(self, key: Hashable) -> Layout | None:
+        """Returns the layout of batches with this key. If there is none yet, the next batch that is learned has it.
+
+        Args:
+            key: determines structure, shapes and dtypes of a batch; None: nothing does.
+        """
+        found = self._known.get(key)
+        self._wanted = None if found else key
+        return found
+
+    def arrays(self, layout: Layout) -> list[_Array] | None:
+        """Returns the places of a batch's tensors in the slot that is open, to be filled; None if it has no room."""
+        block = self._writer.span(layout.end, layout.tail_offset + len(layout.tail))
+        if block is None:
+            return None
+        return [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in layout.places]
+
+    def forget(self) -> None:
+        """Forgets all of them: samples of another pass may be others."""
+        self._known.clear()
+        self._wanted = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the batch that is being made should be learned."""
+        return self._wanted is not None
+
+    def learn(self, batch: Any, tail_offset: int, tail_bytes: int) -> None:
+        """Learns the layout of a batch that was packed, if all that there is to it are tensors in the slot."""
+        places = []
+        for tensor in _leaves(batch):
+            if not (isinstance(tensor, torch.Tensor) and is_dense(tensor) and tensor.is_contiguous()):
+                return
+            offset = self._writer.offset_of(tensor.data_ptr())
+            if offset is None or not tensor.numel():
+                return
+            places.append((tuple(tensor.shape), carrier(tensor.dtype), offset, offset + tensor.nbytes))
+        if not places:
+            return
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        tail = self._writer.read(tail_offset, tail_bytes)
+        end = max(end for *_, end in places)
+        self._known[self._wanted] = Layout([place[:3] for place in places], end, tail_offset, tail)
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    if isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from _leaves(part)
+    elif type(batch) is dict:
+        for part in batch.values():
+            yield from _leaves(part)
+    else:
+        yield batch
