@@ -25,7 +25,7 @@ from torch.utils.data._utils.collate import (
 )
 
 from .arrays import is_plain
-from .columns import are_alike, are_numbers, join_arrays, join_numbers
+from .columns import write_arrays, write_numbers
 from .dtypes import TO_TORCH, carrier
 from .writer import SlotWriter
 
@@ -103,17 +103,17 @@ class DirectCollation:
         first = batch[0]
         # torch makes tensors of arrays and collates those, by whatever entry there is for them.
         is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
-        if is_ours and first.dtype in TO_TORCH and first.ndim and first.size and are_alike(batch):
+        if is_ours and first.dtype in TO_TORCH and first.ndim and first.flags.c_contiguous:
             tensor, out = self.empty((len(batch), *first.shape), TO_TORCH[first.dtype])
-            if join_arrays(batch, out):
+            if write_arrays(batch, out):
                 return tensor
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
 
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         dtype = _NUMBERS.get(type(batch[0]))
-        if dtype is not None and are_numbers(batch):
+        if dtype is not None:
             tensor, out = self.empty((len(batch),), dtype)
-            if join_numbers(batch, out):
+            if write_numbers(batch, out):
                 return tensor
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)

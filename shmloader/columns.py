@@ -24,10 +24,13 @@ from .writer import SlotWriter
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 _Column = list[Any] | tuple[Any, ...]
-_Fill = Callable[[_Column, _Array], bool]  # writes a column, or returns False
+_Write = Callable[[_Column, _Array], bool]  # writes a column, or returns False
 
-_strides = attrgetter("strides")
+_dtype, _shape, _strides = map(attrgetter, ("dtype", "shape", "strides"))
 _ARRAYS = {np.ndarray, np.memmap}
+
+# What is joined is written twice, which is worth it while it stays in the processor's caches.
+_JOINED_BYTES = 1 << 18
 
 
 class ColumnCollate:
@@ -44,25 +47,25 @@ class ColumnCollate:
 
     def __call__(self, samples: Any) -> Any:
         """Returns the batch, or its layout if all of it is in the slot."""
-        columns: list[tuple[_Fill, _Column]] = []
+        columns: list[tuple[_Write, _Column]] = []
         is_plain_list = type(samples) is list or type(samples) is tuple
         layout = self._layouts.find(_describe(samples, columns) if is_plain_list else None)
         if layout is not None and self._is_filled(layout, columns):
             return layout
         return default_collate(samples)
 
-    def _is_filled(self, layout: Layout, columns: list[tuple[_Fill, _Column]]) -> bool:
+    def _is_filled(self, layout: Layout, columns: list[tuple[_Write, _Column]]) -> bool:
         arrays = self._layouts.arrays(layout)
         if arrays is None:
             return False
-        for (fill, column), array in zip(columns, arrays, strict=True):
-            if not fill(column, array):
+        for (write, column), array in zip(columns, arrays, strict=True):
+            if not write(column, array):
                 self._writer.rewind(to=0)
                 return False
         return True
 
 
-def _describe(samples: _Column, columns: list[tuple[_Fill, _Column]]) -> Hashable:
+def _describe(samples: _Column, columns: list[tuple[_Write, _Column]]) -> Hashable:
     """Takes samples apart.
 
     Args:
@@ -76,9 +79,12 @@ def _describe(samples: _Column, columns: list[tuple[_Fill, _Column]]) -> Hashabl
     first = samples[0]
     kind = type(first)
     if kind is tuple or kind is list:
-        if not len(set(map(type, samples))) == len(set(map(len, samples))) == 1:
+        if len(set(map(type, samples))) > 1:
             return None
-        return _join(kind, [_describe(part, columns) for part in zip(*samples, strict=True)])
+        try:
+            return _of(kind, [_describe(part, columns) for part in zip(*samples, strict=True)])
+        except ValueError:  # they differ in length
+            return None
     if kind is dict:
         if set(map(type, samples)) != {dict} or set(map(type, first)) != {str}:
             return None
@@ -86,32 +92,24 @@ def _describe(samples: _Column, columns: list[tuple[_Fill, _Column]]) -> Hashabl
             parts = [_describe(list(map(itemgetter(key), samples)), columns) for key in first]
         except KeyError:
             return None
-        return _join(tuple(first), parts)
+        return _of(tuple(first), parts)
     if kind is int or kind is float or kind is bool:
-        columns.append((_fill_with_numbers, samples))
+        columns.append((write_numbers, samples))
         return len(samples), kind
     if kind in _ARRAYS and first.ndim:
-        columns.append((_fill_with_arrays, samples))
+        columns.append((write_arrays, samples))
         return len(samples), first.dtype, first.shape
     if kind is torch.Tensor:
-        columns.append((_fill_with_tensors, samples))
+        columns.append((_write_tensors, samples))
         return len(samples), first.dtype, first.shape
     return None
 
 
-def _join(head: Any, parts: list[Hashable]) -> Hashable:
+def _of(head: Any, parts: list[Hashable]) -> Hashable:
     return None if None in parts else (head, *parts)
 
 
-def _fill_with_numbers(column: _Column, out: _Array) -> bool:
-    return are_numbers(column) and join_numbers(column, out)
-
-
-def _fill_with_arrays(column: _Column, out: _Array) -> bool:
-    return are_alike(column) and join_arrays(column, out)
-
-
-def _fill_with_tensors(column: _Column, out: _Array) -> bool:
+def _write_tensors(column: _Column, out: _Array) -> bool:
     first = column[0]
     if not is_plain(first):
         return False
@@ -123,38 +121,43 @@ def _fill_with_tensors(column: _Column, out: _Array) -> bool:
     return True
 
 
-def are_numbers(column: Sequence[Any]) -> bool:
-    """Whether a column of which the first is an int, a float or a bool has only such."""
+def write_numbers(column: Sequence[Any], out: _Array) -> bool:
+    """Writes a column of which the first is an int, a float or a bool; returns False unless all are, and fit."""
     # Bytes are a sequence of ints too, which numpy would read as text and torch refuses.
-    return isinstance(column, (list, tuple)) and len(set(map(type, column))) == 1
-
-
-def are_alike(column: Sequence[Any]) -> bool:
-    """Whether all are plain C-contiguous arrays of one length: then joining their bytes is stacking them."""
-    first = column[0]
-    return (
-        first.flags.c_contiguous
-        and set(map(type, column)) <= _ARRAYS
-        and len(set(map(len, column))) == 1
-        and set(map(_strides, column)) == {first.strides}
-    )
-
-
-def join_arrays(column: Sequence[Any], out: _Array) -> bool:
-    """Writes arrays that are alike into ``out``; returns False if other axes or dtypes differ."""
-    try:
-        # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the
-        # other axes and dtypes are compared by numpy.
-        np.concatenate(column, out=out.reshape(-1, *out.shape[2:]), casting="no")
-    except (ValueError, TypeError):
+    if not isinstance(column, (list, tuple)) or len(set(map(type, column))) > 1:
         return False
-    return True
-
-
-def join_numbers(column: Sequence[Any], out: _Array) -> bool:
-    """Writes numbers into ``out``; returns False if one is too large for it."""
     try:
         out[:] = column
     except OverflowError:
         return False
+    return True
+
+
+def write_arrays(column: Sequence[Any], out: _Array) -> bool:
+    """Writes a column of which the first is an array; returns False unless all are plain, C-contiguous and alike."""
+    if not set(map(type, column)) <= _ARRAYS:
+        return False
+    try:
+        if out.nbytes <= _JOINED_BYTES:
+            return _join(column, out)
+        return _concatenate(column, out)
+    except (ValueError, TypeError):
+        return False
+
+
+def _join(column: Sequence[Any], out: _Array) -> bool:
+    # Three times as fast as numpy, whose work for each array outweighs the copying of small ones.
+    if set(map(_shape, column)) != {out.shape[1:]} or set(map(_dtype, column)) != {out.dtype}:
+        return False
+    out.view(np.uint8).data.cast("B")[:] = b"".join(column)  # which takes no array that is not C-contiguous
+    return True
+
+
+def _concatenate(column: Sequence[Any], out: _Array) -> bool:
+    first = column[0]
+    if not first.flags.c_contiguous or len(set(map(len, column))) > 1 or set(map(_strides, column)) != {first.strides}:
+        return False
+    # Along an existing axis: np.stack would first give every sample a new one, at twice the time. Sizes of the other
+    # axes and dtypes are compared by numpy.
+    np.concatenate(column, out=out.reshape(-1, *out.shape[2:]), casting="no")
     return True
