@@ -86,6 +86,39 @@ class Fixed(Dataset[Any]):
         return refused
 
 
+class Policy(Surroundings):
+    """Samples that say how their worker is scheduled."""
+
+    def __getitem__(self, index: int) -> Any:
+        return os.sched_getscheduler(0)
+
+
+def test_workers_do_not_interrupt_the_loop() -> None:
+    before = os.sched_getscheduler(0)
+    assert {int(policy) for policy in ShmDataLoader(Policy(), num_workers=2)} == {os.SCHED_BATCH}
+    assert os.sched_getscheduler(0) == before
+
+
+IDLE = """
+import os
+from shmloader import ShmDataLoader
+
+class Policy:
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return os.sched_getscheduler(0)
+
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+print({int(policy) for policy in ShmDataLoader(Policy(), num_workers=2)} == {os.SCHED_IDLE})
+"""
+
+
+def test_a_policy_of_the_users_stays() -> None:
+    assert run_file(IDLE).stdout == "True\n"
+
+
 def test_the_workers_info_cannot_be_changed() -> None:
     batches = assert_same_stream(Fixed, num_workers=1, batch_size=None)[0]
     assert [name for name, *_ in batches[0][0]] == ["id", "num_workers", "seed", "dataset", "another"]
