@@ -31,12 +31,16 @@ class State(Enum):
     LEASED = "leased"  # the consumer's: it ends when no tensor of the batch is alive
 
 
+# An enum's members are looked up at ten times the cost of a global.
+_FREE, _WRITING, _READY, _LEASED = State.FREE, State.WRITING, State.READY, State.LEASED
+
+
 class _Slot:
     __slots__ = ("allowance", "is_kept", "last_used", "number", "resident", "state")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.state = State.FREE
+        self.state = _FREE
         self.resident = 0
         self.allowance = MIN_SLOT_BYTES
         self.last_used = 0
@@ -114,11 +118,14 @@ class Ledger:
             IndexError: no slot is FREE; cannot happen while no more than ``in_flight`` are WRITING or READY.
         """
         slot = self._free.pop()
-        slot.state = State.WRITING
+        slot.state = _WRITING
         slot.last_used = self._batches
         if slot.allowance < self.share:
             left = self.cap - self._committed + slot.allowance
-            self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
+            if left >= self.share:
+                self._set_allowance(slot, self.share)
+            elif left > slot.allowance:
+                self._set_allowance(slot, left)
         return slot.number
 
     def grant(self, number: int, need: int) -> list[int] | None:
@@ -127,7 +134,7 @@ class Ledger:
         Returns:
             The slots whose memory has to be given back first, or None when even that would not do now.
         """
-        slot = self._expect(number, State.WRITING)
+        slot = self._expect(number, _WRITING)
         if need > self.slot_cap:
             return None
         missing = self._committed - slot.allowance + need - self.cap
@@ -147,21 +154,23 @@ class Ledger:
 
     def curb(self, number: int, written: int) -> None:
         """Lowers the allowance of a WRITING slot to what is written; its other memory was given back."""
-        slot = self._expect(number, State.WRITING)
+        slot = self._expect(number, _WRITING)
         slot.resident = min(slot.resident, written)
         self._set_allowance(slot, max(MIN_SLOT_BYTES, written))
 
     def ready(self, number: int, touched: int) -> None:
         """WRITING -> READY: the worker is done and has touched the slot's first ``touched`` bytes."""
-        slot = self._expect(number, State.WRITING)
-        slot.state = State.READY
+        slot = self._expect(number, _WRITING)
+        slot.state = _READY
         self._settle(slot, touched)
-        self._count_batch(touched)
+        self._batches += 1
+        if touched > self._largest:
+            self._largest = touched
 
     def lease(self, number: int, kept: bool = False) -> None:
         """READY -> LEASED: the batch is the consumer's; or it is ``kept``, which it cannot help."""
-        slot = self._expect(number, State.READY)
-        slot.state = State.LEASED
+        slot = self._expect(number, _READY)
+        slot.state = _LEASED
         slot.is_kept = kept
         self._leased += not kept
         self._leased_bytes += slot.allowance
@@ -171,7 +180,7 @@ class Ledger:
 
         Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
         """
-        slot = self._expect(number, State.READY)
+        slot = self._expect(number, _READY)
         idle_slots = len(self._slots) - self._leased - 2
         after = self._leased_bytes + slot.allowance + idle_slots * MIN_SLOT_BYTES
         room_to_go_on = max(self._largest, self._largest_before, slot.resident)
@@ -184,21 +193,21 @@ class Ledger:
         memory has to be given back (`empty`), since nobody knows how much of it was touched.
         """
         slot = self._slots[number]
-        if slot.state is State.FREE:
+        if slot.state is _FREE:
             raise ValueError(f"slot {number} is free already")
-        if slot.state is State.LEASED:
+        if slot.state is _LEASED:
             self._leased -= not slot.is_kept
             self._leased_bytes -= slot.allowance
-        elif slot.state is State.WRITING:
+        elif slot.state is _WRITING:
             self._settle(slot, 0)
-        slot.state = State.FREE
+        slot.state = _FREE
         self._free.append(slot)
         if slot.resident > self._largest and self._is_oversized(slot):
             self._oversized.append(slot)
 
     def empty(self, number: int) -> None:
         """Notes that the memory of a FREE slot was given back."""
-        self._empty(self._expect(number, State.FREE))
+        self._empty(self._expect(number, _FREE))
 
     def surplus(self) -> list[int]:
         """Returns the FREE slots whose memory should be given back.
@@ -208,7 +217,7 @@ class Ledger:
         """
         if not self._oversized and self._batches < self._window_end:
             return []
-        found = [slot for slot in self._oversized if slot.state is State.FREE and self._is_oversized(slot)]
+        found = [slot for slot in self._oversized if slot.state is _FREE and self._is_oversized(slot)]
         self._oversized.clear()
         if self._batches >= self._window_end:
             unused_since = self._batches - 2 * self._window
@@ -238,8 +247,3 @@ class Ledger:
     def _set_allowance(self, slot: _Slot, allowance: int) -> None:
         self._committed += allowance - slot.allowance
         slot.allowance = allowance
-
-    def _count_batch(self, touched: int) -> None:
-        self._batches += 1
-        if touched > self._largest:
-            self._largest = touched

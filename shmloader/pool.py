@@ -260,10 +260,10 @@ class Pool:
         self._batches += 1
         # A slot that code in a worker holds is not lent: the worker may die and be replaced, and its successor hold
         # another one, while the loop still had this.
-        may_be_lent = packed.spilled is None and packed.keeper is None
-        if may_be_lent and self._ledger.may_lease(packed.slot):
-            return self._unpacker.views(*self._lease(packed))
-        self._copies += may_be_lent
+        if packed.spilled is None and packed.keeper is None:
+            if self._ledger.may_lease(packed.slot):
+                return self._unpacker.views(*self._lease(packed))
+            self._copies += 1
         return self._copy(packed)
 
     def spill(self, packed: Packed) -> Packed:

@@ -75,6 +75,13 @@ class PipeEnd:
         """Returns the tokens that are there, at least one; empty at end of file. Blocks while there is none."""
         return [Token._make(fields) for fields in _LAYOUT.iter_unpack(os.read(self.fd, _READ_BYTES))]
 
+    def read_ready(self) -> list[Token]:
+        """Returns the tokens that are there, from an end that does not block."""
+        try:
+            return self.read()
+        except BlockingIOError:
+            return []
+
     def close(self) -> None:
         """Closes the descriptor, once."""
         fd, self.fd = self.fd, -1

@@ -82,6 +82,7 @@ class Crew:
         self._members: list[_Member] = []
         self._poll = select.poll()
         self._up, self.outbox = self._pipe()
+        os.set_blocking(self._up.fd, False)
         self._poll.register(self._up.fd, select.POLLIN)
         try:
             self.stacks = StackPipe()
@@ -196,18 +197,22 @@ class Crew:
             TimeoutError: nothing came in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
+        # Reading first: where workers are ahead of the loop, that is the only system call.
+        while not (tokens := self._up.read_ready()):
             ready = self._poll_once(deadline)
+            if self._up.fd in ready:
+                continue
             # The kernel looks at one descriptor after the other. What a worker wrote before it ended may have come in
             # after the pipe's turn, so that is looked at again; who is seen to have ended only then has to wait.
-            if self._up.fd in ready or any(fd == self._up.fd for fd, _ in self._poll.poll(0)):
-                return self._up.read(), []
+            if tokens := self._up.read_ready():
+                break
             ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
             dead = [worker for worker in ended if not self._members[worker].is_leaving]
             if dead:
                 return [], dead
             for worker in ended:
                 self._poll.unregister(self._members[worker].pidfd)
+        return tokens, []
 
     def _poll_once(self, deadline: float | None) -> list[int]:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
