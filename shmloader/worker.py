@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.random  # which numpy would import when it is first used: in every worker anew
 import torch
 from torch.utils.data import IterDataPipe, default_collate, graph_settings
 from torch.utils.data import _DatasetKind as DatasetKind
@@ -85,6 +86,9 @@ class Brief:
 
 def run(brief: Brief) -> None:
     """Serves jobs until told to stop or the parent has ended. The target of the worker process."""
+    # What was inherited is left out of garbage collections: looking at an object writes to it, which would copy every
+    # page that the parent has objects on.
+    gc.freeze()
     for fd in brief.close_first:
         os.close(fd)
     try:
