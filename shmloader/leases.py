@@ -59,9 +59,9 @@ class Leases:
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended since the last call."""
         slots = []
-        ended, live = self._ended, self._live
+        ended = self._ended
         while ended:
-            lease = ended.popleft()
-            del live[lease.slot]
-            slots.append(lease.slot)
+            slot = ended.popleft().slot
+            del self._live[slot]
+            slots.append(slot)
         return slots

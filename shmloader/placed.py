@@ -5,7 +5,8 @@ What a packed batch is, `packing` says; it writes places, `unpacking` reads them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,24 +38,41 @@ class Placed:
         self._carrier = carrier(self._dtype)
         self._steps = None if stride is None else tuple(step * self._carrier.itemsize for step in stride)
 
-    def viewer(self) -> Callable[[Block], torch.Tensor]:
-        """Returns what makes a view of a block: see `over`."""
-        shape, dtype, carrier, offset, steps = self.shape, self._dtype, self._carrier, self.offset, self._steps
-        if 0 in shape:
-            return lambda block: torch.empty(shape, dtype=dtype)
-        if dtype not in TO_NUMPY:
-            return lambda block: _from_numpy(_ndarray(shape, carrier, block, offset, steps)).view(dtype)
-        return lambda block: _from_numpy(_ndarray(shape, carrier, block, offset, steps))
-
     def over(self, block: Block) -> torch.Tensor:
         """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
-        return self.viewer()(block)
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=self._dtype)
+        tensor = _from_numpy(_ndarray(self.shape, self._carrier, block, self.offset, self._steps))
+        return tensor if self._dtype in TO_NUMPY else tensor.view(self._dtype)
 
     def copied(self, block: Block) -> torch.Tensor:
         """Returns the tensor in memory of its own, its strides as they are in ``block``."""
         nbytes = extent_of(self.shape, self.stride) * self._carrier.itemsize
         alone = Placed(0, CODES[self._dtype], self.shape, self.stride)
         return alone.over(block[self.offset : self.offset + nbytes].copy())
+
+    @property
+    def as_array(self) -> tuple[tuple[int, ...], np.dtype[Any], int, tuple[int, ...] | None] | None:
+        """What makes an array that is all of the tensor: shape, dtype, offset, strides; None where there is more."""
+        if 0 in self.shape or self._dtype not in TO_NUMPY:
+            return None
+        return self.shape, self._carrier, self.offset, self._steps
+
+
+def viewer(places: Sequence[Placed]) -> Callable[[Block], list[torch.Tensor]]:
+    """Returns what makes views of a block, as `Placed.over` does, for all places in one loop."""
+    arrays = [place.as_array for place in places]
+    plain = [array for array in arrays if array is not None]
+    if len(plain) < len(arrays):
+        return lambda block: [place.over(block) for place in places]
+    return lambda block: [
+        _from_numpy(_ndarray(shape, dtype, block, offset, strides)) for shape, dtype, offset, strides in plain
+    ]
+
+
+def copier(places: Sequence[Placed]) -> Callable[[Block], list[torch.Tensor]]:
+    """Returns what copies tensors out of a block, for all places."""
+    return lambda block: [place.copied(block) for place in places]
 
 
 def extent_of(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:

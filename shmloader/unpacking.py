@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from .leases import Block
 from .packing import split_tail
-from .placed import Placed
+from .placed import Placed, copier, viewer
 
 # Skeletons as long as this one are too seldom equal to be worth keeping.
 _MAX_KEPT_TAIL = 1 << 16
@@ -43,7 +44,8 @@ class _PlainUnpickler(_Unpickler):
 
 
 _Build = Callable[[Block], Any]
-_Maker = Callable[[Placed], _Build]
+_Make = Callable[[Sequence[Placed]], Callable[[Block], list[Any]]]
+_Join = Callable[[Iterator[Any]], Any]  # makes a structure of its tensors
 
 
 class Unpacker:
@@ -54,8 +56,8 @@ class Unpacker:
     """
 
     def __init__(self) -> None:
-        self._views = _Reader(Placed.viewer, lambda part: part)
-        self._copies = _Reader(lambda place: place.copied, np.ndarray.copy)
+        self._views = _Reader(viewer, lambda part: part)
+        self._copies = _Reader(copier, np.ndarray.copy)
 
     def views(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
         """Returns the batch whose tail is given; its tensors and arrays are views of ``block``."""
@@ -70,11 +72,11 @@ class _Reader:
     """Reads batches in one way.
 
     Args:
-        make: returns what makes a tensor from its place.
+        make: returns what makes tensors, from their places.
         take: makes a buffer from the bytes that it is in.
     """
 
-    def __init__(self, make: _Maker, take: Callable[[Block], Block]) -> None:
+    def __init__(self, make: _Make, take: Callable[[Block], Block]) -> None:
         self._make = make
         self._take = take
         self._compiled: dict[bytes, _Build | None] = {}
@@ -89,7 +91,7 @@ class _Reader:
             return build(block)
         table, skeleton = split_tail(tail)
         buffers = (self._take(block[start : start + length]) for start, length in table)
-        return _Unpickler(skeleton, buffers, lambda *fields: self._make(Placed(*fields))(block)).load()
+        return _Unpickler(skeleton, buffers, lambda *fields: self._make([Placed(*fields)])(block)[0]).load()
 
     def _compile(self, tail: bytes) -> _Build | None:
         if len(tail) > _MAX_KEPT_TAIL:
@@ -98,7 +100,7 @@ class _Reader:
         try:
             if table:
                 raise _NotPlainError
-            build = _compile(_PlainUnpickler(skeleton, (), Placed).load(), self._make, set())
+            build = self._builder(_PlainUnpickler(skeleton, (), Placed).load())
         except _NotPlainError:
             build = None
         if len(self._compiled) >= _MAX_KEPT:
@@ -106,30 +108,43 @@ class _Reader:
         self._compiled[tail] = build
         return build
 
+    def _builder(self, node: Any) -> _Build:
+        places: list[Placed] = []
+        join = _compile(node, places, set())
+        make = self._make(places)
+        if type(node) is list and all(type(child) is Placed for child in node):  # as most batches are
+            return make
+        return lambda block: join(iter(make(block)))
 
-def _compile(node: Any, make: _Maker, seen: set[int]) -> _Build:
-    """Returns a function that builds what ``node`` describes, anew at each call.
+
+def _compile(node: Any, places: list[Placed], seen: set[int]) -> _Join:
+    """Returns a function that builds what ``node`` describes of its tensors, whose ``places`` it adds, in order.
 
     Raises:
         _NotPlainError: an object is of another type, or occurs twice: then it must be one object in the batch too.
     """
     kind = type(node)
     if kind is bool or kind is int or kind is float or kind is str or kind is bytes or node is None:
-        return lambda block: node
+        return lambda tensors: node
     if id(node) in seen and node != ():
         raise _NotPlainError
     seen.add(id(node))
     if kind is Placed:
-        return make(node)
+        places.append(node)
+        return next
     if kind is dict:
         keys = list(node)
         if not all(type(key) in (bool, int, float, str, bytes) for key in keys):
             raise _NotPlainError
-        values = [_compile(value, make, seen) for value in node.values()]
-        return lambda block: {key: build(block) for key, build in zip(keys, values, strict=True)}
+        join = _join_all([_compile(value, places, seen) for value in node.values()])
+        return lambda tensors: dict(zip(keys, join(tensors), strict=True))
     if kind is list or kind is tuple:
-        parts = [_compile(child, make, seen) for child in node]
-        if kind is list:
-            return lambda block: [build(block) for build in parts]
-        return lambda block: tuple([build(block) for build in parts])
+        join = _join_all([_compile(child, places, seen) for child in node])
+        return join if kind is list else lambda tensors: tuple(join(tensors))
     raise _NotPlainError
+
+
+def _join_all(parts: list[_Join]) -> _Join:
+    if all(part is next for part in parts):
+        return lambda tensors: list(islice(tensors, len(parts)))
+    return lambda tensors: [part(tensors) for part in parts]
