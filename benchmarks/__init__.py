@@ -3,5 +3,5 @@
 Each cell is a dataset whose samples cost next to nothing to make, so that what is measured is the loader. Three ways
 of making its batches are timed in turn: torch's DataLoader, ShmDataLoader, and the limit, which is as many processes
 that fill memory with the same batches and do nothing else. Other libraries can be timed beside them. See `cells`,
-`limit`, `peers`, `suite` and `bars`.
+`limit`, `peers`, `suite` and `bars`. `suite_charts` draws what was found.
 """

@@ -6,14 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 
-from shmloader.bench.figures import Figure, size
+from shmloader.bench.figures import size
 from shmloader.bench.machine import machine, machine_line
 from shmloader.bench.options import Parser, positive
 from shmloader.bench.progress import shown
 
-from . import bars
+from . import bars, suite_charts
 from .apart import run_apart
 from .cells import CELLS, Cell
+from .output import command, markdown, micros, options
 from .peers import PEERS, PREFETCH_FACTOR, Peer
 from .suite import SECONDS, CellResult, run_cell, turns
 
@@ -32,6 +33,7 @@ _HEAD = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the suite and returns the exit code. Blocks for about 1.5 s a cell and round."""
+    argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -44,19 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no peer {error}; there are {', '.join(peer.name for peer in PEERS)}")
     results = _run(cells, args.num_workers, args.rounds, args.limit_buffers, peers)
     outcomes = bars.judge(results)
+    found = {
+        "command": command("benchmarks", argv),
+        "machine": machine(),
+        "num_workers": args.num_workers,
+        "limit_buffers": args.limit_buffers,
+        "cells": [result.as_dict() for result in results],
+        "bars": [outcome.as_dict() for outcome in outcomes],
+    }
     if args.json:
-        found = {
-            "machine": machine(),
-            "num_workers": args.num_workers,
-            "limit_buffers": args.limit_buffers,
-            "cells": [result.as_dict() for result in results],
-            "bars": [outcome.as_dict() for outcome in outcomes],
-        }
         print(json.dumps(found, indent=2))
     else:
         head = f"{machine_line()}; {args.num_workers} workers, {args.rounds} rounds of about {SECONDS} s"
         compared = ["", *_peer_table(results, peers)] if peers else []
-        print("\n".join([head, "", *_table(results), *compared, "", *bars.lines(outcomes)]))
+        print("\n".join([head, "", *markdown(_HEAD, map(_row, results)), *compared, "", *bars.lines(outcomes)]))
+    if args.plot:
+        suite_charts.draw(found, args.plot)
     return 0
 
 
@@ -64,6 +69,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m benchmarks",
         description="Times torch's DataLoader, ShmDataLoader, other libraries, and what fills memory without a loader.",
+        parents=[options()],
     )
     parser.add_argument("--cells", metavar="A,B", help=f"of {', '.join(cell.name for cell in CELLS)}; default: all")
     names = ", ".join(peer.name for peer in PEERS)
@@ -77,7 +83,6 @@ def _parser() -> Parser:
         metavar="N",
         help=f"buffers of each process of the limit; default: {PREFETCH_FACTOR + 1}, see benchmarks/limit.py",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
     return parser
 
 
@@ -114,7 +119,7 @@ def _run(
 
 def _peer_table(results: Sequence[CellResult], peers: Sequence[Peer]) -> list[str]:
     """Each peer's time a batch, and in brackets how many times ours it is."""
-    rows = [("cell", "ours us/batch", *(peer.name for peer in peers)), ("---", *["---:"] * (len(peers) + 1))]
+    rows = []
     for result in results:
         times, ratios = result.times, result.peer_ratios
         found = [
@@ -123,13 +128,8 @@ def _peer_table(results: Sequence[CellResult], peers: Sequence[Peer]) -> list[st
             else "no way to load it"
             for peer in peers
         ]
-        rows.append((result.cell, _micros(times["ours"]), *found))
-    return [f"| {' | '.join(row)} |" for row in rows]
-
-
-def _table(results: Sequence[CellResult]) -> list[str]:
-    rows = [_HEAD, ("---", *["---:"] * (len(_HEAD) - 1)), *map(_row, results)]
-    return [f"| {' | '.join(row)} |" for row in rows]
+        rows.append((result.cell, micros(times["ours"]), *found))
+    return markdown(("cell", "ours us/batch", *(peer.name for peer in peers)), rows)
 
 
 def _row(result: CellResult) -> tuple[str, ...]:
@@ -137,18 +137,14 @@ def _row(result: CellResult) -> tuple[str, ...]:
     return (
         result.cell,
         size(result.batch_bytes),
-        _micros(times["stock"]),
-        _micros(times["ours"]),
+        micros(times["stock"]),
+        micros(times["ours"]),
         result.ratio.text(lambda value: f"{value:.1f}"),
-        _micros(times["limit"]),
+        micros(times["limit"]),
         result.share_of_limit.text(lambda value: f"{value:.2f}"),
-        _micros(cpu["stock"]),
-        _micros(cpu["ours"]),
+        micros(cpu["stock"]),
+        micros(cpu["ours"]),
     )
-
-
-def _micros(found: Figure) -> str:
-    return found.text(lambda seconds: f"{seconds * 1e6:.{0 if seconds >= 1e-4 else 1}f}")
 
 
 if __name__ == "__main__":

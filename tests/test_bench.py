@@ -29,7 +29,7 @@ from benchmarks.suite import CellResult, run_cell, turns
 from shmloader.__main__ import main
 from shmloader.bench import figures, memory, progress
 from shmloader.bench.compare import first_difference, nbytes
-from shmloader.bench.machine import machine_line
+from shmloader.bench.machine import machine, machine_line
 from shmloader.bench.measure import Round, Track, calibrate, interleave
 from shmloader.bench.options import UsageError
 from shmloader.bench.report import LoaderReport, Report
@@ -523,6 +523,7 @@ def test_a_report_says_no_plainly() -> None:
 def test_the_machine_is_one_line() -> None:
     assert "\n" not in machine_line()
     assert f"torch {torch.__version__}" in machine_line()
+    assert machine_line(machine()) == machine_line()
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -642,7 +643,9 @@ def test_the_suite_prints_markdown_and_json(
     text = capsys.readouterr().out
     assert "| rgb64 | 786 kB | 100 (100 to 100) | 10.0 (10.0 to 10.0) | 10.0 (10.0 to 10.0) | 9.0" in text
     assert suite_main(["--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"machine", "num_workers", "limit_buffers", "cells", "bars"}
+    assert set(json.loads(capsys.readouterr().out)) == {
+        *("command", "machine", "num_workers", "limit_buffers", "cells", "bars")
+    }
 
 
 def test_the_suite_knows_its_cells(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,10 @@ class Figure:
             return form(self.median)
         return f"{form(self.median)} ({form(self.low)} to {form(self.high)})"
 
+    def scaled(self, factor: float) -> Figure:
+        """Returns the same in another unit."""
+        return figure([factor * value for value in self.rounds])
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the fields, for JSON."""
         return asdict(self)

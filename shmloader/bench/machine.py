@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def machine_line() -> str:
-    """Returns the same in one line."""
-    facts = machine()
+def machine_line(facts: Mapping[str, str | int] | None = None) -> str:
+    """Returns the same in one line; of this machine, or of one whose facts were kept."""
+    facts = facts or machine()
     versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "numpy", "shmloader"))
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, {versions}"
 
