@@ -16,8 +16,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset, Sampler, TensorDataset
 
-from shmloader.bench.compare import nbytes
-
 # As in a real dataset, the samples of a pass are more than the processor's caches hold.
 _DATASET_BYTES = 64 << 20
 _MAX_DISTINCT = 2048
@@ -110,11 +108,11 @@ class Cell:
         """Makes the sampler of a dataset that is not endless; None for one that is."""
         return _Cycle(len(self.make_samples())) if self.arrange is _tensors else None
 
-    def batch_bytes(self) -> int:
-        """Returns the bytes of one batch; of a typical one, if they differ."""
+    def batch(self) -> Any:
+        """Makes one batch, in this process; a typical one, if they differ."""
         source = self.source()
-        batch = [source[number] for number in range(self.batch_size)]
-        return nbytes((self.collate or torch.utils.data.default_collate)(batch))
+        samples = [source[number] for number in range(self.batch_size)]
+        return (self.collate or torch.utils.data.default_collate)(samples)
 
 
 def _distinct(*shape: int, itemsize: int = 1) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
+from shmloader.bench.compare import nbytes, tensors
 from shmloader.bench.figures import Figure, figure, ratio
 from shmloader.bench.measure import Round, Track, calibrate, interleave
 
@@ -32,6 +33,7 @@ class CellResult:
     Attributes:
         cell: its name.
         batch_bytes: bytes of a batch.
+        batch_tensors: tensors of a batch.
         stock: the rounds of torch's loader.
         ours: the rounds of ours.
         limit: the rounds of the processes without a loader.
@@ -40,6 +42,7 @@ class CellResult:
 
     cell: str
     batch_bytes: int
+    batch_tensors: int
     stock: list[Round]
     ours: list[Round]
     limit: list[Round]
@@ -79,6 +82,7 @@ class CellResult:
         return {
             "cell": self.cell,
             "batch_bytes": self.batch_bytes,
+            "batch_tensors": self.batch_tensors,
             "seconds_per_batch": {name: found.as_dict() for name, found in self.times.items()},
             "consumer_cpu_seconds_per_batch": {name: found.as_dict() for name, found in self.consumer_cpu.items()},
             "batches": {name: [took.batches for took in getattr(self, name)] for name in ("stock", "ours", "limit")},
@@ -126,7 +130,8 @@ def run_cell(
                 track.stop()
     in_limit, in_ours, in_stock, *in_peers = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
     in_peer = dict(zip((peer.name for peer in fit), in_peers, strict=True))
-    return CellResult(cell.name, cell.batch_bytes(), in_stock, in_ours, in_limit, in_peer)
+    batch = cell.batch()
+    return CellResult(cell.name, nbytes(batch), tensors(batch), in_stock, in_ours, in_limit, in_peer)
 
 
 def turns(rounds: int, peers: int = 0) -> int:

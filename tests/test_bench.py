@@ -28,7 +28,7 @@ from benchmarks.peers import Peer
 from benchmarks.suite import CellResult, run_cell, turns
 from shmloader.__main__ import main
 from shmloader.bench import figures, memory, progress
-from shmloader.bench.compare import first_difference, nbytes
+from shmloader.bench.compare import first_difference, nbytes, tensors
 from shmloader.bench.machine import machine, machine_line
 from shmloader.bench.measure import Round, Track, calibrate, interleave
 from shmloader.bench.options import UsageError
@@ -347,8 +347,10 @@ def test_quantized_and_conjugated_tensors_are_compared() -> None:
     assert first_difference(one.t(), one) is None
 
 
-def test_bytes_of_a_batch() -> None:
-    assert nbytes({"a": torch.zeros(3, dtype=torch.int16), "b": [np.zeros(2), "text", 1]}) == 6 + 16
+def test_bytes_and_tensors_of_a_batch() -> None:
+    batch = {"a": torch.zeros(3, dtype=torch.int16), "b": [np.zeros(2), "text", 1], "c": (torch.zeros(0),)}
+    assert nbytes(batch) == 6 + 16
+    assert tensors(batch) == 2
 
 
 # -- verifying ---------------------------------------------------------------------------------------------------------
@@ -560,9 +562,9 @@ def test_a_cell_runs_to_its_end() -> None:
     result = run_cell(_TINY, num_workers=1, rounds=2, seconds=0.004, done=lambda: steps.append(None))
     assert len(steps) == turns(2)
     assert [len(rounds) for rounds in (result.stock, result.ours, result.limit)] == [2, 2, 2]
-    assert result.batch_bytes == 8 * (6 + 8)
+    assert (result.batch_bytes, result.batch_tensors) == (8 * (6 + 8), 2)
     assert set(json.loads(json.dumps(result.as_dict()))) == {
-        *("cell", "batch_bytes", "seconds_per_batch", "consumer_cpu_seconds_per_batch", "batches"),
+        *("cell", "batch_bytes", "batch_tensors", "seconds_per_batch", "consumer_cpu_seconds_per_batch", "batches"),
         *("ratio", "share_of_limit", "peer_ratios"),
     }
 
@@ -578,7 +580,7 @@ def test_the_limit_makes_the_batches_that_loaders_make() -> None:
         samples = [dataset[index] for index in range(cell.batch_size)]
         fill(samples)
         expected = (cell.collate or torch.utils.data.default_collate)(samples)
-        assert nbytes(expected) == cell.batch_bytes(), cell.name
+        assert first_difference(expected, cell.batch()) is None, cell.name
         assert sorted(_buffers(fill)) == sorted(_buffers_of(expected)), cell.name
 
 
@@ -609,29 +611,70 @@ def test_both_ways_to_pad_agree() -> None:
     assert len(Samples(samples)) > 10**9
 
 
-def _result(cell: str, nbytes: int, stock: float, ours: float, limit: float, cpu: float) -> CellResult:
+def _result(cell: str, nbytes: int, stock: float, ours: float, limit: float, cpu: float, **more: Any) -> CellResult:
     rounds = ([Round(1, wall, used)] * 3 for wall, used in ((stock, 1.0), (ours, cpu), (limit, 0.0)))
-    return CellResult(cell, nbytes, next(rounds), next(rounds), next(rounds))
+    return CellResult(cell, nbytes, more.pop("tensors", 2), next(rounds), next(rounds), next(rounds), **more)
 
 
-def test_bars_are_judged_by_medians() -> None:
-    good = _result("rgb64", 786_432, 100e-6, 10e-6, 9e-6, 20e-6)
-    bad = _result("rgb224", 9_633_792, 79e-6, 10e-6, 7e-6, 31e-6)
-    small = _result("tokens", 1000, 31e-6, 10e-6, 1e-6, 40e-6)
-    outcomes = [(found.cell, found.holds) for found in bars.judge([good, bad, small])]
-    assert outcomes == [
-        ("rgb64", True),
-        ("rgb224", False),
-        ("tokens", True),
-        ("rgb64", True),
-        ("rgb224", False),
-        ("rgb64", True),
-        ("rgb224", False),
+def _judged(*results: CellResult) -> dict[str, list[tuple[str, bool]]]:
+    """Returns by the first words of each bar which cells it applies to, and whether it holds."""
+    found: dict[str, list[tuple[str, bool]]] = {}
+    for outcome in bars.judge(results):
+        found.setdefault(outcome.bar, []).append((outcome.cell, outcome.holds))
+    return found
+
+
+def test_bars_on_stock_go_by_the_kind_of_cell() -> None:
+    found = _judged(
+        _result("gray28", 50_000, 200, 10.0, 7.0, 15e-6),
+        _result("single28", 800, 190, 10.0, 7.0, 15e-6),
+        _result("rgb224", 9_633_792, 100, 10.0, 9.0, 15e-6),
+        _result("fields200", 200_000, 49, 10.0, 9.0, 15e-6),
+        _result("tensors28", 50_000, 600, 10.0, 9.0, 15e-6),
+        _result("jpeg224", 4_800_000, 9, 10.0, 8.0, 15e-6),
+    )
+    assert found["at least 20x stock on samples of 28x28 and below"] == [("gray28", True), ("single28", False)]
+    assert found["at least 10x stock on samples of 3x224x224"] == [("rgb224", True)]
+    assert found["at least 5x stock on many fields and padded tokens"] == [("fields200", False)]
+    assert found["at least 60x stock on a TensorDataset"] == [("tensors28", True)]
+    assert [holds for _, holds in found["at least 1x stock on every cell"]] == [True] * 5 + [False]
+    assert found["at least 0.9 of the limit where a batch is 1 MB or more"] == [("rgb224", True), ("jpeg224", False)]
+    assert found["at least 0.7 of the limit for 64 samples of 28x28"] == [("gray28", True)]
+
+
+def test_the_bar_on_the_loops_cpu_grows_with_the_tensors() -> None:
+    results = [
+        _result(f"{tensors} {cpu}", 1000, 1.0, 1e-5, 1e-5, cpu * 1e-6, tensors=tensors)
+        for tensors, cpu in ((1, 15), (1, 15.1), (2, 15), (2, 15.1), (202, 314.9), (202, 315.1))
     ]
-    lines = bars.lines(bars.judge([good, bad, small]))
-    assert len(lines) == 5
-    assert lines[0] == "- at least 10x stock on the small and middle cells: holds (rgb64 10.00x)"
-    assert lines[3].endswith("DOES NOT HOLD (rgb64 0.90, rgb224 0.70 short)")
+    (found,) = (cells for bar, cells in _judged(*results).items() if "CPU" in bar)
+    assert [holds for _, holds in found] == [True, False] * 3
+
+
+def test_the_bar_on_peers_goes_by_the_fastest() -> None:
+    def peers(*times: float) -> dict[str, list[Round]]:
+        return {f"peer{number}": [Round(1, wall)] * 3 for number, wall in enumerate(times)}
+
+    results = [
+        _result("gray28", 50_000, 1.0, 10.0, 9.0, 15e-6, peers=peers(90.0, 50.0)),
+        _result("rgb64", 786_432, 1.0, 10.0, 9.0, 15e-6, peers=peers(90.0, 49.0)),
+        _result("jpeg224", 4_800_000, 1.0, 10.0, 9.0, 15e-6, peers=peers(20.0)),
+        _result("stream28", 50_000, 1.0, 10.0, 9.0, 15e-6),
+    ]
+    (found,) = (cells for bar, cells in _judged(*results).items() if "peer" in bar)
+    assert found == [("gray28", True), ("rgb64", False)]
+
+
+def test_a_bar_that_does_not_hold_is_said_plainly() -> None:
+    good = _result("gray28", 50_000, 200, 10.0, 7.0, 15e-6)
+    bad = _result("floats8", 1_000, 150, 10.0, 1.0, 16e-6)
+    lines = bars.lines(bars.judge([good, bad]))
+    assert lines == [
+        "- at least 20x stock on samples of 28x28 and below: DOES NOT HOLD (gray28 20.00x; floats8 15.00x, not 20)",
+        "- at least 1x stock on every cell: holds (gray28 20.00x; floats8 15.00x)",
+        "- at least 0.7 of the limit for 64 samples of 28x28: holds (gray28 0.70)",
+        f"- {bars.BARS[-2].text}: DOES NOT HOLD (gray28 15.00 us; floats8 16.00 us, not 15)",
+    ]
 
 
 def test_the_suite_prints_markdown_and_json(
