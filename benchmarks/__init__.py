@@ -4,4 +4,6 @@ Each cell is a dataset whose samples cost next to nothing to make, so that what 
 of making its batches are timed in turn: torch's DataLoader, ShmDataLoader, and the limit, which is as many processes
 that fill memory with the same batches and do nothing else. Other libraries can be timed beside them. See `cells`,
 `limit`, `peers`, `suite` and `bars`. `suite_charts` draws what was found.
+
+Commands beside it: `growth`, how the cost of a batch grows; `soak`, a long run with faults.
 """

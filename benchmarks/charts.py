@@ -53,6 +53,7 @@ _STYLE: Any = {
 }
 
 Series = Mapping[str, Mapping[str, Figure]]
+Curve = Mapping[int, Figure]
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,13 @@ class Labels:
         title: what it shows.
         notes: what was run, and where: small print below, a paragraph each.
         values: what the axis of values counts, with its unit.
+        places: what the other axis counts; for curves only.
     """
 
     title: str
     notes: Sequence[str]
     values: str
+    places: str = ""
 
 
 def can_draw() -> bool:
@@ -110,6 +113,47 @@ def dots(path: Path, labels: Labels, series: Series) -> None:
         axes.set_xscale("log")
         _plain_numbers(axes.xaxis)
         _name_rows(axes, names, labels)
+
+
+def curves(
+    path: Path,
+    labels: Labels,
+    series: Mapping[str, Curve],
+    lines: Mapping[str, Mapping[int, float]] | None = None,
+    *,
+    log_values: bool = False,
+) -> None:
+    """Draws each series' medians over its places, with the spread as a band; the places' axis is logarithmic.
+
+    Args:
+        path: the file.
+        labels: the words.
+        series: figures at places, by name.
+        lines: values at places to compare them with, by name: broken lines.
+        log_values: whether the axis of values is logarithmic too; else it begins at 0.
+    """
+    lines = lines or {}
+    with _drawn(path, labels, 4.2, [*series, *lines]) as axes:
+        for number, (label, curve) in enumerate(series.items()):
+            lows, medians, highs = zip(
+                *((found.low, found.median, found.high) for found in curve.values()), strict=True
+            )
+            colour = _COLOURS[number % len(_COLOURS)]
+            axes.fill_between(list(curve), lows, highs, color=colour, alpha=0.18)
+            axes.plot(list(curve), medians, marker=_MARKERS[number % len(_MARKERS)], color=colour, label=label)
+        for label, line in lines.items():
+            axes.plot(list(line), list(line.values()), "--", color=_FAINT, lw=1, label=label)
+        axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
+        axes.set_xticks(list(dict.fromkeys(place for curve in series.values() for place in curve)))
+        if log_values:
+            axes.set_yscale("log")
+            _plain_numbers(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0, top=1.15 * axes.get_ylim()[1])
+        axes.set_xlabel(labels.places)
+        axes.set_ylabel(labels.values)
+        axes.grid(visible=True)
 
 
 @contextmanager

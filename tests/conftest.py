@@ -9,6 +9,9 @@ from multiprocessing import forkserver, resource_tracker
 import pytest
 import torch
 
+from benchmarks import charts
+from shmloader.bench.figures import figure
+
 from .support import holdings, let_stock_end
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
@@ -37,6 +40,14 @@ def _resource_tracker() -> Iterator[None]:
     yield
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Matplotlib, which keeps the files of its fonts open once it has drawn."""
+    pytest.importorskip("matplotlib")
+    labels = charts.Labels("Title", ["note"], "values")
+    charts.bars(tmp_path_factory.mktemp("chart") / "first.png", labels, {"name": figure([1.0])}, mark=1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

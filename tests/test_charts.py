@@ -19,13 +19,6 @@ _LABELS = charts.Labels("Title", ["a note", "another " * 40], "microseconds")
 _FIGURES = {"one": figure([1.0, 2.0, 4.0]), "two": figure([30.0])}
 
 
-@pytest.fixture(scope="module")
-def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Matplotlib, with its fonts read: it keeps their files open."""
-    pytest.importorskip("matplotlib")
-    charts.bars(tmp_path_factory.mktemp("first") / "chart.png", _LABELS, _FIGURES, mark=1)
-
-
 @pytest.fixture
 def _measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite that has two cells, and has measured them before anybody asks."""
@@ -47,6 +40,7 @@ def test_charts_fit_a_page_and_grow_with_their_rows(tmp_path: Path) -> None:
     for name, values in (("few", _FIGURES), ("many", more)):
         charts.bars(tmp_path / f"bars-{name}.png", _LABELS, values, mark=1)
         charts.dots(tmp_path / f"dots-{name}.png", _LABELS, {"ours": values, "theirs": {"one": values["one"]}})
+        charts.curves(tmp_path / f"curves-{name}.png", _LABELS, {"ours": {1: figure([2.0]), 10: figure([1.0, 3.0])}})
     sizes = {path.stem: _png_size(path) for path in tmp_path.iterdir()}
     assert {width for width, _ in sizes.values()} == {900}
     assert sizes["bars-many"][1] > sizes["bars-few"][1]
