@@ -5,5 +5,9 @@ of making its batches are timed in turn: torch's DataLoader, ShmDataLoader, and 
 that fill memory with the same batches and do nothing else. Other libraries can be timed beside them. See `cells`,
 `limit`, `peers`, `suite` and `bars`. `suite_charts` draws what was found.
 
-Commands beside it: `growth`, how the cost of a batch grows; `soak`, a long run with faults.
+Commands beside it:
+
+- `growth`: how the cost of a batch grows;
+- `hidden`: a training step with a loader behind it;
+- `soak`: a long run with faults.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shmloader.bench.figures import Figure
+from shmloader.bench.figures import Figure, times
 
 _WIDTH = 9.0
 _DPI = 100
@@ -79,14 +79,14 @@ def can_draw() -> bool:
 
 
 def bars(path: Path, labels: Labels, values: Mapping[str, Figure], mark: float) -> None:
-    """Draws a bar for each name, with its spread and its number, and a line across at ``mark``."""
+    """Draws a bar for each name, the length of a quotient, with its spread, and a line across at ``mark``."""
     names = list(values)
     with _drawn(path, labels, 1.6 + _ROW * len(names)) as axes:
         places = range(len(names))
         axes.barh(places, [found.median for found in values.values()], height=0.62, color=_COLOURS[0], alpha=0.85)
         _spread(axes, places, values.values(), _TEXT)
         for place, found in enumerate(values.values()):
-            axes.annotate(f"{found.median:.1f}", (found.high, place), (6, 0), textcoords="offset points", va="center")
+            axes.annotate(times(found.median), (found.high, place), (6, 0), textcoords="offset points", va="center")
         axes.axvline(mark, color=_COLOURS[1], lw=1)
         axes.set_xlim(left=0)
         axes.margins(x=0.08)

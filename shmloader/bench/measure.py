@@ -23,13 +23,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .memory import Loader, look_ahead
 from .options import UsageError
 
 # Unless the user says how many batches a round has: at least so many, whatever time that takes.
 FEWEST_BATCHES = 10
+
+_Taken = TypeVar("_Taken")
 
 
 @dataclass
@@ -168,21 +170,21 @@ def calibrate(track: Track, seconds: float) -> int:
 
 
 def interleave(
-    contestants: Sequence[Callable[[], Round]], rounds: int, done: Callable[[], None] = lambda: None
-) -> list[list[Round]]:
+    contestants: Sequence[Callable[[], _Taken]], rounds: int, done: Callable[[], None] = lambda: None
+) -> list[list[_Taken]]:
     """Runs all contestants once a round, so that what else the machine does strikes all alike.
 
     Who goes first changes from round to round. Blocks until all is done.
 
     Args:
-        contestants: each runs one round of its own.
+        contestants: each runs one round of its own, and returns what it took.
         rounds: how many.
         done: called after each contestant's turn.
 
     Returns:
         For each contestant its rounds.
     """
-    results: list[list[Round]] = [[] for _ in contestants]
+    results: list[list[_Taken]] = [[] for _ in contestants]
     for number in range(rounds):
         for turn in range(len(contestants)):
             index = (number + turn) % len(contestants)
