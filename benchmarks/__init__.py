@@ -9,5 +9,6 @@ Commands beside it:
 
 - `growth`: how the cost of a batch grows;
 - `hidden`: a training step with a loader behind it;
+- `edges`: how passes begin, follow each other and end;
 - `soak`: a long run with faults.
 """
