@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import multiprocessing
 import os
 import pickle
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import shmloader
 from shmloader import FallbackWarning, ShmDataLoader
 from shmloader.epoch import ShmIterator
 
-from .datasets import Images
+from .datasets import Images, Shards
 from .support import assert_same, run_file, stream
 
 
@@ -130,6 +132,39 @@ def test_copies_load_by_themselves(duplicate: Any, used: bool) -> None:
     assert type(other) is ShmDataLoader
     assert other.max_pool_bytes == 1 << 25
     assert_same(stream(other)[0], stream(loader)[0])
+
+
+def _profiled(loader: DataLoader[Any], batches: int) -> Counter[str]:
+    """Returns the labels of the loader's steps in a profile of the first batches of a pass, and how often each is."""
+    iterator = iter(loader)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(batches):
+            next(iterator)
+    return Counter(event.name for event in profile.events() or () if event.name.startswith("enumerate(DataLoader)"))
+
+
+@pytest.mark.parametrize("dataset", [Images(20), Shards((20,))])
+def test_a_profiler_sees_every_step_as_it_sees_torchs(dataset: Any) -> None:
+    arguments: dict[str, Any] = {"batch_size": 2, "num_workers": 1}
+    label = "enumerate(DataLoader)#{}.__next__"
+    stock = _profiled(DataLoader(dataset, **arguments), 4)
+    assert stock == {label.format("_MultiProcessingDataLoaderIter"): 4}
+    assert _profiled(ShmDataLoader(dataset, **arguments), 4) == {label.format("ShmIterator"): 4}
+
+
+def test_without_a_profiler_no_label_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: list[str] = []
+
+    def note(label: str) -> contextlib.nullcontext[None]:
+        labels.append(label)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("torch.autograd.profiler.record_function", note)
+    arguments: dict[str, Any] = {"batch_size": 4, "num_workers": 1}
+    assert len(list(ShmDataLoader(Images(20), **arguments))) == 5
+    assert labels == []
+    assert len(list(DataLoader(Images(20), **arguments))) == 5
+    assert len(labels) == 6  # with the step that finds the end
 
 
 def test_figures() -> None:
