@@ -12,7 +12,7 @@ from shmloader.bench.figures import Figure, duration
 # Medians of the same thing differ by a tenth or so on a machine that does other work too.
 _FLAT = 1.25
 _STRAIGHT = 0.99
-_PROPORTIONAL = 0.9
+_PROPORTIONAL = 0.95
 
 Curve = Mapping[int, Figure]
 

@@ -42,7 +42,7 @@ def test_flat_goes_by_the_dearest_and_the_cheapest() -> None:
 
 
 def test_proportional_goes_by_the_last_place() -> None:
-    assert laws.proportional("rate", _curve({1: 1.0, 2: 0.5, 8: 0.9})).holds
+    assert laws.proportional("rate", _curve({1: 1.0, 2: 0.5, 8: 0.96})).holds
     law = laws.proportional("rate", _curve({1: 1.0, 8: 0.89}))
     assert law.line() == "- rate: linear from 1 to 8; 0.89 of it at 8: DOES NOT HOLD"
 
