@@ -121,6 +121,7 @@ class ShmIterator(_BaseDataLoaderIter):
         In later passes of persistent workers it first waits until every worker is done with the pass before.
         """
         super()._reset(loader, first_iter)
+        self._has_more = True
         self._is_exhausted = False
         with self._closing_on_failure():
             if not first_iter:
@@ -192,12 +193,17 @@ class ShmIterator(_BaseDataLoaderIter):
         return packed
 
     def _dispatch(self) -> None:
-        """Asks for one more batch, if the sampler has one."""
-        try:
-            index = self._next_index()  # type: ignore[no-untyped-call]
-        except StopIteration:
-            return
-        self._production.ask(index)
+        """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do."""
+        if self._has_more:
+            try:
+                index = self._next_index()  # type: ignore[no-untyped-call]
+            except StopIteration:
+                self._has_more = False
+            else:
+                self._production.ask(index)
+                return
+        if not self._persistent_workers:
+            self._production.dismiss_idle()
 
     # -- ending --------------------------------------------------------------------------------------------------
 

@@ -168,6 +168,17 @@ class Production:
         task = self._schedule.send(number, job, slot)
         self._tell(number, wire.JOB, slot, task.seq, len(job), room)
 
+    def dismiss_idle(self) -> None:
+        """Lets workers end that owe nothing, since no more will be asked for. Does not block.
+
+        A process takes some milliseconds to end, in which the loop can go on with the last batches. Not where tensors
+        of other devices may be in these, which end with the process that has made them; such workers are not forked.
+        """
+        if self._crew.is_forked:
+            for number in range(self._terms.num_workers):
+                if not self._schedule.load(number):
+                    self._crew.dismiss(number, Token(wire.STOP, number, self._generation))
+
     def take(self, ask_for_more: Callable[[], None], timeout: float) -> Packed | None:
         """Returns the next batch, or None when there is none in this pass.
 

@@ -117,6 +117,10 @@ class Schedule(Generic[Result]):
         """Returns the task of batch ``seq`` unless it was handed out or dropped."""
         return self._tasks.get(seq)
 
+    def load(self, worker: int) -> int:
+        """Returns how many batches ``worker`` was asked for that were not handed out yet."""
+        return self._load[worker]
+
     def outstanding(self, worker: int) -> list[Task[Result]]:
         """Returns what ``worker`` still owes, oldest first."""
         return [task for task in self._tasks.values() if task.worker == worker and task.result is None]

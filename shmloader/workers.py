@@ -180,9 +180,10 @@ class Crew:
             pass
 
     def dismiss(self, worker: int, token: Token) -> None:
-        """Sends a worker that has no more data its last token; its end is no news then."""
-        self._members[worker].is_leaving = True
-        self.send(worker, token)
+        """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
+        if not self._members[worker].is_leaving:
+            self._members[worker].is_leaving = True
+            self.send(worker, token)
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for workers.

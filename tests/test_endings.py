@@ -7,6 +7,7 @@ import select
 import subprocess
 import textwrap
 from collections.abc import Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,55 @@ from torch.utils.data import IterableDataset
 from shmloader import ShmDataLoader
 
 from .datasets import Images
-from .support import run_file
+from .support import assert_same, run_file
 
 
 class Ends(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from range(3)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("length", [1, 16, 17])
+def test_workers_end_while_the_loop_has_their_last_batches(length: int, in_order: bool) -> None:
+    loader = ShmDataLoader(Images(length), batch_size=4, num_workers=3, in_order=in_order)
+    iterator: Any = iter(loader)
+    batches = [next(iterator) for _ in range(len(loader))]
+    for worker in iterator._workers:
+        assert connection.wait([worker.sentinel], timeout=60), "it has not ended"
+    assert len(batches) == len(loader)
+    with pytest.raises(StopIteration):
+        next(iterator)
+    assert {worker.exitcode for worker in iterator._workers} == {0}
+
+
+def test_workers_that_stay_do_not_end() -> None:
+    loader = ShmDataLoader(Images(16), batch_size=4, num_workers=2, persistent_workers=True)
+    first = list(loader)
+    iterator: Any = loader._iterator
+    assert not connection.wait([worker.sentinel for worker in iterator._workers], timeout=0)
+    assert_same(list(loader), first)
+
+
+class Restless:
+    """Indices whose iterator goes on after its end."""
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __init__(self) -> None:
+        self.left = 0
+
+    def __next__(self) -> list[int]:
+        self.left = (self.left or 6) - 1
+        if self.left:
+            return [self.left]
+        raise StopIteration
+
+
+def test_a_sampler_that_has_ended_is_not_asked_again() -> None:
+    batches = list(ShmDataLoader(Images(16), batch_sampler=Restless(), num_workers=2))
+    assert len(batches) == 5
 
 
 def test_workers_that_have_no_more_data_may_end_early() -> None:
