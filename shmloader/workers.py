@@ -203,8 +203,8 @@ class Crew:
             ready = self._poll_once(deadline)
             if self._up.fd in ready:
                 continue
-            # The kernel looks at one descriptor after the other. What a worker wrote before it ended may have come in
-            # after the pipe's turn, so that is looked at again; who is seen to have ended only then has to wait.
+            # The kernel looks at one descriptor after the other: what a worker wrote before it ended may have come in
+            # after the pipe's turn. So that is read again before anybody is taken for dead.
             if tokens := self._up.read_ready():
                 break
             ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]

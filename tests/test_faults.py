@@ -730,7 +730,7 @@ def test_indices_that_cannot_be_told_are_left_out() -> None:
 
 
 class LateLook:
-    """A poll object that at its second look sees the death of a worker, and not what that had written before.
+    """A poll object that sees the death of a worker, and not what that had written before.
 
     The kernel looks at one descriptor after the other. This is what it tells if a worker writes its token and dies
     between the look at the pipe and the look at the worker.
@@ -744,7 +744,7 @@ class LateLook:
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         ready: list[tuple[int, int]] = self._poll.poll(timeout)
-        if timeout != 0 or self._crew._up.fd in dict(ready):
+        if self._crew._up.fd in dict(ready):
             return ready
         self._crew._poll = self._poll
         self._release()
