@@ -2,7 +2,8 @@
 
 Their memory goes with the mapping, when the last tensor of any of them is gone. One small tensor that is kept for
 long would so hold the batches that were in the loop's hands when the loader ended. So each slot's memory is given back
-as its lease ends: finalizers do no I/O, but the next pool that is made or used looks here.
+as its lease ends: finalizers do no I/O, but the next pool that is made or used looks here. For page-locked slots, that
+is when no copy from them is in flight either; and until then the mapping must stay, tensors or not.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from collections import deque
 
 from .arena import Arena
 from .leases import Leases
+from .pinned import PinnedArena
 
 _all: deque[_Departed] = deque()
 
 
 class _Departed:
-    """The leases of a closed pool. It does not keep the mapping alive."""
+    """The leases of a closed pool. It does not keep the mapping alive, unless that is page-locked."""
 
     def __init__(self, arena: Arena, leases: Leases) -> None:
+        self._pinned = arena if isinstance(arena, PinnedArena) else None
         self._memory = weakref.ref(arena.memory)
         self._ranges = [(arena.start(slot), arena.stride) for slot in range(arena.slots)]
         self._leases = leases
@@ -33,7 +36,10 @@ class _Departed:
         if memory is None or self._owner_pid != os.getpid():
             return False
         for slot in self._leases.drain():
-            memory.madvise(mmap.MADV_REMOVE, *self._ranges[slot])
+            if self._pinned is not None:
+                self._pinned.give_back(slot)
+            else:
+                memory.madvise(mmap.MADV_REMOVE, *self._ranges[slot])
         return len(self._leases) > 0
 
 

@@ -57,7 +57,7 @@ class WorkerRestartWarning(UserWarning):
 
 
 class FallbackWarning(UserWarning):
-    """This platform lacks what the pool is made of; torch's own multiprocessing iterator is used."""
+    """This platform lacks what the pool is made of, or page-locked with; what torch's loader does is done instead."""
 
 
 class WorkerFault(ExceptionWrapper):

@@ -31,7 +31,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from . import spec
+from . import cuda, spec
 from .epoch import ShmIterator
 from .errors import FallbackWarning
 from .inprocess import CheckedInProcessIterator
@@ -61,7 +61,8 @@ class ShmDataLoader(DataLoader[T_co]):
         num_workers: worker processes; 0: stock's own single-process iterator.
         collate_fn: makes a batch of a list of samples. torch's default one, called directly or from a function of
             yours, writes into the slot; anything else that a function returns is copied into it once.
-        pin_memory: copy batches to page-locked memory before they are handed out.
+        pin_memory: hand out batches in page-locked memory. With CUDA the slots are page-locked; with another
+            accelerator, batches are copied.
         drop_last: drop the last batch if it is smaller.
         timeout: seconds to wait for a batch; 0: for ever.
         worker_init_fn: called in each worker with its number.
@@ -194,6 +195,7 @@ class ShmDataLoader(DataLoader[T_co]):
             max_bytes=self.max_pool_bytes,
             keep_open=context.get_start_method() != "fork",
             declared_bytes=self._declared_bytes(),
+            pinned=bool(self.pin_memory) and cuda.is_available(),
         )
 
     def _declared_bytes(self) -> int:

@@ -14,6 +14,7 @@ from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
+from .pinned import PinnedArena, PinnedLeases
 from .unpacking import Unpacker
 
 NO_SLOT = -1
@@ -66,6 +67,7 @@ class Pool:
         num_workers: how many workers write to it; each may keep one slot beside ``num_slots``, for a batch that code
             in it holds, see `worker`.
         keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
+        pinned: whether what is handed out is to be in page-locked memory, which devices may copy from as they please.
 
     Raises:
         ValueError: ``max_bytes`` is too small for ``num_slots`` slots.
@@ -80,6 +82,7 @@ class Pool:
         available: int | None = None,
         num_workers: int = 0,
         keep_open: bool = False,
+        pinned: bool = False,
     ) -> None:
         all_slots = num_slots + num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
@@ -94,7 +97,13 @@ class Pool:
             self.cap_text = f"the {max_bytes} bytes of memory that were left when the pool was made ({self.cap_text})"
         self.num_slots = num_slots
         self.max_bytes = max_bytes
-        self.arena = Arena(all_slots, max_bytes, num_workers, keep_open)
+        self._pinned: PinnedLeases | None = None
+        self._leases = Leases()
+        if pinned:
+            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers, keep_open)
+            self._leases = self._pinned = PinnedLeases(self.arena)
+        else:
+            self.arena = Arena(all_slots, max_bytes, num_workers, keep_open)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
@@ -103,7 +112,6 @@ class Pool:
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
-        self._leases = Leases()
         self._unpacker = Unpacker()
         self._batches = self._copies = 0
         self._announced = False
@@ -140,9 +148,12 @@ class Pool:
 
         Warns:
             HeldBatchesWarning: once, after the first private copy.
+            FallbackWarning: once, where slots cannot be page-locked as they should be.
         """
         if self._copies and not self._announced:
             self._announce_copies()
+        if self._pinned is not None:
+            self._pinned.announce()
         departed.tidy()
         self._drain()
         for slot in self._ledger.surplus():
@@ -320,8 +331,9 @@ class Pool:
     def _announce_copies(self) -> None:
         # Not when the copy is made: were warnings errors, the batch would be lost.
         self._announced = True
+        held = "the loop holds" if self._pinned is None else "the loop, or copies to a device that are under way, hold"
         warnings.warn(
-            f"the loop holds {self._ledger.leased} batches, and a pool of {self.num_slots} slots and {self.max_bytes} "
+            f"{held} {self._ledger.leased} batches, and a pool of {self.num_slots} slots and {self.max_bytes} "
             "bytes has no room to lend it more beside those being loaded; further ones are private copies, which costs "
             "a copy of each. Raise num_slots or max_pool_bytes, or drop batches sooner",
             HeldBatchesWarning,

@@ -27,6 +27,7 @@ class PoolSettings:
         max_bytes: the cap; None: half of the memory that this process may use.
         keep_open: see `Pool`.
         declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
+        pinned: whether it is page-locked.
     """
 
     num_workers: int
@@ -35,6 +36,7 @@ class PoolSettings:
     max_bytes: int | None
     keep_open: bool
     declared_bytes: int
+    pinned: bool = False
 
     @property
     def populated(self) -> tuple[int, int]:
@@ -43,6 +45,10 @@ class PoolSettings:
         So many are used by a plain loop: those in flight, the batch in the loop's hands, and the one before it.
         """
         return (self.in_flight + 2, self.declared_bytes) if self.declared_bytes else (0, 0)
+
+    @property
+    def _slots(self) -> int:
+        return self.num_slots or 2 * self.in_flight + _SPARE_SLOTS
 
     def make(self) -> Pool:
         """Makes the pool.
@@ -57,15 +63,20 @@ class PoolSettings:
                 f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
             )
         pool = Pool(
-            self.num_slots or 2 * self.in_flight + _SPARE_SLOTS,
+            self._slots,
             self.in_flight,
             self.max_bytes or memory_limit() // 2,
             available_memory(),
             self.num_workers,
             self.keep_open,
+            self.pinned,
         )
         if self.declared_bytes:
-            pool.populate(*self.populated)
+            try:
+                pool.populate(*self.populated)
+            except BaseException:
+                pool.close()  # what is page-locked would stay
+                raise
         return pool
 
 
