@@ -1,6 +1,6 @@
 """All that the library asks of CUDA. Used in the parent only; a worker never comes here.
 
-Nothing else in the library touches a device, so that tests can put a double in the place of `driver`.
+Nothing else in the library touches a device, so that tests can put doubles in the place of `driver` and `Lane`.
 
 What has to do with the pool's memory goes to the driver's own interface, through ctypes:
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,19 @@ class MissingError(RuntimeError):
 def is_available() -> bool:
     """Whether there is a CUDA device. One of ROCm, which torch calls by the same name, has another driver."""
     return torch.cuda.is_available() and torch.version.hip is None
+
+
+def resolve(device: torch.device) -> torch.device:
+    """Returns ``device`` with its number; where it has none, the current one.
+
+    Raises:
+        RuntimeError: there is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= (device.index or 0):
+        found = f"{count} CUDA devices" if count else "no CUDA device"
+        raise RuntimeError(f"device={str(device)!r} cannot be had: torch finds {found}")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
 
 class _Context:
@@ -232,3 +245,52 @@ def driver() -> Driver:
         MissingError: see `Driver`.
     """
     return Driver()
+
+
+class Lane:
+    """A stream of its own on which batches travel to a device, beside what the training loop computes there.
+
+    Args:
+        device: where to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def is_capturing(self) -> bool:
+        """Whether this thread's current stream is being captured into a graph."""
+        with torch.cuda.device(self.device):
+            return torch.cuda.is_current_stream_capturing()
+
+    def open(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns a context in which what torch is asked to do, `send` above all, is done on this stream."""
+        return torch.cuda.stream(self._stream)
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Begins to copy a dense tensor, and returns it as it will be.
+
+        One that is not in a slot, and so perhaps not in page-locked memory, is copied there first: from any other the
+        host would have to wait for the device. That copy torch keeps until the device has read it.
+        """
+        source = tensor.pin_memory() if tensor.is_cpu else tensor
+        return source.to(self.device, non_blocking=True)
+
+    def mark(self) -> Any:
+        """Returns a mark behind all that was sent so far."""
+        return self._stream.record_event()
+
+    def has_passed(self, mark: Any) -> bool:
+        """Whether the copies before ``mark`` are done. Does not wait for them."""
+        return bool(mark.query())
+
+    def receive(self, tensors: Iterable[torch.Tensor], mark: Any) -> None:
+        """Makes tensors that were sent safe to use on this thread's current stream, which waits for ``mark``.
+
+        The host does not. Without `record_stream`, memory that the loop lets go of would be used for the next copy
+        while the loop's kernels still read it: it was allocated on our stream, which knows nothing of theirs.
+        """
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(mark)
+        for tensor in tensors:
+            tensor.record_stream(stream)

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -178,6 +178,17 @@ class ShmIterator(_BaseDataLoaderIter):
         if self._pin_memory:
             data = pin_memory(data, self._pin_memory_device)
         return data
+
+    def is_ready(self) -> bool:
+        """Whether `next` would have a batch without waiting for a worker. Does not block."""
+        if not self._production.is_open:
+            return False
+        with self._closing_on_failure():
+            return self._production.is_ready(self._dispatch)
+
+    def settle(self, addresses: Iterable[int]) -> None:
+        """Notes that nothing copies from the slot of a batch that is about to be dropped; see `Pool.settle`."""
+        self._pool.settle(addresses)
 
     def _take(self) -> Packed:
         try:

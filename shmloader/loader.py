@@ -36,6 +36,7 @@ from .epoch import ShmIterator
 from .errors import FallbackWarning
 from .inprocess import CheckedInProcessIterator
 from .shelf import LoaderStatistics, PoolSettings, PoolShelf
+from .transfer import DeviceIterator
 from .workers import default_context
 from .writer import ALIGNMENT
 
@@ -81,6 +82,10 @@ class ShmDataLoader(DataLoader[T_co]):
             ``prefetch_factor x num_workers``, and four.
         worker_restarts: how many workers that die in a pass are replaced, so that the stream goes on as if nothing had
             happened; see README for what that takes of a dataset. 0: a death is a `WorkerDiedError`.
+        device: a CUDA device, or its name: batches are handed out there, see `shmloader.transfer`. The slots are
+            page-locked then, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
+        device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. So many more are asked of
+            the sampler ahead of it.
 
     Raises:
         ValueError, TypeError: an argument is wrong. Those of torch's arguments are torch's errors; the others name
@@ -92,6 +97,8 @@ class ShmDataLoader(DataLoader[T_co]):
     max_pool_bytes: int | None
     num_slots: int | None
     worker_restarts: int
+    device: torch.device | str | None
+    device_prefetch: int
 
     def __init__(
         self,
@@ -118,6 +125,8 @@ class ShmDataLoader(DataLoader[T_co]):
         max_pool_bytes: int | None = None,
         num_slots: int | None = None,
         worker_restarts: int = 0,
+        device: torch.device | str | None = None,
+        device_prefetch: int = 2,
     ) -> None:
         super().__init__(
             dataset,
@@ -143,17 +152,36 @@ class ShmDataLoader(DataLoader[T_co]):
         self.max_pool_bytes = None if max_pool_bytes is None else _checked("max_pool_bytes", max_pool_bytes, 1)
         self.num_slots = None if num_slots is None else _checked("num_slots", num_slots, 1)
         self.worker_restarts = _checked("worker_restarts", worker_restarts, 0)
+        self.device = device
+        self.device_prefetch = _checked("device_prefetch", device_prefetch, 0)
+        _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
         self._shelf = PoolShelf()
         self._fell_back = False
+        self._mover: DeviceIterator | None = None
 
     def __iter__(self) -> _BaseDataLoaderIter:
         """Begins a pass: starts workers, or resumes persistent ones."""
         if isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
-        return super().__iter__()
+        device = _cuda_device(self.device)
+        if device is None:
+            self._mover = None
+            return super().__iter__()
+        cuda.resolve(device)  # before there are workers
+        return self._moved(super().__iter__(), device)
+
+    def _moved(self, host: _BaseDataLoaderIter, device: torch.device) -> DeviceIterator:
+        mover, self._mover = self._mover, None
+        if mover is None or (mover.host, mover.device, mover.depth) != (host, device, self.device_prefetch):
+            mover = DeviceIterator(host, device, self.device_prefetch)
+        else:
+            mover.restart()
+        if host is self._iterator:  # persistent workers have one iterator for all passes
+            self._mover = mover
+        return mover
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         if self.num_workers == 0:
@@ -188,6 +216,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _pool_settings(self, context: Any) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.
+        is_moved = _cuda_device(self.device) is not None
         return PoolSettings(
             num_workers=self.num_workers,
             in_flight=self.num_workers * (self.prefetch_factor or 0),
@@ -195,7 +224,8 @@ class ShmDataLoader(DataLoader[T_co]):
             max_bytes=self.max_pool_bytes,
             keep_open=context.get_start_method() != "fork",
             declared_bytes=self._declared_bytes(),
-            pinned=bool(self.pin_memory) and cuda.is_available(),
+            pinned=(bool(self.pin_memory) or is_moved) and cuda.is_available(),
+            on_the_way=self.device_prefetch if is_moved else 0,
         )
 
     def _declared_bytes(self) -> int:
@@ -210,7 +240,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        return {**self.__dict__, "_iterator": None, "_shelf": None}
+        return {**self.__dict__, "_iterator": None, "_mover": None, "_shelf": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -223,6 +253,21 @@ def _checked(name: str, value: int, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
     return value
+
+
+def _cuda_device(device: Any) -> torch.device | None:
+    """Returns the CUDA device that ``device`` says, or None for the CPU."""
+    if device is None:
+        return None
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device must be a torch.device or the name of one, got {device!r}")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is no device: {error}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a CUDA device or the CPU, got {device!r}")
+    return found if found.type == "cuda" else None
 
 
 def missing_on_this_platform() -> str:

@@ -123,6 +123,7 @@ class PinnedLeases(Leases):
         super().__init__()
         self._arena = arena
         self._fence = None if arena.driver is None else Fence(arena.driver)
+        self._settled: set[int] = set()
 
     def __len__(self) -> int:
         return super().__len__() + (0 if self._fence is None else len(self._fence))
@@ -136,12 +137,18 @@ class PinnedLeases(Leases):
         """Says that slots cannot be page-locked, if so; see `PinnedArena.announce`."""
         self._arena.announce()
 
+    def settle(self, slot: int) -> None:
+        """Notes that when the lease of ``slot`` ends, no copy from there will be in flight."""
+        self._settled.add(slot)
+
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended, and which no copy reads, since the last call."""
         ended = super().drain()
         if self._fence is None:
             return ended
-        return self._fence.pass_on(ended)
+        free = [slot for slot in ended if slot in self._settled]
+        self._settled.difference_update(free)
+        return free + self._fence.pass_on([slot for slot in ended if slot not in free])
 
 
 _all: set[PinnedArena] = set()  # those with ranges that are registered; it holds their mappings

@@ -6,6 +6,7 @@ Here the ledger's decisions become memory operations. Used in the parent, by one
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -276,6 +277,21 @@ class Pool:
                 return self._unpacker.views(*self._lease(packed))
             self._copies += 1
         return self._copy(packed)
+
+    def settle(self, addresses: Iterable[int]) -> None:
+        """Notes that when a batch is dropped, no copy from its slot is in flight, so that it is free at once.
+
+        Args:
+            addresses: of the batch's tensors; one of them, at least, is in the slot, if it has one.
+        """
+        if self._pinned is None:
+            return
+        first = self.arena.address + self.arena.start(0)
+        slots = ((address - first) // self.arena.stride for address in addresses)
+        for slot in slots:
+            if 0 <= slot < self.arena.slots:
+                self._pinned.settle(slot)
+                return
 
     def spill(self, packed: Packed) -> Packed:
         """Moves a batch that waits for its turn out of its slot, which is free then."""

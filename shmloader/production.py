@@ -202,6 +202,18 @@ class Production:
                     ask_for_more()
         return task.result
 
+    def is_ready(self, ask_for_more: Callable[[], None]) -> bool:
+        """Whether `take` would have a batch without waiting. Does not block; acts on what tokens there are.
+
+        Args:
+            ask_for_more: see `take`.
+        """
+        if not self._schedule.is_ready:
+            for token in self._crew.read():
+                if self._handle(token):
+                    ask_for_more()
+        return self._schedule.is_ready
+
     def _receive(self, timeout: float) -> list[Token]:
         """Waits for tokens, and for whatever may come in their place. Returns none where workers were replaced."""
         try:

@@ -99,6 +99,13 @@ class Schedule(Generic[Result]):
         return task
 
     @property
+    def is_ready(self) -> bool:
+        """Whether `take` has a batch."""
+        if not self._in_order:
+            return bool(self._arrived)
+        return (task := self.awaited) is not None and task.result is not None
+
+    @property
     def done(self) -> bool:
         """Whether every batch that was asked for was handed out or will never be made."""
         return not self._tasks

@@ -28,6 +28,7 @@ class PoolSettings:
         keep_open: see `Pool`.
         declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
         pinned: whether it is page-locked.
+        on_the_way: how many batches are copied to a device ahead of the loop.
     """
 
     num_workers: int
@@ -37,6 +38,7 @@ class PoolSettings:
     keep_open: bool
     declared_bytes: int
     pinned: bool = False
+    on_the_way: int = 0
 
     @property
     def populated(self) -> tuple[int, int]:
@@ -48,7 +50,7 @@ class PoolSettings:
 
     @property
     def _slots(self) -> int:
-        return self.num_slots or 2 * self.in_flight + _SPARE_SLOTS
+        return self.num_slots or 2 * self.in_flight + self.on_the_way + _SPARE_SLOTS
 
     def make(self) -> Pool:
         """Makes the pool.

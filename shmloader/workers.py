@@ -215,6 +215,10 @@ class Crew:
                 self._poll.unregister(self._members[worker].pidfd)
         return tokens, []
 
+    def read(self) -> list[Token]:
+        """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
+        return self._up.read_ready()
+
     def _poll_once(self, deadline: float | None) -> list[int]:
         left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
         ready = [fd for fd, _ in self._poll.poll(left)]

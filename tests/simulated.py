@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -172,6 +173,35 @@ class Driver:
         return copied
 
 
+class Lane:
+    """The double of `cuda.Lane`: copies travel on the stream ``side``, and the loop computes on ``main``."""
+
+    driver: Driver
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.received: list[tuple[int, Any]] = []
+
+    def is_capturing(self) -> bool:
+        return self.driver.capturing
+
+    def open(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.driver.copy("side", self.driver.pinned(tensor))
+
+    def mark(self) -> Any:
+        return self.driver.device.position("side")
+
+    def has_passed(self, mark: Any) -> bool:
+        return self.driver.device.has_reached(mark)
+
+    def receive(self, tensors: Iterable[torch.Tensor], mark: Any) -> None:
+        self.received += [(tensor.data_ptr(), mark) for tensor in tensors]
+        self.driver.device.submit("main", lambda: self.driver.device.has_reached(mark))
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """Puts a simulated device in CUDA's place, and returns its driver."""
     driver = Driver()
@@ -180,4 +210,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: driver.pinned(tensor))
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "driver", lambda: driver)
+    monkeypatch.setattr(cuda, "resolve", lambda device: device)
+    monkeypatch.setattr(cuda, "Lane", type("SimulatedLane", (Lane,), {"driver": driver}))
     return driver

@@ -215,7 +215,15 @@ def assert_same_stream(
     return ours
 
 
-OWN_ARGUMENTS = ("sample_shapes", "sample_dtypes", "max_pool_bytes", "num_slots", "worker_restarts")
+OWN_ARGUMENTS = (
+    "sample_shapes",
+    "sample_dtypes",
+    "max_pool_bytes",
+    "num_slots",
+    "worker_restarts",
+    "device",
+    "device_prefetch",
+)
 
 
 def _fresh(arguments: dict[str, Any]) -> dict[str, Any]:

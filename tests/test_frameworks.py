@@ -70,6 +70,8 @@ OURS: dict[str, Any] = {
     "max_pool_bytes": 1 << 25,
     "num_slots": 11,
     "worker_restarts": 2,
+    "device": "cpu",
+    "device_prefetch": 3,
 }
 
 

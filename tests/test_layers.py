@@ -13,6 +13,7 @@ LAYERS = [
     "bench",
     "__init__",
     "loader",
+    "transfer",
     "epoch inprocess",
     "production",
     "diagnosis",
