@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from array import array
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -138,10 +139,11 @@ def row_numbers(indices: Sequence[Any], length: int) -> Array | None:
     if not {int}.issuperset(map(type, indices)):
         return None
     try:
-        where = np.array(indices, np.int64)
+        where = np.frombuffer(array("q", indices), np.int64)  # a third of the time that np.array takes
     except OverflowError:
         return None
-    return where if not len(where) or (where.min() >= 0 and where.max() < length) else None
+    # Without their signs, those below 0 are larger than any length.
+    return where if not len(where) or where.view(np.uint64).max() < length else None
 
 
 def gather(rows: Array, where: Array, out: Array | torch.Tensor) -> None:
