@@ -12,7 +12,7 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Collection, Iterator
 from statistics import median
 from typing import Any
 
@@ -61,7 +61,7 @@ def _each(act: Callable[[], Any], times: int) -> Callable[[], float]:
 
 
 @contextlib.contextmanager
-def _echoing(serve: Callable[[], None], processors: Set[int] = frozenset()) -> Iterator[None]:
+def _echoing(serve: Callable[[], None], processors: Collection[int] = ()) -> Iterator[None]:
     """Runs a process that calls ``serve`` over and over, on some ``processors`` or any, and ends with the block."""
     pid = os.fork()
     if not pid:
@@ -91,7 +91,7 @@ def _on_first_processor() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _wake_by_eventfd() -> Iterator[Variants]:
-    """To wake a processor that rests costs ten times what it costs to wake a process where one is: so both rest here."""
+    """To wake a processor that rests costs ten times what waking a process does: here it is one with both."""
     others = os.sched_getaffinity(0) - {min(os.sched_getaffinity(0))}
     (down, to_pipe), (from_pipe, up) = os.pipe(), os.pipe()
     to_event, from_event = os.eventfd(0), os.eventfd(0)
