@@ -12,7 +12,6 @@ from shmloader.bench.options import Parser, positive
 from shmloader.bench.progress import shown
 
 from . import bars, suite_charts
-from .apart import run_apart
 from .cells import CELLS, Cell
 from .output import command, markdown, micros, options
 from .peers import PEERS, PREFETCH_FACTOR, Peer
@@ -108,12 +107,8 @@ def _run(
     with shown(len(cells) * turns(rounds, len(peers))) as progress:
         for cell in cells:
             progress.begin(cell.name)
-            if peers:
-                results.append(run_apart(cell, num_workers, rounds, limit_buffers, peers))
-                for _ in range(turns(rounds, len(peers))):
-                    progress.step()
-            else:
-                results.append(run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, done=progress.step))
+            found = run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, peers=peers, done=progress.step)
+            results.append(found)
     return results
 
 

@@ -21,6 +21,10 @@ from .cells import Cell, Stream
 PREFETCH_FACTOR = 2
 
 
+def _is_any(cell: Cell) -> bool:
+    return True
+
+
 def _is_read_by_index(cell: Cell) -> bool:
     return cell.arrange is not Stream
 
@@ -159,7 +163,7 @@ def _dali(cell: Cell, num_workers: int) -> Iterator[Any]:
 
 
 PEERS = (
-    Peer("stateful", "torchdata.stateful_dataloader", _stateful, lambda cell: True),
+    Peer("stateful", "torchdata.stateful_dataloader", _stateful, _is_any),
     Peer("spdl-threads", "spdl.pipeline", _spdl_threads),
     Peer("spdl-processes", "spdl.dataloader", _spdl_processes),
     Peer("grain", "grain", _grain),

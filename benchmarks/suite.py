@@ -15,9 +15,10 @@ from shmloader.bench.compare import nbytes, tensors
 from shmloader.bench.figures import Figure, figure, ratio
 from shmloader.bench.measure import Round, Track, calibrate, interleave
 
+from .apart import PeerProcess
 from .cells import Cell
 from .limit import Limit
-from .peers import PREFETCH_FACTOR, Peer, PeerLoader
+from .peers import PREFETCH_FACTOR, Peer
 
 # What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
 SECONDS = 0.5
@@ -117,17 +118,20 @@ def run_cell(
         peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
-    with contextlib.closing(Limit(cell, num_workers, limit_buffers)) as limit:
+    with contextlib.ExitStack() as stack:
+        fit = [peer for peer in peers if peer.suits(cell)]
+        beside = [
+            stack.enter_context(contextlib.closing(PeerProcess(peer, cell, num_workers, seconds))) for peer in fit
+        ]
+        limit = stack.enter_context(contextlib.closing(Limit(cell, num_workers, limit_buffers)))
         # Workers start in this order, stock's last: it starts threads, beside which forking is not safe.
         tracks = [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
-        fit = [peer for peer in peers if peer.suits(cell)]
-        tracks += [Track(PeerLoader(peer, cell, num_workers)) for peer in fit]
-        try:
-            loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
-            took = interleave([functools.partial(limit.run, seconds), *loaders], _WARM_UP + rounds, done)
-        finally:
-            for track in tracks:
-                track.stop()
+        for track in tracks:
+            stack.callback(track.stop)
+        loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
+        contestants: list[Callable[[], Round]] = [functools.partial(limit.run, seconds), *loaders]
+        contestants += [peer.run for peer in beside]
+        took = interleave(contestants, _WARM_UP + rounds, done)
     in_limit, in_ours, in_stock, *in_peers = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
     in_peer = dict(zip((peer.name for peer in fit), in_peers, strict=True))
     batch = cell.batch()

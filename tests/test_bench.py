@@ -647,8 +647,7 @@ def test_the_bar_on_the_loops_cpu_grows_with_the_tensors() -> None:
         _result(f"{tensors} {cpu}", 1000, 1.0, 1e-5, 1e-5, cpu * 1e-6, tensors=tensors)
         for tensors, cpu in ((1, 15), (1, 15.1), (2, 15), (2, 15.1), (202, 314.9), (202, 315.1))
     ]
-    beside_peers = _result("3 15", 1000, 1.0, 1e-5, 1e-5, 99e-6, peers={"spdl-threads": [Round(1, 1.0)] * 3})
-    (found,) = (cells for bar, cells in _judged(*results, beside_peers).items() if "CPU" in bar)
+    (found,) = (cells for bar, cells in _judged(*results).items() if "CPU" in bar)
     assert [holds for _, holds in found] == [True, False] * 3
 
 
@@ -709,13 +708,22 @@ def _unwilling(cell: Cell, num_workers: int) -> Iterator[Any]:
     raise AssertionError("a stream is not for it")
 
 
+@pytest.mark.usefixtures("_resource_tracker")
 def test_a_peer_is_measured_beside_the_loaders() -> None:
     steps: list[None] = []
     peers = [Peer("here", "json", _endless), Peer("there", "json", _endless)]
-    result = run_cell(_TINY, num_workers=1, rounds=2, seconds=0.004, peers=peers, done=lambda: steps.append(None))
+    cell = CELLS[0]  # one that a process of another's finds too
+    result = run_cell(cell, num_workers=1, rounds=2, seconds=0.004, peers=peers, done=lambda: steps.append(None))
     assert len(steps) == turns(2, peers=2)
     assert set(result.peers) == set(result.peer_ratios) == {"here", "there"}
     assert result.peer_ratios["here"].rounds[0] == result.peers["here"][0].per_batch / result.ours[0].per_batch
+
+
+@pytest.mark.usefixtures("_resource_tracker")
+def test_a_peer_that_fails_ends_the_run(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EOFError):
+        run_cell(CELLS[0], num_workers=1, rounds=1, seconds=0.004, peers=[Peer("here", "json", _unwilling)])
+    assert "AssertionError: a stream is not for it" in capfd.readouterr().err
 
 
 def test_a_peer_that_cannot_load_a_cell_is_left_out() -> None:
@@ -724,14 +732,13 @@ def test_a_peer_that_cannot_load_a_cell_is_left_out() -> None:
     assert result.peers == {}
 
 
+@pytest.mark.usefixtures("_resource_tracker")
 def test_peers_that_are_not_installed_are_left_out_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peers = (Peer("here", "json", _endless), Peer("nowhere", "no.such", _endless))
     monkeypatch.setattr("benchmarks.__main__.PEERS", peers)
-    monkeypatch.setattr("benchmarks.__main__.run_apart", lambda *arguments: run_cell(_TINY, 1, 1, peers=peers[:1]))
-    monkeypatch.setattr("benchmarks.__main__.CELLS", (_TINY,))
-    assert suite_main(["--peers", "all", "--rounds", "1"]) == 0
+    assert suite_main(["--peers", "all", "--rounds", "1", "--cells", CELLS[0].name]) == 0
     printed = capsys.readouterr()
     assert "nowhere is left out: no.such is not installed" in printed.err
     assert "| cell | ours us/batch | here |" in printed.out
