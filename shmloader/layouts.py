@@ -51,6 +51,7 @@ class Layouts:
         self._writer = writer
         self._known: dict[Hashable, Layout] = {}
         self._wanted: Hashable = None
+        self._is_direct = True
 
     def find(self, key: Hashable) -> Layout | None:
         """Returns the layout of batches with this key. If there is none yet, the next batch that is learned has it.
@@ -59,7 +60,7 @@ class Layouts:
             key: determines structure, shapes and dtypes of a batch; None: nothing does.
         """
         found = self._known.get(key)
-        self._wanted = None if found else key
+        self._wanted = key if found is None and self._is_direct else None
         return found
 
     def arrays(self, layout: Layout) -> list[_Array] | None:
@@ -73,6 +74,11 @@ class Layouts:
         """Forgets all of them: samples of another pass may be others."""
         self._known.clear()
         self._wanted = None
+
+    def keep_out(self) -> None:
+        """From now on there are none, since somebody holds what lies in a slot; see `DirectCollation.keep_out`."""
+        self._is_direct = False
+        self.forget()
 
     @property
     def is_wanted(self) -> bool:

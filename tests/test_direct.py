@@ -352,6 +352,30 @@ def test_a_dataset_that_keeps_its_places_finds_them_unchanged() -> None:
     assert torch.cat(batches).numpy().tolist() == [image(index).tolist() for index in range(LENGTH)]
 
 
+class Keeping(WholeBatches):
+    """Keeps every batch that it has written."""
+
+    def __len__(self) -> int:
+        return 500
+
+    def __getitems_into__(self, indices: Any, out: Any) -> None:
+        super().__getitems_into__(indices, out)
+        KEPT.append(out)
+
+
+KEPT: list[Any] = []
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_a_dataset_that_keeps_all_its_places_does_not_use_up_the_pool(persistent_workers: bool) -> None:
+    loader = ShmDataLoader(Keeping(), batch_size=5, num_workers=2, persistent_workers=persistent_workers)
+    for _ in range(2):
+        pairs = [
+            (row.tolist(), int(label)) for images, labels in loader for row, label in zip(images, labels, strict=True)
+        ]
+        assert pairs == [(image(index).tolist(), index) for index in range(500)]
+
+
 def test_the_random_streams_are_used_alike() -> None:
     def make(index: int) -> Any:
         return torch.rand(2), random.random()
