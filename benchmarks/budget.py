@@ -7,6 +7,7 @@ system call that wakes a process several times as long. The whole is measured th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -25,7 +26,7 @@ from shmloader.layouts import Layout, Layouts
 from shmloader.packing import Packer
 from shmloader.pool import Packed, Pool
 from shmloader.schedule import Schedule
-from shmloader.wire import JOB, Token, pipe
+from shmloader.wire import JOB, PipeEnd, Token, pipe
 from shmloader.writer import SlotWriter
 
 _BATCH_SIZE = 64
@@ -40,11 +41,13 @@ def main() -> int:
     """Prints the table and returns the exit code. Blocks for some seconds."""
     print(f"{machine_line()}; medians of {_ROUNDS} rounds\n")
     worker = _Worker()
-    for place, steps in (("parent", _parent(worker.indices)), ("worker", worker.steps())):
-        print(f"| {place} | us |\n| --- | ---: |")
-        for name, step in steps.items():
-            print(f"| {name} | {_micros(step):.2f} |")
-        print()
+    reader, writer = pipe(8)
+    with contextlib.closing(reader), contextlib.closing(writer):
+        for place, steps in (("parent", _parent(worker.indices, reader, writer)), ("worker", worker.steps())):
+            print(f"| {place} | us |\n| --- | ---: |")
+            for name, step in steps.items():
+                print(f"| {name} | {_micros(step):.2f} |")
+            print()
     return 0
 
 
@@ -52,13 +55,12 @@ def _micros(step: Callable[[], Any]) -> float:
     return median(timeit.repeat(step, number=_RUNS, repeat=_ROUNDS)) / _RUNS * 1e6
 
 
-def _parent(indices: list[int]) -> Steps:
+def _parent(indices: list[int], reader: PipeEnd, writer: PipeEnd) -> Steps:
     pool = Pool(num_slots=12, in_flight=4, max_bytes=1 << 30, num_workers=2)
     schedule: Schedule[int] = Schedule(2, 2, True)
     for _ in range(schedule.look_ahead):
         schedule.send(schedule.next_worker() or 0, b"", 0)
     sampler = iter(BatchSampler(SequentialSampler(range(1 << 40)), _BATCH_SIZE, False))
-    reader, writer = pipe(8)
     os.set_blocking(reader.fd, False)
     job = pickle.dumps(indices, 5)
     packed = _one_batch(pool, job)

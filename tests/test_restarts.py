@@ -779,6 +779,7 @@ def test_succession_by_a_random_walk(seed: int) -> None:
 def test_a_worker_that_writes_and_dies_while_the_loop_looks() -> None:
     """The kernel looks at one descriptor after the other: at the pipe, then at the workers."""
     up, outbox = pipe(8)
+    os.set_blocking(up.fd, False)
     inbox, token = pipe(8)
     crew = Crew(default_context(), 0, 1)
     try:
@@ -821,7 +822,7 @@ def ended_process() -> int:
 
 
 class Looks:
-    """A poll that is slow: at the second look, something happens after the pipe was looked at."""
+    """A poll that is slow: at the first look, something happens after the pipe was looked at."""
 
     def __init__(self, pipe_fd: int, happens: Callable[[], object]) -> None:
         self.pipe = select.poll()
@@ -836,6 +837,6 @@ class Looks:
     def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
         self.count += 1
         seen = self.pipe.poll(0)
-        if self.count == 2:
+        if self.count == 1:
             self.happens()
         return seen + self.others.poll(timeout)
