@@ -48,7 +48,6 @@ class DirectCollation:
 
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
-        self._is_direct = True
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot while one is open."""
@@ -67,13 +66,6 @@ class DirectCollation:
             (dict, None, self._transpose_dicts),
         ]
 
-    def keep_out(self) -> None:
-        """From now on collates in private memory.
-
-        Torch's own function would take shared memory for that, of a size that is limited on many machines.
-        """
-        self._is_direct = False
-
     @property
     def is_default(self) -> bool:
         """Whether no entry of the map is the user's."""
@@ -82,8 +74,11 @@ class DirectCollation:
         )
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
-        """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it."""
-        there = self._writer.array(shape, carrier(dtype)) if self._is_direct else None
+        """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it.
+
+        Else it is private: torch's own function would take shared memory, of a size that is limited on many machines.
+        """
+        there = self._writer.array(shape, carrier(dtype))
         array = np.empty(shape, carrier(dtype)) if there is None else there
         tensor = torch.from_numpy(array)
         if tensor.dtype is not dtype:

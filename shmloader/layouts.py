@@ -51,7 +51,6 @@ class Layouts:
         self._writer = writer
         self._known: dict[Hashable, Layout] = {}
         self._wanted: Hashable = None
-        self._is_direct = True
 
     def find(self, key: Hashable) -> Layout | None:
         """Returns the layout of batches with this key. If there is none yet, the next batch that is learned has it.
@@ -60,7 +59,7 @@ class Layouts:
             key: determines structure, shapes and dtypes of a batch; None: nothing does.
         """
         found = self._known.get(key)
-        self._wanted = key if found is None and self._is_direct else None
+        self._wanted = key if found is None else None
         return found
 
     def arrays(self, layout: Layout) -> list[_Array] | None:
@@ -75,11 +74,6 @@ class Layouts:
         self._known.clear()
         self._wanted = None
 
-    def keep_out(self) -> None:
-        """From now on there are none, since somebody holds what lies in a slot; see `DirectCollation.keep_out`."""
-        self._is_direct = False
-        self.forget()
-
     @property
     def is_wanted(self) -> bool:
         """Whether the batch that is being made should be learned."""
@@ -87,21 +81,21 @@ class Layouts:
 
     def learn(self, batch: Any, tail_offset: int, tail_bytes: int) -> None:
         """Learns the layout of a batch that was packed, if all that there is to it are tensors in the slot."""
-        places = []
+        places, end = [], 0
         for tensor in _leaves(batch):
             if not (isinstance(tensor, torch.Tensor) and is_dense(tensor) and tensor.is_contiguous()):
                 return
             offset = self._writer.offset_of(tensor.data_ptr())
             if offset is None or not tensor.numel():
                 return
-            places.append((tuple(tensor.shape), carrier(tensor.dtype), offset, offset + tensor.nbytes))
+            places.append((tuple(tensor.shape), carrier(tensor.dtype), offset))
+            end = max(end, offset + tensor.nbytes)
         if not places:
             return
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
         tail = self._writer.read(tail_offset, tail_bytes)
-        end = max(end for *_, end in places)
-        self._known[self._wanted] = Layout([place[:3] for place in places], end, tail_offset, tail)
+        self._known[self._wanted] = Layout(places, end, tail_offset, tail)
 
 
 def _leaves(batch: Any) -> Iterator[Any]:

@@ -281,8 +281,7 @@ class _Worker:
         if self._writer.is_held:
             # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
             # looking for those after each batch would cost more than direct collation saves.
-            self._collation.keep_out()
-            self._layouts.keep_out()
+            self._writer.keep_out()
             gc.collect()
             if self._writer.is_held:
                 kind |= wire.KEPT

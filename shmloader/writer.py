@@ -45,6 +45,7 @@ class SlotWriter:
         self._top = 0
         self._written = 0
         self.address = 0
+        self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
 
@@ -70,17 +71,21 @@ class SlotWriter:
         """
         return self._held is not None and self._held() is not None
 
+    def keep_out(self) -> None:
+        """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
+        self._is_direct = False
+
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
         """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
 
         None where there is no slot for it: it is empty, or larger than what the slot may use at present; no batch is
-        open; or this is another thread than the worker's own, such as a dataset may collate in.
+        open; this is another thread than the worker's own, such as a dataset may collate in; or after `keep_out`.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         offset = -(-self._top // ALIGNMENT) * ALIGNMENT
         if not nbytes or offset + nbytes > self._room:
             return None
-        if self._slot < 0 or threading.get_ident() != self._thread:
+        if not self._is_direct or self._slot < 0 or threading.get_ident() != self._thread:
             return None
         self._top = self._written = offset + nbytes
         return np.ndarray(shape, dtype, self._whole(), offset)
@@ -88,9 +93,9 @@ class SlotWriter:
     def span(self, nbytes: int, room: int) -> Block | None:
         """Lays out the slot's first ``nbytes`` bytes and returns the slot, to make arrays of.
 
-        None where no batch is open, or it may not use ``room`` bytes at present.
+        None where no batch is open, or it may not use ``room`` bytes at present; or after `keep_out`.
         """
-        if self._slot < 0 or room > self._room:
+        if not self._is_direct or self._slot < 0 or room > self._room:
             return None
         self._top = self._written = nbytes
         return self._whole()
