@@ -122,10 +122,7 @@ class Ledger:
         slot.last_used = self._batches
         if slot.allowance < self.share:
             left = self.cap - self._committed + slot.allowance
-            if left >= self.share:
-                self._set_allowance(slot, self.share)
-            elif left > slot.allowance:
-                self._set_allowance(slot, left)
+            self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
         return slot.number
 
     def grant(self, number: int, need: int) -> list[int] | None:
@@ -160,9 +157,7 @@ class Ledger:
 
     def ready(self, number: int, touched: int) -> None:
         """WRITING -> READY: the worker is done and has touched the slot's first ``touched`` bytes."""
-        slot = self._slots[number]
-        if slot.state is not _WRITING:
-            raise _misplaced(slot, _WRITING)
+        slot = self._expect(number, _WRITING)
         slot.state = _READY
         self._settle(slot, touched)
         self._batches += 1
@@ -171,9 +166,7 @@ class Ledger:
 
     def lease(self, number: int, kept: bool = False) -> None:
         """READY -> LEASED: the batch is the consumer's; or it is ``kept``, which it cannot help."""
-        slot = self._slots[number]
-        if slot.state is not _READY:
-            raise _misplaced(slot, _READY)
+        slot = self._expect(number, _READY)
         slot.state = _LEASED
         slot.is_kept = kept
         self._leased += not kept
@@ -184,9 +177,7 @@ class Ledger:
 
         Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
         """
-        slot = self._slots[number]
-        if slot.state is not _READY:
-            raise _misplaced(slot, _READY)
+        slot = self._expect(number, _READY)
         idle_slots = len(self._slots) - self._leased - 2
         after = self._leased_bytes + slot.allowance + idle_slots * MIN_SLOT_BYTES
         room_to_go_on = max(self._largest, self._largest_before, slot.resident)
@@ -238,15 +229,13 @@ class Ledger:
     def _expect(self, number: int, state: State) -> _Slot:
         slot = self._slots[number]
         if slot.state is not state:
-            raise _misplaced(slot, state)
+            raise ValueError(f"slot {number} is {slot.state.value}, not {state.value}")
         return slot
 
     def _settle(self, slot: _Slot, touched: int) -> None:
         if touched > slot.resident:
             slot.resident = touched
-        allowance = max(MIN_SLOT_BYTES, slot.resident)
-        self._committed += allowance - slot.allowance
-        slot.allowance = allowance
+        self._set_allowance(slot, max(MIN_SLOT_BYTES, slot.resident))
 
     def _empty(self, slot: _Slot) -> None:
         slot.resident = 0
@@ -255,7 +244,3 @@ class Ledger:
     def _set_allowance(self, slot: _Slot, allowance: int) -> None:
         self._committed += allowance - slot.allowance
         slot.allowance = allowance
-
-
-def _misplaced(slot: _Slot, state: State) -> ValueError:
-    return ValueError(f"slot {slot.number} is {slot.state.value}, not {state.value}")

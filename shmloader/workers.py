@@ -201,8 +201,6 @@ class Crew:
         # Reading first: where workers are ahead of the loop, that is the only system call.
         while not (tokens := self._up.read_ready()):
             ready = self._poll_once(deadline)
-            if self._up.fd in ready:
-                continue
             # The kernel looks at one descriptor after the other: what a worker wrote before it ended may have come in
             # after the pipe's turn. So that is read again before anybody is taken for dead.
             if tokens := self._up.read_ready():
