@@ -13,7 +13,7 @@ from shmloader.bench.progress import shown
 
 from . import bars, suite_charts
 from .cells import CELLS, Cell
-from .output import command, markdown, micros, options
+from .output import chosen, command, markdown, micros, options
 from .peers import PEERS, PREFETCH_FACTOR, Peer
 from .suite import SECONDS, CellResult, run_cell, turns
 
@@ -35,14 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
-        cells = _chosen(args.cells)
-    except KeyError as error:
-        parser.error(f"there is no cell {error}; there are {', '.join(cell.name for cell in CELLS)}")
-    try:
-        peers = _peers(args.peers)
-    except KeyError as error:
-        parser.error(f"there is no peer {error}; there are {', '.join(peer.name for peer in PEERS)}")
+    cells = chosen(parser, "cell", args.cells, CELLS)
+    peers = [] if args.peers is None else chosen(parser, "peer", None if args.peers == "all" else args.peers, PEERS)
+    peers = _installed(peers)
     results = _run(cells, args.num_workers, args.rounds, args.limit_buffers, peers)
     outcomes = bars.judge(results)
     found = {
@@ -85,19 +80,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _chosen(names: str | None) -> list[Cell]:
-    by_name = {cell.name: cell for cell in CELLS}
-    return [by_name[name] for name in names.split(",")] if names is not None else list(CELLS)
-
-
-def _peers(names: str | None) -> list[Peer]:
-    """Returns the peers that are asked for and installed; says which are not."""
-    by_name = {peer.name: peer for peer in PEERS}
-    asked = [] if names is None else list(PEERS) if names == "all" else [by_name[name] for name in names.split(",")]
-    for peer in asked:
+def _installed(peers: Sequence[Peer]) -> list[Peer]:
+    """Returns the peers that are installed; says which are not."""
+    for peer in peers:
         if not peer.is_installed:
             print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
-    return [peer for peer in asked if peer.is_installed]
+    return [peer for peer in peers if peer.is_installed]
 
 
 def _run(

@@ -15,11 +15,11 @@ from shmloader.bench.progress import shown
 
 from . import charts
 from .cells import CELLS, Cell, Stream
-from .output import command, markdown, options
+from .output import chosen, command, markdown, options
 from .turnaround import BARS, FIRST, Found, measure, turns
 
 # Streams end when they like, and not where a pass is to end.
-_BY_NAME = {cell.name: cell for cell in CELLS if cell.arrange is not Stream}
+_CELLS = [cell for cell in CELLS if cell.arrange is not Stream]
 _DEFAULT = "gray28,rgb224"
 
 _NAMES = {"ours": "shmloader", "stock": "torch's DataLoader", "bare": "starting the processes alone"}
@@ -30,10 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
-        cells = [_BY_NAME[name] for name in args.cells.split(",")]
-    except KeyError as error:
-        parser.error(f"there is no cell {error} here; there are {', '.join(_BY_NAME)}")
+    cells = chosen(parser, "cell", args.cells, _CELLS, " here")
     results = _measure(cells, args.num_workers, args.rounds)
     run = command("benchmarks.edges", argv)
     if args.json:
@@ -58,7 +55,10 @@ def _parser() -> Parser:
         parents=[options()],
     )
     parser.add_argument(
-        "--cells", default=_DEFAULT, metavar="A,B", help=f"of {', '.join(_BY_NAME)}; default: {_DEFAULT}"
+        "--cells",
+        default=_DEFAULT,
+        metavar="A,B",
+        help=f"of {', '.join(cell.name for cell in _CELLS)}; default: {_DEFAULT}",
     )
     parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="default: 11")
     parser.add_argument("--num-workers", type=positive, default=2, metavar="N", help="default: 2")

@@ -21,7 +21,7 @@ from shmloader.bench.progress import shown
 from . import charts, laws
 from .axes import AXES, WAIT_SECONDS, WAITING_BATCH_SIZE, Axis, Rounds, cpu, shares, times
 from .laws import Law
-from .output import command, markdown, micros, options
+from .output import chosen, command, markdown, micros, options
 
 _TIME, _CPU = "time a batch", "main process's processor time a batch"
 
@@ -31,10 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = _parser()
     args = parser.parse_args(argv)
-    try:
-        axes = _chosen(args.axes)
-    except KeyError as error:
-        parser.error(f"there is no axis {error}; there are {', '.join(axis.name for axis in AXES)}")
+    axes = chosen(parser, "axis", args.axes, AXES)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, which is the point
     found = _measure(axes, args.rounds, args.milliseconds / 1e3)
     run = command("benchmarks.growth", argv)
@@ -63,11 +60,6 @@ def _parser() -> Parser:
         "--milliseconds", type=positive, default=250, metavar="N", help="about how long each takes; default: 250"
     )
     return parser
-
-
-def _chosen(names: str | None) -> list[Axis]:
-    by_name = {axis.name: axis for axis in AXES}
-    return [by_name[name] for name in names.split(",")] if names is not None else list(AXES)
 
 
 def _measure(axes: Sequence[Axis], rounds: int, seconds: float) -> dict[Axis, Rounds]:

@@ -27,7 +27,6 @@ from .cells import CELLS
 _ROUNDS = 9
 _TOKEN = bytes(36)
 _BATCH_BYTES = 64 * 3 * 224 * 224
-_PAGES = mmap.PAGESIZE
 _MADV_HUGEPAGE, _MADV_POPULATE_WRITE = 14, 23
 
 # From the name of a variant to what runs it once and returns seconds.

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from shmloader.bench.figures import Figure
 from shmloader.bench.options import Parser
@@ -33,6 +34,26 @@ def chart_folder(name: str) -> Path:
     except OSError as error:
         raise argparse.ArgumentTypeError(f"no folder can be made there: {error}") from None
     return folder
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Thing = TypeVar("_Thing", bound=_Named)
+
+
+def chosen(parser: Parser, what: str, names: str | None, things: Sequence[_Thing], where: str = "") -> list[_Thing]:
+    """Returns the things that an option names, in its order; all where it was not given.
+
+    Exits, as ``parser`` does, where there is no such thing; ``where`` says where.
+    """
+    by_name = {thing.name: thing for thing in things}
+    try:
+        return list(things) if names is None else [by_name[name] for name in names.split(",")]
+    except KeyError as error:
+        parser.error(f"there is no {what} {error}{where}; there are {', '.join(by_name)}")
 
 
 def command(name: str, argv: Sequence[str]) -> str:
