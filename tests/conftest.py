@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from benchmarks import charts
+from shmloader import departed
 from shmloader.bench.figures import figure
 
+from . import simulated
 from .support import holdings, let_stock_end
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
@@ -48,6 +50,18 @@ def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("matplotlib")
     labels = charts.Labels("Title", ["note"], "values")
     charts.bars(tmp_path_factory.mktemp("chart") / "first.png", labels, {"name": figure([1.0])}, mark=1)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
+    """A driver of which nothing may be left registered when the test is over, and that is called here only."""
+    driver = simulated.install(monkeypatch)
+    yield driver
+    gc.collect()
+    driver.device.finish()
+    departed.tidy()
+    assert driver.ranges == {}
+    assert driver.calls_elsewhere == 0
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

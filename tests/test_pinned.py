@@ -6,7 +6,6 @@ import gc
 import os
 import textwrap
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ from .datasets import Images, Mapped
 from .support import assert_same, detached, mappings, run_file
 
 LENGTH = 120
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
-    """A driver of which nothing may be left registered when the test is over, and that is called here only."""
-    driver = simulated.install(monkeypatch)
-    yield driver
-    gc.collect()
-    driver.device.finish()
-    departed.tidy()
-    assert driver.ranges == {}
-    assert driver.calls_elsewhere == 0
 
 
 def loader(**arguments: Any) -> ShmDataLoader[Any]:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from shmloader import HeldBatchesWarning, ShmDataLoader, departed
+from shmloader import HeldBatchesWarning, ShmDataLoader
 from shmloader.transfer import DeviceIterator
 
 from . import simulated
@@ -27,18 +27,6 @@ from .datasets import Images, Mapped, Point
 from .support import assert_same, children, detached
 
 LENGTH = 120
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
-    """A driver of which nothing may be left registered when the test is over."""
-    driver = simulated.install(monkeypatch)
-    yield driver
-    gc.collect()
-    driver.device.finish()
-    departed.tidy()
-    assert driver.ranges == {}
-    assert driver.calls_elsewhere == 0
 
 
 def loader(**arguments: Any) -> ShmDataLoader[Any]:
