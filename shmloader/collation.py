@@ -26,7 +26,7 @@ from torch.utils.data._utils.collate import (
 
 from .arrays import is_plain
 from .columns import write_arrays, write_numbers
-from .dtypes import TO_TORCH, carrier
+from .dtypes import TO_TORCH, carried, carrier
 from .writer import SlotWriter
 
 _CollateFn = Callable[..., Any]
@@ -80,10 +80,7 @@ class DirectCollation:
         """
         there = self._writer.array(shape, carrier(dtype))
         array = np.empty(shape, carrier(dtype)) if there is None else there
-        tensor = torch.from_numpy(array)
-        if tensor.dtype is not dtype:
-            tensor = tensor.view(dtype)
-        return tensor, array
+        return carried(array, dtype), array
 
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import default_collate
 
 from .arrays import is_plain
+from .dtypes import carried
 from .layouts import Layout, Layouts
 from .writer import SlotWriter
 
@@ -113,9 +114,8 @@ def _write_tensors(column: _Column, out: _Array) -> bool:
     first = column[0]
     if not is_plain(first):
         return False
-    tensor = torch.from_numpy(out)
     try:
-        torch.stack(column, 0, out=tensor if tensor.dtype is first.dtype else tensor.view(first.dtype))
+        torch.stack(column, 0, out=carried(out, first.dtype))
     except (RuntimeError, TypeError):
         return False
     return True

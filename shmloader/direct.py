@@ -22,7 +22,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from .arrays import Array, as_rows, gather, is_dense, row_numbers
 from .collation import DirectCollation
-from .dtypes import TO_NUMPY
+from .dtypes import TO_NUMPY, carried
 from .layouts import Layouts
 from .writer import SlotWriter
 
@@ -174,9 +174,7 @@ class _Shape:
     def out(self, arrays: list[Array]) -> Any:
         """Returns what the dataset writes to, of one array for each leaf."""
         pairs = zip(arrays, self.leaves, strict=True)
-        return self._join_out(
-            array if dtype in TO_NUMPY else torch.from_numpy(array).view(dtype) for array, (dtype, _) in pairs
-        )
+        return self._join_out(array if dtype in TO_NUMPY else carried(array, dtype) for array, (dtype, _) in pairs)
 
     def batch(self, tensors: list[torch.Tensor]) -> Any:
         """Returns the batch, of one tensor for each leaf."""

@@ -43,6 +43,12 @@ def carrier(dtype: torch.dtype) -> np.dtype[Any]:
     return _CARRIERS[dtype.itemsize] if twin is None else twin
 
 
+def carried(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    """Returns the tensor of ``dtype`` whose elements ``array`` carries, over the same memory."""
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype is dtype else tensor.view(dtype)
+
+
 def as_torch_dtype(dtype: object) -> torch.dtype:
     """Returns the torch dtype that ``dtype`` means: a torch or numpy dtype, a numpy type, a name, or bool/int/float.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .dtypes import ALL, CODES, TO_NUMPY, carrier
+from .dtypes import ALL, CODES, TO_NUMPY, carried, carrier
 from .leases import Block
 
 _ndarray = np.ndarray
@@ -42,8 +42,7 @@ class Placed:
         """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self._dtype)
-        tensor = _from_numpy(_ndarray(self.shape, self._carrier, block, self.offset, self._steps))
-        return tensor if self._dtype in TO_NUMPY else tensor.view(self._dtype)
+        return carried(_ndarray(self.shape, self._carrier, block, self.offset, self._steps), self._dtype)
 
     def copied(self, block: Block) -> torch.Tensor:
         """Returns the tensor in memory of its own, its strides as they are in ``block``."""
