@@ -138,13 +138,13 @@ class _Worker:
         batch = _laid_out(self._writer)
         self._layouts.learn(batch, *Packer().pack(batch, self._writer))
         layout: Layout = self._collate(samples)
-        image_place, label_place = self._layouts.arrays(layout) or []
+        image_place, label_place = self._layouts.places(layout) or []
         job = pickle.dumps(self.indices, 5)
         return {
             "the job unpickled": lambda: pickle.loads(job),
             "the samples fetched": self._fetch,
             "taken apart into columns": lambda: list(zip(*samples, strict=True)),
-            "places in the slot": lambda: self._layouts.arrays(layout),
+            "places in the slot": lambda: self._layouts.places(layout),
             "images written": lambda: write_arrays(images, image_place),
             "labels written": lambda: write_numbers(labels, label_place),
             "the whole of it": lambda: self._make(self._fetch()),

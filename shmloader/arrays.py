@@ -152,6 +152,6 @@ def gather(rows: Array, where: Array, out: Array | torch.Tensor) -> None:
         out = as_rows(out)
     if rows.flags.c_contiguous:
         # Any other mode than this fills a buffer first. The numbers are known to be right.
-        np.take(rows, where, axis=0, out=out, mode="clip")
-    else:  # of which np.take would copy all rows
+        rows.take(where, 0, out, "clip")
+    else:  # of which it would copy all rows
         out[...] = rows[where]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,18 +43,18 @@ class DirectFetcher:
         collation: makes the first batch of each size.
         layouts: those of the batches before.
         writer: where batches go.
-        write: what `writer_of` returned.
+        way: what `way_of` returned.
     """
 
     def __init__(
-        self, fetcher: Any, collation: DirectCollation, layouts: Layouts, writer: SlotWriter, write: _Write
+        self, fetcher: Any, collation: DirectCollation, layouts: Layouts, writer: SlotWriter, way: Way
     ) -> None:
         self._fetcher = fetcher
         self._collate = fetcher.collate_fn
         self._collation = collation
         self._layouts = layouts
         self._writer = writer
-        self._write = write
+        self._way = way
         self._shape: _Shape | None = None
         fetcher.collate_fn = self._learn
 
@@ -63,7 +63,7 @@ class DirectFetcher:
         if self._shape is not None and len(indices):
             out, batch = self._room_for(len(indices), self._shape)
             try:
-                self._write(indices, out)
+                self._way.write(indices, out)
             except _OrdinaryError:
                 self._writer.rewind(to=0)
             else:
@@ -71,10 +71,14 @@ class DirectFetcher:
         return self._fetcher.fetch(indices)
 
     def _room_for(self, count: int, shape: _Shape) -> tuple[Any, Any]:
-        """Returns the dataset's ``out``, and the loop's batch or its layout."""
-        layout = self._layouts.find((self, count))
-        if layout is not None and (arrays := self._layouts.arrays(layout)) is not None:
-            return shape.out(arrays), layout
+        """Returns what is written to, and the loop's batch or its layout."""
+        layout = self._layouts.find(count)
+        if layout is not None:
+            if self._way.is_ours:
+                if (arrays := self._layouts.places(layout)) is not None:
+                    return arrays, layout
+            elif (arrays := self._layouts.lend(layout)) is not None:
+                return shape.out(arrays), layout
         tensors, arrays = [], []
         for dtype, row in shape.leaves:
             tensor, array = self._collation.empty((count, *row), dtype)
@@ -90,22 +94,35 @@ class DirectFetcher:
         return batch
 
 
-def writer_of(dataset: Any) -> _Write | None:
-    """Returns what writes samples of ``dataset`` into arrays, or None if it does not know how.
+class Way(NamedTuple):
+    """How samples of a dataset are written into arrays.
+
+    Attributes:
+        write: called with indices and arrays.
+        is_ours: whether that is code of this module, which takes a plain list of arrays and holds none.
+    """
+
+    write: _Write
+    is_ours: bool
+
+
+def way_of(dataset: Any) -> Way | None:
+    """Returns how samples of ``dataset`` are written into arrays, or None if it does not know how.
 
     Those that do are datasets with one of the methods above, torch's ``TensorDataset``, and subsets of any. A class
     that has a ``__getitem__`` or ``__getitems__`` of its own, and inherits the method, may mean something else by its
     samples.
     """
     if type(dataset) is Subset:
-        write = writer_of(dataset.dataset)
-        return None if write is None else lambda indices, out: write([dataset.indices[i] for i in indices], out)
+        way = way_of(dataset.dataset)
+        if way is None:
+            return None
+        return way._replace(write=lambda indices, out: way.write([dataset.indices[i] for i in indices], out))
     if _defines(type(dataset), "__getitems_into__"):
-        write_all: _Write = dataset.__getitems_into__
-        return write_all
+        return Way(dataset.__getitems_into__, False)
     if _defines(type(dataset), "__getitem_into__"):
-        return lambda indices, out: _write_each(dataset.__getitem_into__, indices, out)
-    return _RowsWriter(dataset) if type(dataset) is TensorDataset else None
+        return Way(lambda indices, out: _write_each(dataset.__getitem_into__, indices, out), False)
+    return Way(_RowsWriter(dataset), True) if type(dataset) is TensorDataset else None
 
 
 def _defines(kind: type, method: str) -> bool:

@@ -9,13 +9,15 @@ is pickled.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from .arrays import is_dense
 from .dtypes import carrier
+from .leases import Block
 from .writer import SlotWriter
 
 _Array = np.ndarray[Any, np.dtype[Any]]
@@ -23,8 +25,12 @@ _Array = np.ndarray[Any, np.dtype[Any]]
 # Where batches are alike, there are few layouts; where they are not, a few are as good as many.
 _MAX_KNOWN = 64
 
+# A plain loop uses the slots of batches under way, and two more.
+_MAX_SLOTS = 64
 
-class Layout(NamedTuple):
+
+@dataclass(slots=True, eq=False)
+class Layout:
     """A batch but for its elements. It stands for the batch, once these are written.
 
     Attributes:
@@ -32,12 +38,18 @@ class Layout(NamedTuple):
         end: where the last of them ends.
         tail_offset: where the tail lies.
         tail: what `packing` puts there.
+        arrays: the places as arrays, in the slots that batches were written to so far.
     """
 
     places: list[tuple[tuple[int, ...], np.dtype[Any], int]]
     end: int
     tail_offset: int
     tail: bytes
+    arrays: dict[int, list[_Array]] = field(default_factory=dict)
+
+    def over(self, block: Block) -> list[_Array]:
+        """Returns the places of the tensors in a slot, as new arrays."""
+        return [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in self.places]
 
 
 class Layouts:
@@ -62,12 +74,29 @@ class Layouts:
         self._wanted = key if found is None else None
         return found
 
-    def arrays(self, layout: Layout) -> list[_Array] | None:
-        """Returns the places of a batch's tensors in the slot that is open, to be filled; None if it has no room."""
-        block = self._writer.span(layout.end, layout.tail_offset + len(layout.tail))
-        if block is None:
+    def lend(self, layout: Layout) -> list[_Array] | None:
+        """Returns the places of a batch's tensors in the slot that is open, for user code to fill, which may hold them.
+
+        None where that has no room for the batch, or is not lent.
+        """
+        block = self._writer.lend(layout.end, layout.tail_offset + len(layout.tail))
+        return None if block is None else layout.over(block)
+
+    def places(self, layout: Layout) -> list[_Array] | None:
+        """Returns the places of a batch's tensors in the slot that is open, to be filled and not to be held.
+
+        They are the same arrays for each batch in that slot: making new ones for many small tensors takes as long as
+        filling them. None where the slot has no room for the batch.
+        """
+        slot = self._writer.lay_out(layout.end, layout.tail_offset + len(layout.tail))
+        if slot is None:
             return None
-        return [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in layout.places]
+        found = layout.arrays.get(slot)
+        if found is None:
+            if len(layout.arrays) >= _MAX_SLOTS:
+                layout.arrays.clear()
+            found = layout.arrays[slot] = layout.over(self._writer.view(0, layout.end))
+        return found
 
     def forget(self) -> None:
         """Forgets all of them: samples of another pass may be others."""

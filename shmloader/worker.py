@@ -32,7 +32,7 @@ from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
 from .columns import ColumnCollate
-from .direct import DirectFetcher, writer_of
+from .direct import DirectFetcher, way_of
 from .errors import PoolMemoryError, WorkerFault
 from .layouts import Layout, Layouts
 from .packing import Packer
@@ -224,8 +224,8 @@ class _Worker:
                 assignment.drop_last,
             )
             is_default = assignment.collate_fn is default_collate and self._collation.is_default
-            if is_default and not self._is_stream and (write := writer_of(self._dataset)) is not None:
-                self._fetcher = DirectFetcher(self._fetcher, self._collation, self._layouts, self._writer, write)
+            if is_default and not self._is_stream and (way := way_of(self._dataset)) is not None:
+                self._fetcher = DirectFetcher(self._fetcher, self._collation, self._layouts, self._writer, way)
             self._skip()
         except Exception:
             self._init_fault = self._fault()

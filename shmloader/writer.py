@@ -90,14 +90,20 @@ class SlotWriter:
         self._top = self._written = offset + nbytes
         return np.ndarray(shape, dtype, self._whole(), offset)
 
-    def span(self, nbytes: int, room: int) -> Block | None:
-        """Lays out the slot's first ``nbytes`` bytes and returns the slot, to make arrays of.
+    def lay_out(self, nbytes: int, room: int) -> int | None:
+        """Lays out the slot's first ``nbytes`` bytes, for whoever writes them now, and returns the slot's number.
 
-        None where no batch is open, or it may not use ``room`` bytes at present; or after `keep_out`.
+        None where no batch is open, or it may not use ``room`` bytes at present.
         """
-        if not self._is_direct or self._slot < 0 or room > self._room:
+        if self._slot < 0 or room > self._room:
             return None
         self._top = self._written = nbytes
+        return self._slot
+
+    def lend(self, nbytes: int, room: int) -> Block | None:
+        """Does the same and returns the slot, to make arrays of that user code may hold; or None after `keep_out`."""
+        if not self._is_direct or self.lay_out(nbytes, room) is None:
+            return None
         return self._whole()
 
     def _whole(self) -> Block:
