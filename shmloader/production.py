@@ -264,7 +264,7 @@ class Production:
             self._crew.dismiss(token.worker, Token(wire.STOP, token.worker, self._generation))
 
     def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:
-        self._crew.send(number, Token(kind, number, self._generation, slot, seq, size, room))
+        self._crew.send(number, (kind, number, self._generation, slot, seq, size, room))
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -333,7 +333,7 @@ class Production:
         self._crew.replace(number, worker.run, make_brief)
         for task in owed:
             task.slot, room = self._pool.claim(task.job)
-            self._crew.send(number, Token(wire.JOB, number, generation, task.slot, task.seq, len(task.job), room))
+            self._crew.send(number, (wire.JOB, number, generation, task.slot, task.seq, len(task.job), room))
         if is_behind:
             self._tell_to_resume(number)
         elif number in self._resuming:

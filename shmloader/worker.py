@@ -100,7 +100,7 @@ def run(brief: Brief) -> None:
     _prepare_process()
     _seed(brief)
     try:
-        _Worker(brief, Inbox(brief.inbox, parent)).serve()
+        _Worker(brief, Inbox(brief.inbox)).serve()
     except BaseException as error:
         _leave(error)
 
@@ -334,4 +334,4 @@ class _Worker:
 
     def _send(self, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:
         generation = self._generation if kind == wire.RESUMED else self._job.generation
-        self._brief.outbox.write(Token(kind, self._brief.worker, generation, slot, seq, size, room))
+        self._brief.outbox.write((kind, self._brief.worker, generation, slot, seq, size, room))

@@ -23,7 +23,7 @@ from typing import Any
 
 from .limits import oom_kills
 from .stacks import StackPipe
-from .wire import PipeEnd, Token, pipe
+from .wire import Fields, PipeEnd, Token, pipe
 
 # How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
 GRACE_SECONDS = 5.0
@@ -80,16 +80,17 @@ class Crew:
         self.num_workers = num_workers
         self._max_jobs = max_jobs
         self._members: list[_Member] = []
-        self._poll = select.poll()
-        self._up, self.outbox = self._pipe()
-        os.set_blocking(self._up.fd, False)
-        self._poll.register(self._up.fd, select.POLLIN)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._up, self.outbox = self._pipe()
+            undo.callback(self._up.close)
+            undo.callback(self.outbox.close)
+            os.set_blocking(self._up.fd, False)
             self.stacks = StackPipe()
-        except BaseException:
-            self._up.close()
-            self.outbox.close()
-            raise
+            undo.callback(self.stacks.close)
+            # The waits of poll(2) grow with the number of workers.
+            self._poll = select.epoll()
+            self._poll.register(self._up.fd, select.EPOLLIN)
+            undo.pop_all()
         self.oom_kills_before = oom_kills()
 
     @property
@@ -157,7 +158,7 @@ class Crew:
             raise
         finally:
             inbox.close()
-        self._poll.register(member.pidfd, select.POLLIN)
+        self._poll.register(member.pidfd, select.EPOLLIN)
         return member
 
     def _foreign_descriptors(self) -> list[int]:
@@ -166,10 +167,10 @@ class Crew:
         Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
         its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
-        ours = [self._up.fd, self.stacks.fd]
+        ours = [self._up.fd, self.stacks.fd, self._poll.fileno()]
         return ours + [fd for member in self._members for fd in (member.down.fd, member.pidfd) if fd >= 0]
 
-    def send(self, worker: int, token: Token) -> None:
+    def send(self, worker: int, token: Fields) -> None:
         """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
 
         To one that has ended it goes nowhere; `wait` tells of that.
@@ -179,7 +180,7 @@ class Crew:
         except BrokenPipeError:
             pass
 
-    def dismiss(self, worker: int, token: Token) -> None:
+    def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
         if not self._members[worker].is_leaving:
             self._members[worker].is_leaving = True
@@ -218,7 +219,7 @@ class Crew:
         return self._up.read_ready()
 
     def _poll_once(self, deadline: float | None) -> list[int]:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready = [fd for fd, _ in self._poll.poll(left)]
         if not ready:
             raise TimeoutError
@@ -243,7 +244,7 @@ class Crew:
         """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
         return self.stacks.ask(self._members[worker].pidfd)
 
-    def stop(self, token: Token, grace: float) -> None:
+    def stop(self, token: Fields, grace: float) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
 
         Blocks until they have finished the sample that they are at, ``grace`` seconds at most; whoever has not ended
@@ -265,6 +266,7 @@ class Crew:
                     os.close(member.pidfd)
                     member.pidfd = -1
                 _close_files(member.process)
+            self._poll.close()
             self._up.close()
             self.outbox.close()
             self.stacks.close()

@@ -277,7 +277,8 @@ class Trap:
             self.at("init function")
         write = wire.PipeEnd.write
 
-        def write_and_meet(end: wire.PipeEnd, token: wire.Token) -> None:
+        def write_and_meet(end: wire.PipeEnd, fields: wire.Fields) -> None:
+            token = wire.Token._make(fields)
             is_watched = token.kind == wire.BATCH and token.seq == LATER
             if is_watched:
                 self.at("before the token")

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from shmloader import HeldBatchesWarning, ShmDataLoader, WorkerDiedError, WorkerRestartWarning
 from shmloader.control import Control
 from shmloader.succession import Succession
-from shmloader.wire import ASK, BATCH, ENDED, RESUMED, PipeEnd, Token, pipe
+from shmloader.wire import ASK, BATCH, ENDED, RESUMED, Fields, PipeEnd, Token, pipe
 from shmloader.workers import Crew, _Member, default_context
 
 from .datasets import Images
@@ -105,7 +105,8 @@ class Kills:
             with torn(control, self, "saving", self.at_batch):
                 save(control, number, tag, data)
 
-        def watched_write(pipe: PipeEnd, token: Token) -> None:
+        def watched_write(pipe: PipeEnd, fields: Fields) -> None:
+            token = Token._make(fields)
             kind = {BATCH: "token", ENDED: "end", RESUMED: "resumed", ASK: "ask"}.get(token.kind & 0xFF, "fault")
             key = worker if kind == "resumed" else token.seq
             self.passes(f"before {kind}", key)

@@ -69,10 +69,8 @@ def test_closing_twice_closes_once() -> None:
 
 
 @pytest.fixture
-def inbox(ends: tuple[PipeEnd, PipeEnd]) -> Iterator[Inbox]:
-    parent = os.pidfd_open(os.getpid())
-    yield Inbox(ends[0], parent)
-    os.close(parent)
+def inbox(ends: tuple[PipeEnd, PipeEnd]) -> Inbox:
+    return Inbox(ends[0])
 
 
 def test_an_inbox_keeps_the_order(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> None:
@@ -100,20 +98,3 @@ def test_a_stop_ends_the_wait_for_a_grant(inbox: Inbox, ends: tuple[PipeEnd, Pip
 def test_end_of_file_ends_an_inbox(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> None:
     ends[1].close()
     assert inbox.get() is None
-
-
-def test_the_end_of_the_parent_ends_an_inbox(ends: tuple[PipeEnd, PipeEnd]) -> None:
-    release, hold = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.read(release, 1)
-        os._exit(0)
-    pidfd = os.pidfd_open(child)
-    inbox = Inbox(ends[0], pidfd)
-    ends[1].write(token(wire.JOB))
-    assert inbox.get() is not None
-    os.write(hold, b"x")
-    assert inbox.get() is None
-    os.waitpid(child, 0)
-    for fd in (release, hold, pidfd):
-        os.close(fd)
