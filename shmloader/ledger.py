@@ -120,9 +120,9 @@ class Ledger:
         slot = self._free.pop()
         slot.state = _WRITING
         slot.last_used = self._batches
-        if slot.allowance < self.share:
-            left = self.cap - self._committed + slot.allowance
-            self._set_allowance(slot, max(slot.allowance, min(self.share, left)))
+        more = min(self.share - slot.allowance, self.cap - self._committed)
+        if more > 0:
+            self._set_allowance(slot, slot.allowance + more)
         return slot.number
 
     def grant(self, number: int, need: int) -> list[int] | None:
@@ -164,24 +164,29 @@ class Ledger:
         if touched > self._largest:
             self._largest = touched
 
-    def lease(self, number: int, kept: bool = False) -> None:
-        """READY -> LEASED: the batch is the consumer's; or it is ``kept``, which it cannot help."""
-        slot = self._expect(number, _READY)
-        slot.state = _LEASED
-        slot.is_kept = kept
-        self._leased += not kept
-        self._leased_bytes += slot.allowance
-
-    def may_lease(self, number: int) -> bool:
-        """Whether the consumer can have this READY slot itself, with enough left to go on; else it gets a copy.
+    def lend(self, number: int) -> bool:
+        """READY -> LEASED, the batch is the consumer's; or returns False, where too little would be left to go on.
 
         Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
         """
         slot = self._expect(number, _READY)
         idle_slots = len(self._slots) - self._leased - 2
-        after = self._leased_bytes + slot.allowance + idle_slots * MIN_SLOT_BYTES
-        room_to_go_on = max(self._largest, self._largest_before, slot.resident)
-        return self._leased < self._max_leased and after + room_to_go_on <= self.cap
+        leased_bytes = self._leased_bytes + slot.allowance
+        room_to_go_on = max(self._largest, self._largest_before, slot.resident) + idle_slots * MIN_SLOT_BYTES
+        if self._leased >= self._max_leased or leased_bytes + room_to_go_on > self.cap:
+            return False
+        slot.state = _LEASED
+        slot.is_kept = False
+        self._leased += 1
+        self._leased_bytes = leased_bytes
+        return True
+
+    def keep(self, number: int) -> None:
+        """READY -> LEASED, however little is left: code in a worker holds the batch, and nobody can help it."""
+        slot = self._expect(number, _READY)
+        slot.state = _LEASED
+        slot.is_kept = True
+        self._leased_bytes += slot.allowance
 
     def free(self, number: int) -> None:
         """Any state but FREE -> FREE: nobody reads or writes the slot any more.

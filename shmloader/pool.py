@@ -222,7 +222,10 @@ class Pool:
     def release(self, packed: Packed) -> None:
         """Frees the slot of a batch that nobody wants."""
         if packed.keeper is not None:
-            self._lease(packed)
+            block, *_ = self._where(packed)
+            self._ledger.keep(packed.slot)
+            self._leases.open(packed.slot, block)
+            self._leases.keep(block, packed.keeper)
         elif packed.spilled is None and packed.error is None:
             self._ledger.free(packed.slot)
 
@@ -273,8 +276,10 @@ class Pool:
         # A slot that code in a worker holds is not lent: the worker may die and be replaced, and its successor hold
         # another one, while the loop still had this.
         if packed.spilled is None and packed.keeper is None:
-            if self._ledger.may_lease(packed.slot):
-                return self._unpacker.views(*self._lease(packed))
+            if self._ledger.lend(packed.slot):
+                block, offset, nbytes = self._where(packed)
+                self._leases.open(packed.slot, block)
+                return self._unpacker.views(block, offset, nbytes)
             self._copies += 1
         return self._copy(packed)
 
@@ -325,15 +330,6 @@ class Pool:
             return self._unpacker.copies(*self._where(packed))
         finally:
             self.release(packed)
-
-    def _lease(self, packed: Packed) -> tuple[Block, int, int]:
-        """Leases the slot to whoever holds the block that is returned, or a kept one to its keeper."""
-        where = self._where(packed)
-        self._ledger.lease(packed.slot, packed.keeper is not None)
-        self._leases.open(packed.slot, where[0])
-        if packed.keeper is not None:
-            self._leases.keep(where[0], packed.keeper)
-        return where
 
     def _take_from_the_dead(self, slot: int) -> None:
         # How much of it was touched died with its writer.

@@ -58,8 +58,7 @@ def test_random_walk(seed: int) -> None:
             model.touched[slot] = max(model.touched[slot], touched)
         elif action == "hand over" and (ready := model.slots(State.READY)):
             slot = draw.choice(ready)
-            if ledger.may_lease(slot):
-                ledger.lease(slot)
+            if ledger.lend(slot):
                 model.state[slot] = State.LEASED
             else:
                 ledger.free(slot)
@@ -102,7 +101,7 @@ def test_slots_that_a_plain_loop_does_not_need_are_never_touched() -> None:
     for _ in range(1000):
         slot = writing.pop(0)
         ledger.ready(slot, 1 << 20)
-        ledger.lease(slot)
+        assert ledger.lend(slot)
         held.append(slot)
         if len(held) > 2:
             ledger.free(held.pop(0))
@@ -114,9 +113,8 @@ def test_slots_in_flight_are_never_leased_away() -> None:
     ledger = Ledger(5, 1 << 30, 3)
     for _ in range(2):
         slot = ready_slot(ledger, 100)
-        assert ledger.may_lease(slot)
-        ledger.lease(slot)
-    assert not ledger.may_lease(ready_slot(ledger, 100))
+        assert ledger.lend(slot)
+    assert not ledger.lend(ready_slot(ledger, 100))
     ledger.claim()
     ledger.claim()
 
@@ -125,9 +123,8 @@ def test_leases_leave_bytes_for_one_more_batch() -> None:
     ledger = Ledger(8, 13 * MIN_SLOT_BYTES, 2)
     big = 3 * MIN_SLOT_BYTES
     slot = ready_slot(ledger, big)
-    assert ledger.may_lease(slot)
-    ledger.lease(slot)
-    assert not ledger.may_lease(ready_slot(ledger, big))
+    assert ledger.lend(slot)
+    assert not ledger.lend(ready_slot(ledger, big))
 
 
 def test_a_grant_empties_free_slots_before_it_gives_up() -> None:
@@ -172,7 +169,7 @@ def test_slots_unused_for_long_are_given_back() -> None:
     held = []
     for _ in range(4):
         held.append(ready_slot(ledger, 1 << 20))
-        ledger.lease(held[-1])
+        assert ledger.lend(held[-1])
     for slot in held:
         ledger.free(slot)
     for _ in range(32 * 6 * 4):
@@ -193,9 +190,9 @@ def test_ragged_batches_are_not_given_back_again_and_again() -> None:
 @pytest.mark.parametrize(
     ("state", "action"),
     [
-        (State.FREE, "ready"), (State.FREE, "lease"), (State.FREE, "free"), (State.FREE, "grant"),
-        (State.FREE, "may_lease"), (State.WRITING, "lease"), (State.WRITING, "may_lease"), (State.WRITING, "empty"),
-        (State.READY, "ready"), (State.READY, "grant"), (State.READY, "empty"), (State.LEASED, "lease"),
+        (State.FREE, "ready"), (State.FREE, "lend"), (State.FREE, "free"), (State.FREE, "grant"),
+        (State.FREE, "keep"), (State.WRITING, "lend"), (State.WRITING, "keep"), (State.WRITING, "empty"),
+        (State.READY, "ready"), (State.READY, "grant"), (State.READY, "empty"), (State.LEASED, "lend"),
         (State.LEASED, "ready"), (State.LEASED, "grant"), (State.LEASED, "empty"),
     ],
 )  # fmt: skip
@@ -207,7 +204,7 @@ def test_what_may_not_follow_what(state: State, action: str) -> None:
     if state in (State.READY, State.LEASED):
         ledger.ready(slot, 1)
     if state is State.LEASED:
-        ledger.lease(slot)
+        assert ledger.lend(slot)
     arguments = (slot, 1) if action in ("ready", "grant") else (slot,)
     with pytest.raises(ValueError, match=f"slot {slot} is"):
         getattr(ledger, action)(*arguments)
