@@ -114,9 +114,7 @@ def _dtype_of(array: Any, name: str) -> torch.dtype:
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a tensor's elements lie in this machine's memory, a step apart along each axis."""
-    return (
-        tensor.layout is torch.strided and tensor.device.type == "cpu" and not (tensor.is_quantized or tensor.is_nested)
-    )
+    return tensor.layout is torch.strided and tensor.is_cpu and not (tensor.is_quantized or tensor.is_nested)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

@@ -1,9 +1,10 @@
 """Batch <-> slot.
 
-A packed batch is its tensors' elements, wherever the writer put them in the slot, and behind them a *tail*: the table
-of further buffers and the skeleton. The skeleton is a pickle (protocol 5) of whatever the collate function returned,
-in which every dense CPU tensor is replaced by a `Placed`: offset, dtype, shape and strides. Arrays and other objects
-that know protocol 5 put their buffers into the slot as well; what is left is pickled by value.
+A packed batch is its tensors' elements, wherever the writer put them in the slot, and behind them a *tail*: numbers
+that say where they are, and the skeleton. The skeleton is a pickle (protocol 5) of whatever the collate function
+returned, in which every dense CPU tensor is replaced by a call of `placed.next_tensor`: it is the same for batches that
+differ in nothing but shapes. Arrays and other objects that know protocol 5 put their buffers into the slot as well;
+what is left is pickled by value.
 
 All offsets are relative to the slot, so a packed batch can be read from a copy of the slot too.
 """
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 from torch.multiprocessing import reductions
 
-from .dtypes import CODES
+from .arrays import is_plain
+from .dtypes import carried, carrier
 from .leases import Block
-from .placed import Placed, extent_of
+from .placed import describe, extent_of, next_tensor
 
 _U64 = struct.Struct("<Q")
+_IN_SKELETON = next_tensor, ()
 
 # A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
@@ -69,9 +72,9 @@ class Packer:
         pickler.begin(memory)
         try:
             pickler.dump(batch)
-            table = [number for buffer, offset in pickler.buffers for number in (offset, buffer.nbytes)]
-            tail = struct.pack(f"<Q{len(table)}Q", len(table) // 2, *table) + self._buffer.getvalue()
-            return self._finish(tail, memory)
+            table = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
+            numbers = pickle.dumps((table, pickler.places), 5)
+            return self._finish(_U64.pack(len(numbers)) + numbers + self._buffer.getvalue(), memory)
         finally:
             pickler.end()
 
@@ -91,7 +94,8 @@ class _Pickler(pickle.Pickler):
 
     Attributes:
         memory: where the batch is laid out.
-        tensors: flat tensors that are still to be copied, and to where.
+        places: of all tensors, as `placed.describe` describes them.
+        tensors: those that are still to be copied, contiguous, and to where.
         buffers: bytes that are still to be copied, and to where.
     """
 
@@ -101,6 +105,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
         self._file = file
+        self.places: list[int] = []
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
 
@@ -113,6 +118,7 @@ class _Pickler(pickle.Pickler):
     def end(self) -> None:
         """Lets go of the batch."""
         self.clear_memo()
+        self.places.clear()
         self.tensors.clear()
         self.buffers.clear()
 
@@ -134,24 +140,26 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
-        if tensor.layout is not torch.strided or tensor.requires_grad or tensor.is_quantized or tensor.is_nested:
-            return _reduce_any_tensor(tensor)
-        if tensor.device.type != "cpu":
+        if not is_plain(tensor) or tensor.requires_grad:
             return _reduce_any_tensor(tensor)
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
-        shape, code = tuple(tensor.shape), CODES[tensor.dtype]
-        if not tensor.numel():
-            return Placed, (0, code, shape, None)
-        stride = None if _is_canonical(tensor, shape) else tensor.stride()
-        offset = self.memory.offset_of(tensor.data_ptr())
+        shape = tuple(tensor.shape)
+        stride = None if _is_canonical(tensor, shape) or not tensor.numel() else tensor.stride()
+        offset = self.memory.offset_of(tensor.data_ptr()) if tensor.numel() else 0
         if offset is None:
-            extent = extent_of(shape, stride)
-            if extent > _MAX_GAPS * tensor.numel():
-                tensor, stride, extent = tensor.contiguous(), None, tensor.numel()
-            offset = self.memory.reserve(extent * tensor.dtype.itemsize)
-            self.tensors.append((tensor.as_strided((extent,), (1,)), offset))
-        return Placed, (offset, code, shape, stride)
+            if not tensor.is_contiguous():
+                extent = extent_of(shape, stride)
+                if extent <= _MAX_GAPS * tensor.numel():
+                    there = tensor.as_strided((extent,), (1,))
+                else:
+                    there, stride = tensor.contiguous(), None
+            else:
+                there = tensor
+            offset = self.memory.reserve(there.nbytes)
+            self.tensors.append((there, offset))
+        describe(self.places, offset, tensor.dtype, shape, stride)
+        return _IN_SKELETON
 
 
 def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
@@ -217,17 +225,19 @@ def _compressed_tensor(
     )
 
 
-def _copy_tensor(flat: torch.Tensor, memory: Memory, offset: int) -> None:
-    there = Placed(0, CODES[flat.dtype], tuple(flat.shape), None)
-    there.over(memory.view(offset, flat.nbytes)).copy_(flat)
+def _copy_tensor(tensor: torch.Tensor, memory: Memory, offset: int) -> None:
+    block = memory.view(offset, tensor.nbytes)
+    there = np.ndarray(tuple(tensor.shape), carrier(tensor.dtype), block)
+    carried(there, tensor.dtype).copy_(tensor)
 
 
 def _typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
     return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
-def split_tail(tail: bytes) -> tuple[list[tuple[int, int]], memoryview]:
-    """Returns a tail's table, an (offset, bytes) for every buffer, and its skeleton."""
-    (count,) = _U64.unpack_from(tail)
-    numbers = struct.unpack_from(f"<{2 * count}Q", tail, _U64.size)
-    return list(zip(numbers[::2], numbers[1::2], strict=True)), memoryview(tail)[_U64.size * (1 + 2 * count) :]
+def split_tail(tail: bytes) -> tuple[list[tuple[int, int]], list[int], bytes]:
+    """Returns a tail's table, an (offset, bytes) for every buffer; the places of its tensors; and its skeleton."""
+    (length,) = _U64.unpack_from(tail)
+    end = _U64.size + length
+    table, places = pickle.loads(tail[_U64.size : end])
+    return table, places, tail[end:]

@@ -6,29 +6,35 @@ import io
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .leases import Block
 from .packing import split_tail
-from .placed import Placed, copier, viewer
+from .placed import Placed, copier, next_tensor, places_of, viewer
 
-# Skeletons as long as this one are too seldom equal to be worth keeping.
-_MAX_KEPT_TAIL = 1 << 16
+# Tails and skeletons as long as this are too seldom equal to be worth keeping.
+_MAX_KEPT_BYTES = 1 << 16
 _MAX_KEPT = 64
+
+_NEXT_TENSOR = next_tensor.__module__, next_tensor.__name__
+
+
+class _Tensor:
+    """Stands for a tensor in what a skeleton describes."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a skeleton, with ``place`` called for every tensor in it."""
+    """Reads a skeleton, with ``next_one`` called for every tensor in it."""
 
-    def __init__(self, skeleton: memoryview, buffers: Iterable[Any], place: Callable[..., Any]) -> None:
+    def __init__(self, skeleton: bytes, buffers: Iterable[Any], next_one: Callable[[], Any]) -> None:
         super().__init__(io.BytesIO(skeleton), buffers=buffers)
-        self._place = place
+        self._next_one = next_one
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == Placed.__module__ and name == Placed.__name__:
-            return self._place
+        if (module, name) == _NEXT_TENSOR:
+            return self._next_one
         return super().find_class(module, name)
 
 
@@ -38,11 +44,12 @@ class _NotPlainError(Exception):
 
 class _PlainUnpickler(_Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == Placed.__module__ and name == Placed.__name__:
-            return Placed
+        if (module, name) == _NEXT_TENSOR:
+            return _Tensor
         raise _NotPlainError
 
 
+_T = TypeVar("_T")
 _Build = Callable[[Block], Any]
 _Make = Callable[[Sequence[Placed]], Callable[[Block], list[Any]]]
 _Join = Callable[[Iterator[Any]], Any]  # makes a structure of its tensors
@@ -79,46 +86,57 @@ class _Reader:
     def __init__(self, make: _Make, take: Callable[[Block], Block]) -> None:
         self._make = make
         self._take = take
-        self._compiled: dict[bytes, _Build | None] = {}
+        self._builds: dict[bytes, _Build] = {}  # by tail
+        self._joins: dict[bytes, _Join | None] = {}  # by skeleton; None: not plain
 
     def read(self, block: Block, offset: int, nbytes: int) -> Any:
         tail = block[offset : offset + nbytes].tobytes()
-        try:
-            build = self._compiled[tail]
-        except KeyError:
-            build = self._compile(tail)
-        if build is not None:
-            return build(block)
-        table, skeleton = split_tail(tail)
-        buffers = (self._take(block[start : start + length]) for start, length in table)
-        return _Unpickler(skeleton, buffers, lambda *fields: self._make([Placed(*fields)])(block)[0]).load()
+        build = self._builds.get(tail)
+        if build is None:
+            build = _keep(self._builds, tail, self._builder(tail))
+        return build(block)
 
-    def _compile(self, tail: bytes) -> _Build | None:
-        if len(tail) > _MAX_KEPT_TAIL:
-            return None
-        table, skeleton = split_tail(tail)
-        try:
-            if table:
-                raise _NotPlainError
-            build = self._builder(_PlainUnpickler(skeleton, (), Placed).load())
-        except _NotPlainError:
-            build = None
-        if len(self._compiled) >= _MAX_KEPT:
-            self._compiled.clear()
-        self._compiled[tail] = build
-        return build
-
-    def _builder(self, node: Any) -> _Build:
-        places: list[Placed] = []
-        join = _compile(node, places, set())
-        make = self._make(places)
-        if type(node) is list and all(type(child) is Placed for child in node):  # as most batches are
+    def _builder(self, tail: bytes) -> _Build:
+        table, numbers, skeleton = split_tail(tail)
+        make = self._make(list(places_of(numbers)))
+        join = self._join(skeleton)
+        if table or join is None:
+            return lambda block: self._unpickle(skeleton, block, table, make(block))
+        if join is list:  # as most batches are
             return make
         return lambda block: join(iter(make(block)))
 
+    def _unpickle(self, skeleton: bytes, block: Block, table: list[tuple[int, int]], tensors: list[Any]) -> Any:
+        buffers = (self._take(block[start : start + length]) for start, length in table)
+        return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
-def _compile(node: Any, places: list[Placed], seen: set[int]) -> _Join:
-    """Returns a function that builds what ``node`` describes of its tensors, whose ``places`` it adds, in order.
+    def _join(self, skeleton: bytes) -> _Join | None:
+        try:
+            return self._joins[skeleton]
+        except KeyError:
+            return _keep(self._joins, skeleton, _plain(skeleton))
+
+
+def _keep(cache: dict[bytes, _T], key: bytes, value: _T) -> _T:
+    if len(key) <= _MAX_KEPT_BYTES:
+        if len(cache) >= _MAX_KEPT:
+            cache.clear()
+        cache[key] = value
+    return value
+
+
+def _plain(skeleton: bytes) -> _Join | None:
+    """Returns what makes a batch of its tensors, or None if unpickling alone can."""
+    try:
+        batch = _PlainUnpickler(skeleton, (), _Tensor).load()
+        join = _compile(batch, set())
+        return list if type(batch) is list and set(map(type, batch)) == {_Tensor} else join
+    except (_NotPlainError, pickle.UnpicklingError):
+        return None
+
+
+def _compile(node: Any, seen: set[int]) -> _Join:
+    """Returns a function that builds what ``node`` describes of its tensors, in their order.
 
     Raises:
         _NotPlainError: an object is of another type, or occurs twice: then it must be one object in the batch too.
@@ -129,17 +147,16 @@ def _compile(node: Any, places: list[Placed], seen: set[int]) -> _Join:
     if id(node) in seen and node != ():
         raise _NotPlainError
     seen.add(id(node))
-    if kind is Placed:
-        places.append(node)
+    if kind is _Tensor:
         return next
     if kind is dict:
         keys = list(node)
         if not all(type(key) in (bool, int, float, str, bytes) for key in keys):
             raise _NotPlainError
-        join = _join_all([_compile(value, places, seen) for value in node.values()])
+        join = _join_all([_compile(value, seen) for value in node.values()])
         return lambda tensors: dict(zip(keys, join(tensors), strict=True))
     if kind is list or kind is tuple:
-        join = _join_all([_compile(child, places, seen) for child in node])
+        join = _join_all([_compile(child, seen) for child in node])
         return join if kind is list else lambda tensors: tuple(join(tensors))
     raise _NotPlainError
 
