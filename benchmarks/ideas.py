@@ -10,6 +10,7 @@ import contextlib
 import gc
 import mmap
 import os
+import select
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -154,6 +155,42 @@ def _spin() -> Iterator[Variants]:
 
 
 @contextlib.contextmanager
+def _waits() -> Iterator[Variants]:
+    """A token's way there and back on one processor, to a process that also waits for the end of others."""
+    (down, to_child), (from_child, up) = os.pipe(), os.pipe()
+    first = {min(os.sched_getaffinity(0))}
+
+    def echo() -> None:
+        os.write(up, os.read(down, 4096))
+
+    def asks(wait: Callable[[], Any]) -> Callable[[], float]:
+        def ask() -> None:
+            os.write(to_child, _TOKEN)
+            wait()
+            os.read(from_child, 4096)
+
+        return _each(ask, 2000)
+
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(_on_first_processor())
+        undo.enter_context(_echoing(echo, first))
+        variants = {}
+        for workers in (2, 64):
+            ends = [os.pidfd_open(os.getpid()) for _ in range(workers)]
+            poll, epoll = select.poll(), undo.enter_context(select.epoll())
+            for fd in (from_child, *ends):
+                poll.register(fd, select.POLLIN)
+                epoll.register(fd, select.EPOLLIN)
+            variants[f"poll, {workers} workers"] = asks(poll.poll)
+            variants[f"epoll, {workers} workers"] = asks(epoll.poll)
+            for fd in ends:
+                undo.callback(os.close, fd)
+        yield variants
+    for fd in (down, to_child, from_child, up):
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def _two_tokens() -> Iterator[Variants]:
     reader, writer = os.pipe()
 
@@ -277,6 +314,7 @@ def _stacking() -> Iterator[Variants]:
 _IDEAS: dict[str, Callable[[], contextlib.AbstractContextManager[Variants]]] = {
     "what wakes": _wake_by_eventfd,
     "a worker that waits": _spin,
+    "a main process that waits": _waits,
     "two tokens": _two_tokens,
     "a worker's scheduling policy": _policy,
     "memory": _memory,
