@@ -22,9 +22,13 @@ import torch
 from torch.multiprocessing import reductions
 
 from .arrays import is_plain
-from .dtypes import carried, carrier
+from .dtypes import CODES, carried, carrier
 from .leases import Block
-from .placed import describe, extent_of, next_tensor
+from .placed import extent_of, next_tensor
+
+# What a tail says of a tensor: offset, dtype, shape and strides, as `Placed` takes them; of a buffer: offset and bytes.
+_Place = tuple[int, int, tuple[int, ...], tuple[int, ...] | None]
+_Extent = tuple[int, int]
 
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
@@ -72,8 +76,8 @@ class Packer:
         pickler.begin(memory)
         try:
             pickler.dump(batch)
-            table = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
-            numbers = pickle.dumps((table, pickler.places), 5)
+            extents = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
+            numbers = pickle.dumps((pickler.places, extents), 5)
             return self._finish(_U64.pack(len(numbers)) + numbers + self._buffer.getvalue(), memory)
         finally:
             pickler.end()
@@ -94,7 +98,7 @@ class _Pickler(pickle.Pickler):
 
     Attributes:
         memory: where the batch is laid out.
-        places: of all tensors, as `placed.describe` describes them.
+        places: of all tensors, what makes a `Placed` of each.
         tensors: those that are still to be copied, contiguous, and to where.
         buffers: bytes that are still to be copied, and to where.
     """
@@ -105,7 +109,7 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
         self._file = file
-        self.places: list[int] = []
+        self.places: list[_Place] = []
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
 
@@ -148,17 +152,16 @@ class _Pickler(pickle.Pickler):
         stride = None if _is_canonical(tensor, shape) or not tensor.numel() else tensor.stride()
         offset = self.memory.offset_of(tensor.data_ptr()) if tensor.numel() else 0
         if offset is None:
+            there = tensor
             if not tensor.is_contiguous():
                 extent = extent_of(shape, stride)
-                if extent <= _MAX_GAPS * tensor.numel():
-                    there = tensor.as_strided((extent,), (1,))
-                else:
+                if extent > _MAX_GAPS * tensor.numel():
                     there, stride = tensor.contiguous(), None
-            else:
-                there = tensor
+                else:
+                    there = tensor.as_strided((extent,), (1,))
             offset = self.memory.reserve(there.nbytes)
             self.tensors.append((there, offset))
-        describe(self.places, offset, tensor.dtype, shape, stride)
+        self.places.append((offset, CODES[tensor.dtype], shape, stride))
         return _IN_SKELETON
 
 
@@ -235,9 +238,9 @@ def _typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.s
     return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
-def split_tail(tail: bytes) -> tuple[list[tuple[int, int]], list[int], bytes]:
-    """Returns a tail's table, an (offset, bytes) for every buffer; the places of its tensors; and its skeleton."""
+def split_tail(tail: bytes) -> tuple[list[_Place], list[_Extent], bytes]:
+    """Returns what a tail consists of: its tensors' places, the extents of further buffers, and its skeleton."""
     (length,) = _U64.unpack_from(tail)
     end = _U64.size + length
-    table, places = pickle.loads(tail[_U64.size : end])
-    return table, places, tail[end:]
+    places, extents = pickle.loads(tail[_U64.size : end])
+    return places, extents, tail[end:]

@@ -5,7 +5,7 @@ What a packed batch is, `packing` says; it writes places, `unpacking` reads them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -58,31 +58,8 @@ class Placed:
         return self.shape, self._carrier, self.offset, self._steps
 
 
-def describe(
-    numbers: list[int], offset: int, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...] | None
-) -> None:
-    """Adds to ``numbers`` those of a tensor's place, which `places_of` reads; for the arguments see `Placed`."""
-    numbers += (offset, CODES[dtype], len(shape), stride is not None, *shape)
-    if stride is not None:
-        numbers += stride
-
-
-def places_of(numbers: Sequence[int]) -> Iterator[Placed]:
-    """Yields the places that `describe` has described."""
-    start = 0
-    while start < len(numbers):
-        offset, code, axes, has_stride = numbers[start : start + 4]
-        start += 4 + axes
-        shape = tuple(numbers[start - axes : start])
-        stride = None
-        if has_stride:
-            start += axes
-            stride = tuple(numbers[start - axes : start])
-        yield Placed(offset, code, shape, stride)
-
-
 def next_tensor() -> NoReturn:
-    """Stands for the batch's next tensor, in the order of `places_of`, where a batch is pickled without them."""
+    """Stands for the next of a batch's tensors, where a batch is pickled without them."""
     raise NotImplementedError("only an unpickler that has the tensors can read this")
 
 

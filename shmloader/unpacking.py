@@ -12,7 +12,7 @@ import numpy as np
 
 from .leases import Block
 from .packing import split_tail
-from .placed import Placed, copier, next_tensor, places_of, viewer
+from .placed import Placed, copier, next_tensor, viewer
 
 # Tails and skeletons as long as this are too seldom equal to be worth keeping.
 _MAX_KEPT_BYTES = 1 << 16
@@ -97,17 +97,17 @@ class _Reader:
         return build(block)
 
     def _builder(self, tail: bytes) -> _Build:
-        table, numbers, skeleton = split_tail(tail)
-        make = self._make(list(places_of(numbers)))
+        places, extents, skeleton = split_tail(tail)
+        make = self._make([Placed(*place) for place in places])
         join = self._join(skeleton)
-        if table or join is None:
-            return lambda block: self._unpickle(skeleton, block, table, make(block))
+        if extents or join is None:
+            return lambda block: self._unpickle(skeleton, block, extents, make(block))
         if join is list:  # as most batches are
             return make
         return lambda block: join(iter(make(block)))
 
-    def _unpickle(self, skeleton: bytes, block: Block, table: list[tuple[int, int]], tensors: list[Any]) -> Any:
-        buffers = (self._take(block[start : start + length]) for start, length in table)
+    def _unpickle(self, skeleton: bytes, block: Block, extents: list[tuple[int, int]], tensors: list[Any]) -> Any:
+        buffers = (self._take(block[start : start + nbytes]) for start, nbytes in extents)
         return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
     def _join(self, skeleton: bytes) -> _Join | None:

@@ -49,7 +49,7 @@ class Token(NamedTuple):
     room: int = 0
 
 
-# A token that was not made one, which takes a sixth of the time.
+# A token as a plain tuple, for senders: to make a named one costs as much as to pack it.
 Fields = tuple[int, int, int, int, int, int, int]
 
 _LAYOUT = struct.Struct("<HHIIQQQ")
