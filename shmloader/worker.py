@@ -100,7 +100,12 @@ def run(brief: Brief) -> None:
     _prepare_process()
     _seed(brief)
     try:
-        _Worker(brief, Inbox(brief.inbox)).serve()
+        worker = _Worker(brief, Inbox(brief.inbox))
+        worker.prepare()
+        if brief.dies_by_kernel:
+            # Once more: an init function that gives up rights has made the kernel forget it.
+            lifeline.end_with_parent(parent, by_kernel=True)
+        worker.serve()
     except BaseException as error:
         _leave(error)
 
@@ -179,9 +184,13 @@ class _Worker:
         self._ended = False
         self._curbed: dict[int, int] = {}  # jobs whose slots may use less by now than their tokens say
 
-    def serve(self) -> None:
+    def prepare(self) -> None:
+        """Calls the init function, and does what else comes before the first job."""
         self._map_slots()
         self._init()
+
+    def serve(self) -> None:
+        """Does one job after the other, until told to stop."""
         while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
             if token.kind == wire.RESUME:
                 self._resume(token)

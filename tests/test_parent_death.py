@@ -198,6 +198,23 @@ def test_a_thread_that_ends_before_its_workers_do_not_take_them_along() -> None:
     assert not end.left
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_workers_that_have_given_up_their_rights() -> None:
+    """With them the kernel drops the request for a signal; and a child has the workers' pipes open."""
+    end = run(
+        f"""
+        iterators = begin(make(worker_init_fn=lambda worker: os.setegid(65534)))
+        print(*[process.pid for process in iterators[0]._workers], flush=True)
+        if os.fork() == 0:
+            signal.alarm({int(SECONDS) + 3})
+            signal.pause()
+        {DEATHS["SIGKILL"]}
+        """
+    )
+    assert len(end.pids) == 2
+    assert not end.left
+
+
 def test_a_forked_child_with_workers_of_its_own() -> None:
     end = run(
         f"""
