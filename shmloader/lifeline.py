@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
 import threading
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+
+
+def _find_prctl() -> Any:
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # on other platforms
+        return ctypes.CDLL(None).prctl
+    return None
+
+
+# Found before there are workers: to look for it takes the linker's lock, which another thread may hold during the fork.
+_prctl = _find_prctl()
 
 
 def in_first_thread() -> bool:
@@ -27,7 +39,7 @@ def end_with_parent(parent_pidfd: int, by_kernel: bool) -> None:
         parent_pidfd: the parent's process descriptor; kept open.
         by_kernel: whether the parent itself has started this process, from its first thread.
     """
-    if by_kernel and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0:
+    if by_kernel and _prctl and _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0:
         poll = select.poll()
         poll.register(parent_pidfd, select.POLLIN)
         if poll.poll(0):  # it ended before the kernel was asked
