@@ -161,10 +161,14 @@ def test_a_loader_rebuilt_with_a_ranks_sampler() -> None:
         assert our_indices(rebuilt(loader, DistributedSampler(Traced(), 2, rank))) == share(rank, epoch=0)
 
 
+# Said in time, before the script is ended.
+WHERE_IT_HANGS = "import faulthandler\nfaulthandler.dump_traceback_later(45)\n"
+
+
 def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
     """Runs a script, with torchrun if more than one rank is wanted, and returns what each rank told."""
     script = folder / "script.py"
-    script.write_text(textwrap.dedent(code))
+    script.write_text(WHERE_IT_HANGS + textwrap.dedent(code))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
