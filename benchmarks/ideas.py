@@ -212,17 +212,27 @@ def _two_tokens() -> Iterator[Variants]:
 def _policy() -> Iterator[Variants]:
     """A whole loader: 28 x 28 in batches of 64, two workers; microseconds a batch."""
     cell = next(cell for cell in CELLS if cell.name == "gray28")
+    processors = sorted(os.sched_getaffinity(0))
 
-    def interrupt(worker: int) -> None:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    def policy(name: int) -> Callable[[int], None]:
+        return lambda worker: os.sched_setscheduler(0, name, os.sched_param(0))
 
+    inits: dict[str, Any] = {
+        "SCHED_OTHER": policy(os.SCHED_OTHER),
+        "SCHED_BATCH": None,
+        "SCHED_IDLE": policy(os.SCHED_IDLE),
+        "nice 5": lambda worker: os.nice(5),
+        "a processor for each": lambda worker: os.sched_setaffinity(0, {processors[worker % len(processors)]}),
+    }
     tracks = [
         Track(ShmDataLoader(cell.dataset(), cell.batch_size, num_workers=2, worker_init_fn=init))
-        for init in (interrupt, None)
+        for init in inits.values()
     ]
     runs = [(track, calibrate(track, 0.3)) for track in tracks]
-    ordinary, batch = [lambda track=track, count=count: track.run(count).per_batch for track, count in runs]
-    yield {"SCHED_OTHER": ordinary, "SCHED_BATCH": batch}
+    yield {
+        name: lambda track=track, count=count: track.run(count).per_batch  # type: ignore[misc]
+        for name, (track, count) in zip(inits, runs, strict=True)
+    }
     for track in tracks:
         track.stop()
 
