@@ -39,6 +39,7 @@ class Sample:
     mappings: int
     processes: int
     pss: int
+    kinds: str  # of this process's memory
 
     @staticmethod
     def take() -> Sample:
@@ -51,6 +52,7 @@ class Sample:
             len(Path("/proc/self/maps").read_text().splitlines()),
             len(children()),
             0 if memory is None else memory.total,
+            Path("/proc/self/smaps_rollup").read_text(),
         )
 
 
@@ -68,7 +70,7 @@ def assert_flat(samples: list[Sample], tolerance: int = TOLERANCE) -> None:
     before, after = medians(lambda sample: sample.mappings)
     assert after <= before + 8, "mappings: arenas of malloc and of Python come and go"
     before, after = medians(lambda sample: sample.pss)
-    assert after <= before + tolerance, f"{(after - before) / MIB:.1f} MiB more"
+    assert after <= before + tolerance, f"{(after - before) / MIB:.1f} MiB more\n{early[-1].kinds}\n{late[-1].kinds}"
 
 
 def figures(loader: ShmDataLoader[Any]) -> LoaderStatistics:
