@@ -191,9 +191,18 @@ def run_with_children(*children: str, persistent: bool = True, at_once: bool = F
     return run_file(PRELUDE.format(children=children, persistent=persistent, at_once=at_once))
 
 
-@pytest.mark.parametrize("persistent_workers", [False, True])
-@pytest.mark.parametrize("first", [0, 4, 8])  # Python's end takes a while, with torch in it
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("persistent_workers", "first", "at_once"),
+    [
+        # Python's end takes a while, with torch in it.
+        pytest.param(
+            persistent, first, at_once, marks=[] if (persistent == at_once) != (first == 4) else pytest.mark.slow
+        )
+        for persistent in (False, True)
+        for first in (0, 4, 8)
+        for at_once in (False, True)
+    ],
+)
 def test_an_inherited_loader_is_inert(persistent_workers: bool, first: int, at_once: bool) -> None:
     """Whatever a child does with it, and whether it then exits as Python does or at once."""
     names = list(IN_THE_CHILD)[first : first + 4]

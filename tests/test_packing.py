@@ -69,7 +69,7 @@ def structures(draw: Draw) -> list[Callable[[list[Any]], Any]]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_batches_of_few_structures_and_many_shapes(seed: int) -> None:
     way, draw = Way(), Draw(seed)
     joins = [
@@ -82,7 +82,7 @@ def test_batches_of_few_structures_and_many_shapes(seed: int) -> None:
         assert_same(draw.choice([way.views, way.copies])(batch), batch)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_batches_of_any_structure(seed: int) -> None:
     way, draw = Way(), Draw(seed)
     makers = [schema(draw, wild=False) for _ in range(6)]

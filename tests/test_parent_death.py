@@ -134,8 +134,14 @@ def test_workers_that_wait_for_the_loop(death: str) -> None:
     assert end.stderr == ""
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("death", ["SIGKILL", "segmentation fault", "os._exit"])
+@pytest.mark.parametrize(
+    ("death", "block"),
+    [
+        pytest.param(death, block, marks=[] if death == "SIGKILL" or block == "sleeps" else pytest.mark.slow)
+        for death in ("SIGKILL", "segmentation fault", "os._exit")
+        for block in BLOCKS
+    ],
+)
 def test_workers_that_are_blocked(death: str, block: str) -> None:
     end = run(f"iterators = begin(make({BLOCKS[block]!r}))\nreport(iterators)\n{DEATHS[death]}")
     assert len(end.pids) == 2

@@ -146,7 +146,7 @@ def run() -> Iterator[Runner]:
 
 
 @pytest.mark.parametrize("persistent_workers", [False, True])
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_slots", [None, 310])
 def test_64_descriptors_are_enough_for_300_batches_of_100_tensors(
     run: Runner, num_slots: int | None, method: str, persistent_workers: bool
