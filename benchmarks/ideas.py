@@ -78,6 +78,15 @@ def _echoing(serve: Callable[[], None], processors: Collection[int] = ()) -> Ite
         os.waitpid(pid, 0)
 
 
+def _echo(source: int, sink: int) -> Callable[[], None]:
+    """Returns what sends back what has come."""
+
+    def serve() -> None:
+        os.write(sink, os.read(source, 4096))
+
+    return serve
+
+
 @contextlib.contextmanager
 def _on_first_processor() -> Iterator[None]:
     """Keeps this process on one processor, which leaves the others to those that it forks."""
@@ -96,9 +105,6 @@ def _wake_by_eventfd() -> Iterator[Variants]:
     (down, to_pipe), (from_pipe, up) = os.pipe(), os.pipe()
     to_event, from_event = os.eventfd(0), os.eventfd(0)
 
-    def echo() -> None:
-        os.write(up, os.read(down, 4096))
-
     def echo_event() -> None:
         os.eventfd_read(to_event)
         os.eventfd_write(from_event, 1)
@@ -111,7 +117,7 @@ def _wake_by_eventfd() -> Iterator[Variants]:
         os.eventfd_write(to_event, 1)
         os.eventfd_read(from_event)
 
-    with _on_first_processor(), _echoing(echo, others), _echoing(echo_event, others):
+    with _on_first_processor(), _echoing(_echo(down, up), others), _echoing(echo_event, others):
         yield {"pipe, there and back": _each(ask, 2000), "eventfd": _each(ask_event, 2000)}
     for fd in (down, to_pipe, from_pipe, up, to_event, from_event):
         os.close(fd)
@@ -124,9 +130,6 @@ def _spin() -> Iterator[Variants]:
     (spun, to_spinner), (from_spinner, spun_up) = os.pipe(), os.pipe()
     os.set_blocking(spun, False)
     work = np.zeros(1 << 14)
-
-    def echo() -> None:
-        os.write(up, os.read(down, 4096))
 
     def echo_spinning() -> None:
         with contextlib.suppress(BlockingIOError):
@@ -149,7 +152,7 @@ def _spin() -> Iterator[Variants]:
 
         return run
 
-    yield {"asleep": alone(echo, ask), "spinning": alone(echo_spinning, ask_spinner)}
+    yield {"asleep": alone(_echo(down, up), ask), "spinning": alone(echo_spinning, ask_spinner)}
     for fd in (down, to_child, from_child, up, spun, to_spinner, from_spinner, spun_up):
         os.close(fd)
 
@@ -159,9 +162,6 @@ def _waits() -> Iterator[Variants]:
     """A token's way there and back on one processor, to a process that also waits for the end of others."""
     (down, to_child), (from_child, up) = os.pipe(), os.pipe()
     first = {min(os.sched_getaffinity(0))}
-
-    def echo() -> None:
-        os.write(up, os.read(down, 4096))
 
     def asks(wait: Callable[[], Any]) -> Callable[[], float]:
         def ask() -> None:
@@ -173,7 +173,7 @@ def _waits() -> Iterator[Variants]:
 
     with contextlib.ExitStack() as undo:
         undo.enter_context(_on_first_processor())
-        undo.enter_context(_echoing(echo, first))
+        undo.enter_context(_echoing(_echo(down, up), first))
         variants = {}
         for workers in (2, 64):
             ends = [os.pidfd_open(os.getpid()) for _ in range(workers)]

@@ -55,6 +55,7 @@ class DirectFetcher:
         self._layouts = layouts
         self._writer = writer
         self._way = way
+        self._places = layouts.places if way.is_ours else layouts.lend
         self._shape: _Shape | None = None
         fetcher.collate_fn = self._learn
 
@@ -73,12 +74,8 @@ class DirectFetcher:
     def _room_for(self, count: int, shape: _Shape) -> tuple[Any, Any]:
         """Returns what is written to, and the loop's batch or its layout."""
         layout = self._layouts.find(count)
-        if layout is not None:
-            if self._way.is_ours:
-                if (arrays := self._layouts.places(layout)) is not None:
-                    return arrays, layout
-            elif (arrays := self._layouts.lend(layout)) is not None:
-                return shape.out(arrays), layout
+        if layout is not None and (arrays := self._places(layout)) is not None:
+            return (arrays if self._way.is_ours else shape.out(arrays)), layout
         tensors, arrays = [], []
         for dtype, row in shape.leaves:
             tensor, array = self._collation.empty((count, *row), dtype)

@@ -47,6 +47,11 @@ class Layout:
     tail: bytes
     arrays: dict[int, list[_Array]] = field(default_factory=dict)
 
+    @property
+    def room(self) -> int:
+        """Bytes of a slot that the batch takes."""
+        return self.tail_offset + len(self.tail)
+
     def over(self, block: Block) -> list[_Array]:
         """Returns the places of the tensors in a slot, as new arrays."""
         return [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in self.places]
@@ -79,7 +84,7 @@ class Layouts:
 
         None where that has no room for the batch, or is not lent.
         """
-        block = self._writer.lend(layout.end, layout.tail_offset + len(layout.tail))
+        block = self._writer.lend(layout.end, layout.room)
         return None if block is None else layout.over(block)
 
     def places(self, layout: Layout) -> list[_Array] | None:
@@ -88,7 +93,7 @@ class Layouts:
         They are the same arrays for each batch in that slot: making new ones for many small tensors takes as long as
         filling them. None where the slot has no room for the batch.
         """
-        slot = self._writer.lay_out(layout.end, layout.tail_offset + len(layout.tail))
+        slot = self._writer.lay_out(layout.end, layout.room)
         if slot is None:
             return None
         found = layout.arrays.get(slot)

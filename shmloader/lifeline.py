@@ -28,7 +28,7 @@ def in_first_thread() -> bool:
     return threading.get_native_id() == os.getpid()
 
 
-def end_with_parent(parent_pidfd: int, by_kernel: bool) -> None:
+def end_with_parent(parent_pidfd: int, by_kernel: bool) -> bool:
     """Sees to it that this process is killed as soon as its parent has ended. Used in the worker.
 
     The kernel can do that, even while a sample blocks in C code that lets no other thread run. It does so when the
@@ -38,14 +38,18 @@ def end_with_parent(parent_pidfd: int, by_kernel: bool) -> None:
     Args:
         parent_pidfd: the parent's process descriptor; kept open.
         by_kernel: whether the parent itself has started this process, from its first thread.
+
+    Returns:
+        Whether the kernel does it. It forgets that when this process gives up rights, and has to be asked again.
     """
     if by_kernel and _prctl and _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0:
         poll = select.poll()
         poll.register(parent_pidfd, select.POLLIN)
         if poll.poll(0):  # it ended before the kernel was asked
             _end()
-    else:
-        threading.Thread(target=_wait_and_end, args=(parent_pidfd,), name="shmloader-lifeline", daemon=True).start()
+        return True
+    threading.Thread(target=_wait_and_end, args=(parent_pidfd,), name="shmloader-lifeline", daemon=True).start()
+    return False
 
 
 def _wait_and_end(parent_pidfd: int) -> None:

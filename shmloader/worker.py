@@ -95,16 +95,15 @@ def run(brief: Brief) -> None:
         parent = os.pidfd_open(brief.parent_pid)
     except ProcessLookupError:
         return
-    lifeline.end_with_parent(parent, brief.dies_by_kernel)
+    by_kernel = lifeline.end_with_parent(parent, brief.dies_by_kernel)
     stacks.answer(brief.stack_outlet)
     _prepare_process()
     _seed(brief)
     try:
         worker = _Worker(brief, Inbox(brief.inbox))
         worker.prepare()
-        if brief.dies_by_kernel:
-            # Once more: an init function that gives up rights has made the kernel forget it.
-            lifeline.end_with_parent(parent, by_kernel=True)
+        if by_kernel:  # an init function may have given up rights
+            lifeline.end_with_parent(parent, by_kernel)
         worker.serve()
     except BaseException as error:
         _leave(error)

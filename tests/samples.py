@@ -13,6 +13,7 @@ import enum
 import fractions
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -243,11 +244,13 @@ def _seeded(draw: random.Random) -> torch.Generator:
 
 def warn_once() -> None:
     """Draws the warnings that torch gives once in a process: the first of two loaders would have them to itself."""
-    for make in ODD:
-        make(Draw(0))
-    numbered(2)(Draw(0)).to(torch.complex32)
-    torch.from_numpy(np.frombuffer(b"1234", np.int32))
-    torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (1,), check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for make in ODD:
+            make(Draw(0))
+        numbered(2)(Draw(0)).to(torch.complex32)
+        torch.from_numpy(np.frombuffer(b"1234", np.int32))
+        torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (1,), check_invariants=False)
 
 
 def schema(draw: random.Random, wild: bool, depth: int = 0) -> Make:

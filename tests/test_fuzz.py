@@ -35,9 +35,7 @@ def _room_for_stock() -> Iterator[None]:
     """A tensor that is kept costs stock a descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warn_once()
+    warn_once()
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

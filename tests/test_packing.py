@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +22,7 @@ from .support import assert_same
 
 @pytest.fixture(autouse=True, scope="module")
 def _torchs_warnings_are_over() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warn_once()
+    warn_once()
 
 
 class Way:

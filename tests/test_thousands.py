@@ -52,7 +52,7 @@ class Sample:
             len(Path("/proc/self/maps").read_text().splitlines()),
             len(children()),
             0 if memory is None else memory.total,
-            Path("/proc/self/smaps_rollup").read_text(),
+            "" if memory is None else Path("/proc/self/smaps_rollup").read_text(),
         )
 
 
