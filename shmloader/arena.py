@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from . import forks
 from .control import Control
 from .errors import PoolMemoryError
 from .limits import address_space_left, file_size_limit
@@ -44,13 +45,12 @@ class Arena:
         slots: number of slots.
         max_slot_bytes: what one slot must be able to grow to, as far as address space goes.
         workers: how many workers write to it.
-        keep_open: keep the file's descriptor, as processes need that do not inherit the mapping by a fork.
 
     Raises:
         PoolMemoryError: the address range cannot be mapped.
     """
 
-    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, keep_open: bool = False) -> None:
+    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0) -> None:
         self.slots = slots
         self.workers = workers
         self._first = Control.size(workers)
@@ -68,9 +68,7 @@ class Arena:
                 f"cannot map {size} bytes of address space for {slots} slots ({error}); "
                 f"lower max_pool_bytes, or raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
             ) from error
-        if not keep_open:
-            os.close(fd)
-        self._fd = fd if keep_open else -1
+        self._fd = fd  # for workers, of which not all inherit the mapping as it is
 
     def _map(self, fd: int, size: int) -> None:
         self.memory = mmap.mmap(fd, size)
@@ -107,8 +105,15 @@ class Arena:
         if kept < self.stride:
             self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + kept, self.stride - kept)
 
+    def own(self) -> None:
+        """Makes the arena this process's own to write to. Called in a worker, before anything else of it is."""
+        if forks.is_replaced(self.address, self.start(self.slots)):
+            # Batches that the parent holds have taken the place of slots, and stay where they are.
+            self._map(self._fd, self.start(self.slots))
+        self.close()
+
     def close(self) -> None:
-        """Closes the descriptor, if it was kept. The mapping ends with the last tensor that lies in it."""
+        """Closes the descriptor. The mapping ends with the last tensor that lies in it."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

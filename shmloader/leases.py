@@ -17,8 +17,17 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import torch
 
 Block = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def hold(storage: torch.UntypedStorage, memory: Block) -> None:
+    """Makes a tensor's storage hold ``memory`` too, even when torch gives the storage other memory; see `sharing`.
+
+    What is set on a storage lives as long as torch's own object, whoever refers to that: tensors, arrays, DLPack.
+    """
+    storage._shmloader_memory = memory  # type: ignore[attr-defined]
 
 
 class _Lease(weakref.ref[Block]):
@@ -47,6 +56,12 @@ class Leases:
     def keep(self, block: Block, worker: int) -> None:
         """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `let_go`."""
         self._kept.setdefault(worker, []).append(block)
+
+    def blocks(self) -> list[Block]:
+        """Returns the slots' memory that the consumer holds. Safe from any thread."""
+        of_workers = {id(block) for blocks in list(self._kept.values()) for block in blocks}
+        held = [lease() for lease in list(self._live.values())]
+        return [block for block in held if block is not None and id(block) not in of_workers]
 
     def let_go(self, worker: int) -> None:
         """Ends the holds of ``worker``, which has ended."""

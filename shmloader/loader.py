@@ -195,7 +195,7 @@ class ShmDataLoader(DataLoader[T_co]):
             return super()._get_iterator()
         self.check_worker_number_rationality()
         context = self._worker_context()
-        settings = self._pool_settings(context)
+        settings = self._pool_settings()
         return ShmIterator(self, self._shelf, settings, context, self._sample_spec, self.worker_restarts)
 
     def _warn_of_fallback(self, missing: str) -> None:
@@ -214,7 +214,7 @@ class ShmDataLoader(DataLoader[T_co]):
             return torch.multiprocessing
         return default_context()
 
-    def _pool_settings(self, context: Any) -> PoolSettings:
+    def _pool_settings(self) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.
         is_moved = _cuda_device(self.device) is not None
         return PoolSettings(
@@ -222,7 +222,6 @@ class ShmDataLoader(DataLoader[T_co]):
             in_flight=self.num_workers * (self.prefetch_factor or 0),
             num_slots=self.num_slots,
             max_bytes=self.max_pool_bytes,
-            keep_open=context.get_start_method() != "fork",
             declared_bytes=self._declared_bytes(),
             pinned=(bool(self.pin_memory) or is_moved) and cuda.is_available(),
             on_the_way=self.device_prefetch if is_moved else 0,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import departed
+from . import departed, forks, sharing
 from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
 from .errors import HeldBatchesWarning, PoolMemoryError
 from .leases import Block, Leases
@@ -67,7 +67,6 @@ class Pool:
         available: the memory that there is; a larger cap would be none.
         num_workers: how many workers write to it; each may keep one slot beside ``num_slots``, for a batch that code
             in it holds, see `worker`.
-        keep_open: whether workers have to be given the arena's descriptor, since they are not forked.
         pinned: whether what is handed out is to be in page-locked memory, which devices may copy from as they please.
 
     Raises:
@@ -82,7 +81,6 @@ class Pool:
         max_bytes: int,
         available: int | None = None,
         num_workers: int = 0,
-        keep_open: bool = False,
         pinned: bool = False,
     ) -> None:
         all_slots = num_slots + num_workers
@@ -101,11 +99,12 @@ class Pool:
         self._pinned: PinnedLeases | None = None
         self._leases = Leases()
         if pinned:
-            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers, keep_open)
+            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers)
             self._leases = self._pinned = PinnedLeases(self.arena)
         else:
-            self.arena = Arena(all_slots, max_bytes, num_workers, keep_open)
+            self.arena = Arena(all_slots, max_bytes, num_workers)
         if self.arena.stride < MIN_SLOT_BYTES:
+            self.arena.close()
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
                 f"raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
@@ -116,6 +115,8 @@ class Pool:
         self._unpacker = Unpacker()
         self._batches = self._copies = 0
         self._announced = False
+        sharing.install()
+        forks.watch(self._leases)
 
     def statistics(self) -> PoolStatistics:
         """Returns the pool's figures as they are now."""

@@ -25,7 +25,6 @@ class PoolSettings:
         in_flight: how many batches may be under way.
         num_slots: slots; None: enough for a loop that holds as many as are under way, and a few.
         max_bytes: the cap; None: half of the memory that this process may use.
-        keep_open: see `Pool`.
         declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
         pinned: whether it is page-locked.
         on_the_way: how many batches are copied to a device ahead of the loop.
@@ -35,7 +34,6 @@ class PoolSettings:
     in_flight: int
     num_slots: int | None
     max_bytes: int | None
-    keep_open: bool
     declared_bytes: int
     pinned: bool = False
     on_the_way: int = 0
@@ -70,7 +68,6 @@ class PoolSettings:
             self.max_bytes or memory_limit() // 2,
             available_memory(),
             self.num_workers,
-            self.keep_open,
             self.pinned,
         )
         if self.declared_bytes:
@@ -93,6 +90,19 @@ class LoaderStatistics(PoolStatistics):
     restarts: int
 
 
+@dataclass
+class _Kept:
+    """What a shelf keeps. Apart from the shelf, whose end it must survive.
+
+    Attributes:
+        pool: the pool that no iterator uses, if any.
+        is_over: whether the loader is gone; of a reference cycle, it may go before its iterators.
+    """
+
+    pool: Pool | None = None
+    is_over: bool = False
+
+
 class PoolShelf:
     """Keeps a loader's pool from pass to pass: its memory is touched once and its sizes are known.
 
@@ -107,8 +117,8 @@ class PoolShelf:
 
     def _begin(self) -> None:
         self._owner_pid = os.getpid()
-        self._kept: list[Pool] = []  # one at most
-        self._keeper = interrupts.at_drop(functools.partial(_close_all, self._kept))
+        self._kept = _Kept()
+        self._keeper = interrupts.at_drop(functools.partial(_close_kept, self._kept))
 
     def take(self, settings: PoolSettings) -> Pool:
         """Returns the kept pool if it is as ``settings`` say, else a new one.
@@ -118,7 +128,7 @@ class PoolShelf:
         """
         if self._owner_pid != os.getpid():
             self._begin()
-        pool = self._kept.pop() if self._kept else None
+        pool, self._kept.pool = self._kept.pool, None
         if pool is not None and settings != self._settings:
             pool.close()
             pool = None
@@ -129,9 +139,11 @@ class PoolShelf:
         return pool
 
     def put(self, pool: Pool) -> None:
-        """Keeps ``pool`` for the next iterator, or closes it if one is kept already or it is not the last one's."""
-        if not self._kept and pool is self._last:
-            self._kept.append(pool)
+        """Keeps ``pool`` for the next iterator, or closes it: if one is kept already, it is not the last one's, or the
+        loader is gone.
+        """
+        if self._kept.pool is None and pool is self._last and not self._kept.is_over:
+            self._kept.pool = pool
         else:
             pool.close()
 
@@ -142,7 +154,9 @@ class PoolShelf:
         return LoaderStatistics(**vars(self._last.statistics()), restarts=self.tally.restarts)
 
 
-def _close_all(pools: list[Pool]) -> None:
+def _close_kept(kept: _Kept) -> None:
     with interrupts.deferred():
-        while pools:
-            pools.pop().close()
+        kept.is_over = True
+        pool, kept.pool = kept.pool, None
+        if pool is not None:
+            pool.close()

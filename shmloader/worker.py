@@ -27,7 +27,7 @@ from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
 
-from . import lifeline, stacks, streams, wire
+from . import lifeline, sharing, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
@@ -95,6 +95,7 @@ def run(brief: Brief) -> None:
         parent = os.pidfd_open(brief.parent_pid)
     except ProcessLookupError:
         return
+    brief.arena.own()
     by_kernel = lifeline.end_with_parent(parent, brief.dies_by_kernel)
     stacks.answer(brief.stack_outlet)
     _prepare_process()
@@ -185,6 +186,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Calls the init function, and does what else comes before the first job."""
+        sharing.install()
         self._map_slots()
         self._init()
 

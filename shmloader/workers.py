@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from . import forks
 from .limits import oom_kills
 from .stacks import StackPipe
 from .wire import Fields, PipeEnd, Token, pipe
@@ -127,8 +128,9 @@ class Crew:
                 it has to close first.
         """
         _crews.add(self)
-        for worker in range(self.num_workers):
-            self._members.append(self._start_one(worker, run, make_brief))
+        with forks.gathered():
+            for worker in range(self.num_workers):
+                self._members.append(self._start_one(worker, run, make_brief))
 
     def replace(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
         """Starts a process in the place of a worker that has died; see `start`."""

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    arena = Arena(slots=4, max_slot_bytes=1 << 36, keep_open=True)
+    arena = Arena(slots=4, max_slot_bytes=1 << 36)
     yield arena
     arena.close()
     vars(arena).clear()  # pytest holds on to the fixture's value
@@ -93,6 +93,7 @@ def test_a_limit_on_address_space_makes_slots_smaller(monkeypatch: pytest.Monkey
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     monkeypatch.setattr(resource, "getrlimit", lambda which: (pages * PAGE + 64 * MIB, 0))
     arena = Arena(4, 1 << 40)
+    arena.close()
     assert 7 * MIB < arena.stride <= 8 * MIB
 
 

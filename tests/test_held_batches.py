@@ -230,7 +230,7 @@ def test_batches_outlive_the_loader_and_their_memory_does_not_outlive_them() -> 
 
 
 def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -> None:
-    pool = Pool(8, 2, 1 << 30, keep_open=True)
+    pool = Pool(8, 2, 1 << 30)
     writer = SlotWriter(pool.arena, "the cap", lambda need, written: 0)
     batches = []
     for nbytes in (100, 1 << 24):
@@ -244,7 +244,7 @@ def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -
     del pool, writer, packed
     assert os.fstat(fd).st_blocks * 512 > 1 << 24
     batches.pop()
-    Pool(8, 2, 1 << 30)
+    Pool(8, 2, 1 << 30).close()
     assert os.fstat(fd).st_blocks * 512 < 1 << 20
     assert batches[0].sum() == 100
     os.close(fd)
