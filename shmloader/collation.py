@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data._utils.collate import (
-    collate,
     collate_float_fn,
     collate_int_fn,
     collate_numpy_array_fn,
@@ -33,37 +31,34 @@ _CollateFn = Callable[..., Any]
 _NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
-# torch's keys, and the two that are added. With any other there is an entry of the user's for a base class perhaps,
-# which torch finds only where there is none for the class itself.
-_KNOWN_KEYS = {
-    torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes, tuple, dict,
-}  # fmt: skip
+# torch's keys. With any other there is an entry of the user's, perhaps for a base class of what samples are.
+_KNOWN_KEYS = {torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes}
 
 
 class DirectCollation:
-    """Adds entries to torch's map in this process. Used in a worker.
+    """Replaces entries of torch's map in this process. Used in a worker.
 
-    An entry that the user has replaced or added stays the user's.
+    An entry that the user has replaced or added stays the user's. Ours write into the slot while the batch's own
+    collate function runs (`SlotWriter.is_collating`), and into private memory at any other time: what a dataset
+    collates may be a source of the batch.
     """
 
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
 
     def install(self) -> None:
-        """Makes the default collate functions of this process write into the writer's slot while one is open."""
+        """Makes the default collate functions of this process write into the writer's slot."""
         for kind, torchs, ours in self._entries():
             if default_collate_fn_map.get(kind) is torchs:
                 default_collate_fn_map[kind] = ours
 
-    def _entries(self) -> list[tuple[type, _CollateFn | None, _CollateFn]]:
+    def _entries(self) -> list[tuple[type, _CollateFn, _CollateFn]]:
         """Returns the types, torch's functions for them, and ours."""
         return [
             (torch.Tensor, collate_tensor_fn, self._stack_tensors),
             (np.ndarray, collate_numpy_array_fn, self._stack_arrays),
             (float, collate_float_fn, self._join_numbers),
             (int, collate_int_fn, self._join_numbers),
-            (tuple, None, self._transpose_tuples),
-            (dict, None, self._transpose_dicts),
         ]
 
     @property
@@ -82,12 +77,19 @@ class DirectCollation:
         array = np.empty(shape, carrier(dtype)) if there is None else there
         return carried(array, dtype), array
 
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+        """Does the same for code that may not be the batch's own collate function."""
+        if self._writer.is_collating:
+            return self.empty(shape, dtype)
+        array = np.empty(shape, carrier(dtype))
+        return carried(array, dtype), array
+
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
         if type(first) is torch.Tensor and is_plain(first):
             # What cannot be stacked, torch's own function refuses in its own words.
             with contextlib.suppress(RuntimeError, TypeError):
-                out, _ = self.empty((len(batch), *first.shape), first.dtype)
+                out, _ = self._new((len(batch), *first.shape), first.dtype)
                 return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
         return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
 
@@ -96,7 +98,7 @@ class DirectCollation:
         # torch makes tensors of arrays and collates those, by whatever entry there is for them.
         is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
         if is_ours and first.dtype in TO_TORCH and first.ndim and first.flags.c_contiguous:
-            tensor, out = self.empty((len(batch), *first.shape), TO_TORCH[first.dtype])
+            tensor, out = self._new((len(batch), *first.shape), TO_TORCH[first.dtype])
             if write_arrays(batch, out):
                 return tensor
         return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
@@ -104,23 +106,8 @@ class DirectCollation:
     def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         dtype = _NUMBERS.get(type(batch[0]))
         if dtype is not None:
-            tensor, out = self.empty((len(batch),), dtype)
+            tensor, out = self._new((len(batch),), dtype)
             if write_numbers(batch, out):
                 return tensor
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
-
-    def _transpose_tuples(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-        is_plain = collate_fn_map.keys() <= _KNOWN_KEYS
-        if is_plain and set(map(type, batch)) == {tuple} and len(set(map(len, batch))) == 1:
-            return [collate(column, collate_fn_map=collate_fn_map) for column in zip(*batch, strict=True)]
-        return collate(batch, collate_fn_map=_without(tuple, collate_fn_map))
-
-    def _transpose_dicts(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-        if collate_fn_map.keys() <= _KNOWN_KEYS and set(map(type, batch)) == {dict}:
-            return {key: collate(list(map(itemgetter(key), batch)), collate_fn_map=collate_fn_map) for key in batch[0]}
-        return collate(batch, collate_fn_map=_without(dict, collate_fn_map))
-
-
-def _without(kind: type, collate_fn_map: Any) -> dict[Any, _CollateFn]:
-    return {key: function for key, function in collate_fn_map.items() if key is not kind}

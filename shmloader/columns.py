@@ -45,6 +45,7 @@ class ColumnCollate:
     def __init__(self, layouts: Layouts, writer: SlotWriter) -> None:
         self._layouts = layouts
         self._writer = writer
+        self._collate = writer.lending_to(default_collate)
 
     def __call__(self, samples: Any) -> Any:
         """Returns the batch, or its layout if all of it is in the slot."""
@@ -53,7 +54,7 @@ class ColumnCollate:
         layout = self._layouts.find(_describe(samples, columns) if is_plain_list else None)
         if layout is not None and self._is_filled(layout, columns):
             return layout
-        return default_collate(samples)
+        return self._collate(samples)
 
     def _is_filled(self, layout: Layout, columns: list[tuple[_Write, _Column]]) -> bool:
         arrays = self._layouts.places(layout)
@@ -61,7 +62,7 @@ class ColumnCollate:
             return False
         for (write, column), array in zip(columns, arrays, strict=True):
             if not write(column, array):
-                self._writer.rewind(to=0)
+                self._writer.reclaim()
                 return False
         return True
 

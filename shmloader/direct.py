@@ -66,7 +66,7 @@ class DirectFetcher:
             try:
                 self._way.write(indices, out)
             except _OrdinaryError:
-                self._writer.rewind(to=0)
+                self._writer.reclaim()
             else:
                 return batch
         return self._fetcher.fetch(indices)

@@ -92,7 +92,8 @@ class WorkerFault(ExceptionWrapper):
     def as_text(self) -> None:
         """Becomes a RuntimeError that says what it was, for a class or a size that does not travel."""
         name = self.exc_type.__name__ if self.exc_type is not None else ""
-        self.exc_msg = f"{self.exc_msg[:_MAX_FAULT_BYTES]}\n({name} itself cannot be sent)"
+        text = self.exc_msg.encode("utf-8", "backslashreplace")[:_MAX_FAULT_BYTES].decode("utf-8", "ignore")
+        self.exc_msg = f"{text}\n({name} itself cannot be sent)"
         self.exc_type, self._original = RuntimeError, None
 
 

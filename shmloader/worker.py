@@ -27,7 +27,7 @@ from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
 
-from . import lifeline, sharing, stacks, streams, wire
+from . import forks, lifeline, sharing, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
@@ -172,9 +172,11 @@ class _Worker:
         self._shared_rng = torch.Generator()
         self._collation = DirectCollation(self._writer)
         self._layouts = Layouts(self._writer)
-        self._collate = collate_fn = assignment.collate_fn
-        if collate_fn is default_collate:
-            self._collate = collate_fn = ColumnCollate(self._layouts, self._writer)
+        if assignment.collate_fn is default_collate:
+            collate_fn: Callable[[Any], Any] = ColumnCollate(self._layouts, self._writer)
+        else:
+            collate_fn = self._writer.lending_to(assignment.collate_fn)
+        self._collate = collate_fn
         self._check: CheckedCollate | None = None
         if assignment.sample_spec is not None:
             self._check = self._collate = CheckedCollate(collate_fn, assignment.sample_spec, assignment.auto_collation)
@@ -187,6 +189,8 @@ class _Worker:
     def prepare(self) -> None:
         """Calls the init function, and does what else comes before the first job."""
         sharing.install()
+        forks.watch(self._writer)
+        os.register_at_fork(after_in_child=self._writer.leave_to_parent)
         self._map_slots()
         self._init()
 
@@ -252,7 +256,11 @@ class _Worker:
     def _fetch(self, index: Any) -> Any:
         if self._check is not None:
             self._check.indices = index
-        return self._fetcher.fetch(index)
+        try:
+            return self._fetcher.fetch(index)
+        finally:
+            if self._writer.is_inherited:  # code of the dataset has forked, and let the child come back here
+                os._exit(1)
 
     def _take_over_streams(self) -> bool:
         """Restores what the predecessor has kept, and returns whether there was anything."""
@@ -325,17 +333,13 @@ class _Worker:
 
     def _pack_fault(self, fault: WorkerFault) -> tuple[int, int]:
         """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
-        self._writer.rewind()
+        self._writer.reclaim()
         with contextlib.suppress(Exception):
             pickle.loads(pickle.dumps(fault))
             return self._packer.pack(fault, self._writer)
         fault.as_text()
         self._writer.rewind()
-        try:
-            return self._packer.pack(fault, self._writer)
-        except PoolMemoryError:
-            self._writer.rewind(to=0)  # over what is written: the batch is lost anyhow
-            return self._packer.pack(fault, self._writer)
+        return self._packer.pack(fault, self._writer)  # for so much there is room, see `SlotWriter.array`
 
     def _ask_for_room(self, need: int, written: int) -> int:
         self._send(wire.ASK, self._job.slot, self._job.seq, need, written)
