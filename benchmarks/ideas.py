@@ -18,10 +18,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from shmloader import ShmDataLoader
 from shmloader.bench.machine import machine_line
 from shmloader.bench.measure import Track, calibrate
+from shmloader.dtypes import CODES
+from shmloader.placed import Placed, lender, small_ranges
 
 from .cells import CELLS
 
@@ -299,6 +302,42 @@ def _freeze() -> Iterator[Variants]:
     yield {"all objects": collect(freeze=False), "gc.freeze() first": collect(freeze=True)}
 
 
+@contextlib.contextmanager
+def _labels() -> Iterator[Variants]:
+    """A batch in the loop's hands: 64 images of 28 x 28, and their labels, which would hold them."""
+    block = np.zeros(64 * 28 * 28 + 64 * 8, np.uint8)
+    places = [
+        Placed(0, CODES[torch.uint8], (64, 28, 28), None),
+        Placed(64 * 28 * 28, CODES[torch.int64], (64,), None),
+    ]
+    view, lend = lender(places, []), lender(places, small_ranges([(place.offset, place.nbytes) for place in places]))
+    yield {"lent": _each(lambda: view(block), 5000), "labels copied": _each(lambda: lend(block), 5000)}
+
+
+@contextlib.contextmanager
+def _forking() -> Iterator[Variants]:
+    """A fork with nothing in the loop's hands, and with batches of 9.6 MB."""
+    cell = next(cell for cell in CELLS if cell.name == "rgb224")
+    loader = ShmDataLoader(cell.dataset(), cell.batch_size, num_workers=2, persistent_workers=True)
+    iterator = iter(loader)
+
+    def fork(held: int) -> Callable[[], float]:
+        def run() -> float:
+            batches = [next(iterator) for _ in range(held)]
+            start = time.perf_counter()
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            took = time.perf_counter() - start
+            os.waitpid(pid, 0)
+            del batches
+            return took
+
+        return run
+
+    yield {"nothing held": fork(0), "a batch of 9.6 MB held": fork(1), "four of them": fork(4)}
+
+
 # -- collating -------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +368,8 @@ _IDEAS: dict[str, Callable[[], contextlib.AbstractContextManager[Variants]]] = {
     "a worker's scheduling policy": _policy,
     "memory": _memory,
     "collecting garbage after a fork": _freeze,
+    "labels beside images": _labels,
+    "a fork": _forking,
     "stacking": _stacking,
 }
 

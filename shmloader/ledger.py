@@ -17,7 +17,7 @@ from enum import Enum
 MIN_SLOT_BYTES = 64 * 1024
 
 # A slot is surplus when it is much larger than recent batches, or was not needed for a while. "A while" is counted in
-# batches per slot; small differences are not worth the system call and the page faults to come.
+# batches per slot that is in use; small differences are not worth the system call and the page faults to come.
 _WINDOW_BATCHES_PER_SLOT = 32
 _SURPLUS_FACTOR = 2
 
@@ -78,7 +78,7 @@ class Ledger:
         self._batches = 0
         self._largest = self._largest_before = 0
         self._oversized: list[_Slot] = []
-        self._window_end = self._window = _WINDOW_BATCHES_PER_SLOT * slots
+        self._window_end = self._window = _WINDOW_BATCHES_PER_SLOT * min(slots, 2 * (in_flight + 2))
 
     def __repr__(self) -> str:
         states = " ".join(f"{slot.number}:{slot.state.value}:{slot.resident}/{slot.allowance}" for slot in self._slots)
@@ -106,6 +106,11 @@ class Ledger:
     def leased(self) -> int:
         """How many slots the consumer holds, those that are kept not counted."""
         return self._leased
+
+    @property
+    def is_leased_out(self) -> bool:
+        """Whether the consumer holds as many slots as it may."""
+        return self._leased >= self._max_leased
 
     def count(self, state: State) -> int:
         """Returns how many slots are in ``state``."""
@@ -173,7 +178,7 @@ class Ledger:
         idle_slots = len(self._slots) - self._leased - 2
         leased_bytes = self._leased_bytes + slot.allowance
         room_to_go_on = max(self._largest, self._largest_before, slot.resident) + idle_slots * MIN_SLOT_BYTES
-        if self._leased >= self._max_leased or leased_bytes + room_to_go_on > self.cap:
+        if self.is_leased_out or leased_bytes + room_to_go_on > self.cap:
             return False
         slot.state = _LEASED
         slot.is_kept = False

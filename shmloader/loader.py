@@ -79,7 +79,7 @@ class ShmDataLoader(DataLoader[T_co]):
         sample_dtypes: the dtypes in the same structure, or one for all.
         max_pool_bytes: what the pool may take; half of the memory that this process may use by default.
         num_slots: batches that the pool holds at a time, those being loaded included; by default twice
-            ``prefetch_factor x num_workers``, and four.
+            ``prefetch_factor x num_workers``, and sixteen, or fewer where ``max_pool_bytes`` is a few MB.
         worker_restarts: how many workers that die in a pass are replaced, so that the stream goes on as if nothing had
             happened; see README for what that takes of a dataset. 0: a death is a `WorkerDiedError`.
         device: a CUDA device, or its name: batches are handed out there, see `shmloader.transfer`. The slots are

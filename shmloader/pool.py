@@ -112,9 +112,10 @@ class Pool:
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
-        self._unpacker = Unpacker()
+        self._unpacker = Unpacker(lends_all=pinned)
         self._batches = self._copies = 0
-        self._announced = False
+        self._shortage = ""  # why the first private copy was made
+        self._is_announced = False
         sharing.install()
         forks.watch(self._leases)
 
@@ -152,7 +153,7 @@ class Pool:
             HeldBatchesWarning: once, after the first private copy.
             FallbackWarning: once, where slots cannot be page-locked as they should be.
         """
-        if self._copies and not self._announced:
+        if self._shortage and not self._is_announced:
             self._announce_copies()
         if self._pinned is not None:
             self._pinned.announce()
@@ -281,7 +282,7 @@ class Pool:
                 block, offset, nbytes = self._where(packed)
                 self._leases.open(packed.slot, block)
                 return self._unpacker.views(block, offset, nbytes)
-            self._copies += 1
+            self._note_copy(packed)
         return self._copy(packed)
 
     def settle(self, addresses: Iterable[int]) -> None:
@@ -341,14 +342,32 @@ class Pool:
         self._ledger.empty(slot)
         self.arena.give_back(slot)
 
+    def _note_copy(self, packed: Packed) -> None:
+        self._copies += 1
+        if self._shortage:
+            return
+        held = self._ledger.leased
+        keeps = f"you keep {held} batches, or tensors of them"
+        if self._pinned is not None:
+            keeps += ", or copies of them to a device are under way"
+        if self._ledger.is_leased_out:
+            self._shortage = (
+                f"{keeps}, and a pool of {self.num_slots} slots has no more to lend beside those for loading; further "
+                "batches are private copies. Clone what you keep, drop batches sooner, or raise num_slots"
+            )
+        elif held > 1:  # one is in the hands of any loop that takes the next
+            self._shortage = (
+                f"{keeps}, and {self.cap_text} leaves no room to lend more beside those for loading; further batches "
+                "are private copies. Clone what you keep, drop batches sooner, or raise max_pool_bytes"
+            )
+        else:
+            self._shortage = (
+                f"a batch takes {packed.tail_offset + packed.tail_bytes} bytes, and {self.cap_text} has no room to "
+                "lend it beside the one before and those for loading; such batches are private copies. Raise "
+                "max_pool_bytes, or make batches smaller"
+            )
+
     def _announce_copies(self) -> None:
         # Not when the copy is made: were warnings errors, the batch would be lost.
-        self._announced = True
-        held = "the loop holds" if self._pinned is None else "the loop, or copies to a device that are under way, hold"
-        warnings.warn(
-            f"{held} {self._ledger.leased} batches, and a pool of {self.num_slots} slots and {self.max_bytes} "
-            "bytes has no room to lend it more beside those being loaded; further ones are private copies, which costs "
-            "a copy of each. Raise num_slots or max_pool_bytes, or drop batches sooner",
-            HeldBatchesWarning,
-            stacklevel=6,
-        )
+        self._is_announced = True
+        warnings.warn(self._shortage, HeldBatchesWarning, stacklevel=6)

@@ -7,13 +7,17 @@ import os
 from dataclasses import dataclass
 
 from . import interrupts
+from .ledger import MIN_SLOT_BYTES
 from .limits import available_memory, memory_limit
 from .pool import Pool, PoolStatistics
 from .succession import Tally
 
 # Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
-# next, and some more for loops that look ahead or collect a few. Untouched slots take no memory.
-_SPARE_SLOTS = 4
+# next, and more for libraries that look ahead, or collect the batches of one optimizer step. Untouched slots take no
+# memory, but each counts for a little of the cap: where that is tight, there are fewer.
+_SPARE_SLOTS = 16
+_LEAST_SPARE_SLOTS = 4
+_SLOTS_SHARE_OF_CAP = 8
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,12 @@ class PoolSettings:
         """
         return (self.in_flight + 2, self.declared_bytes) if self.declared_bytes else (0, 0)
 
-    @property
-    def _slots(self) -> int:
-        return self.num_slots or 2 * self.in_flight + self.on_the_way + _SPARE_SLOTS
+    def _slots(self, max_bytes: int) -> int:
+        if self.num_slots is not None:
+            return self.num_slots
+        least = 2 * self.in_flight + self.on_the_way + _LEAST_SPARE_SLOTS
+        most = least + _SPARE_SLOTS - _LEAST_SPARE_SLOTS
+        return max(least, min(most, max_bytes // _SLOTS_SHARE_OF_CAP // MIN_SLOT_BYTES))
 
     def make(self) -> Pool:
         """Makes the pool.
@@ -62,10 +69,11 @@ class PoolSettings:
                 f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
                 f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
             )
+        max_bytes = self.max_bytes or memory_limit() // 2
         pool = Pool(
-            self._slots,
+            self._slots(max_bytes),
             self.in_flight,
-            self.max_bytes or memory_limit() // 2,
+            max_bytes,
             available_memory(),
             self.num_workers,
             self.pinned,

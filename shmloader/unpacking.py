@@ -12,7 +12,7 @@ import numpy as np
 
 from .leases import Block
 from .packing import split_tail
-from .placed import Placed, copier, next_tensor, viewer
+from .placed import Placed, copier, lender, next_tensor, small_ranges
 
 # Tails and skeletons as long as this are too seldom equal to be worth keeping.
 _MAX_KEPT_BYTES = 1 << 16
@@ -51,7 +51,9 @@ class _PlainUnpickler(_Unpickler):
 
 _T = TypeVar("_T")
 _Build = Callable[[Block], Any]
-_Make = Callable[[Sequence[Placed]], Callable[[Block], list[Any]]]
+_Make = Callable[[Sequence[Placed], Sequence[range]], Callable[[Block], list[Any]]]
+_Extent = tuple[int, int]
+_Part = tuple[slice, Callable[[Block], Block]]
 _Join = Callable[[Iterator[Any]], Any]  # makes a structure of its tensors
 
 
@@ -60,14 +62,20 @@ class Unpacker:
 
     Skeletons repeat from batch to batch. One that is nothing but lists, tuples and dicts of tensors and constants is
     compiled once, after which a batch costs little more than its tensors.
+
+    Args:
+        lends_all: whether small parts of a batch are views too, since they have to be where the slot is.
     """
 
-    def __init__(self) -> None:
-        self._views = _Reader(viewer, lambda part: part)
-        self._copies = _Reader(copier, np.ndarray.copy)
+    def __init__(self, lends_all: bool = False) -> None:
+        self._views = _Reader(lender, _whole if lends_all else small_ranges, lambda part: part)
+        self._copies = _Reader(lambda places, apart: copier(places), _whole, np.ndarray.copy)
 
     def views(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
-        """Returns the batch whose tail is given; its tensors and arrays are views of ``block``."""
+        """Returns the batch whose tail is given; its tensors and arrays are views of ``block``, but for small ones.
+
+        These have memory of their own, so that a label that is kept does not hold its images.
+        """
         return self._views.read(block, tail_offset, tail_bytes)
 
     def copies(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
@@ -79,12 +87,16 @@ class _Reader:
     """Reads batches in one way.
 
     Args:
-        make: returns what makes tensors, from their places.
-        take: makes a buffer from the bytes that it is in.
+        make: returns what makes tensors, from their places and the ranges that are set apart.
+        apart: returns the ranges that are copied first, from the extents of all parts.
+        take: makes a buffer from the bytes that it is in, where they are not set apart.
     """
 
-    def __init__(self, make: _Make, take: Callable[[Block], Block]) -> None:
+    def __init__(
+        self, make: _Make, apart: Callable[[list[_Extent]], list[range]], take: Callable[[Block], Block]
+    ) -> None:
         self._make = make
+        self._apart = apart
         self._take = take
         self._builds: dict[bytes, _Build] = {}  # by tail
         self._joins: dict[bytes, _Join | None] = {}  # by skeleton; None: not plain
@@ -97,17 +109,21 @@ class _Reader:
         return build(block)
 
     def _builder(self, tail: bytes) -> _Build:
-        places, extents, skeleton = split_tail(tail)
-        make = self._make([Placed(*place) for place in places])
+        numbers, extents, skeleton = split_tail(tail)
+        places = [Placed(*place) for place in numbers]
+        apart = self._apart([*((place.offset, place.nbytes) for place in places), *extents])
+        make = self._make(places, apart)
         join = self._join(skeleton)
         if extents or join is None:
-            return lambda block: self._unpickle(skeleton, block, extents, make(block))
+            takes = [np.ndarray.copy if any(start in one for one in apart) else self._take for start, _ in extents]
+            parts = [(slice(start, start + nbytes), take) for (start, nbytes), take in zip(extents, takes, strict=True)]
+            return lambda block: self._unpickle(skeleton, block, parts, make(block))
         if join is list:  # as most batches are
             return make
         return lambda block: join(iter(make(block)))
 
-    def _unpickle(self, skeleton: bytes, block: Block, extents: list[tuple[int, int]], tensors: list[Any]) -> Any:
-        buffers = (self._take(block[start : start + nbytes]) for start, nbytes in extents)
+    def _unpickle(self, skeleton: bytes, block: Block, parts: list[_Part], tensors: list[Any]) -> Any:
+        buffers = (take(block[where]) for where, take in parts)
         return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
     def _join(self, skeleton: bytes) -> _Join | None:
@@ -115,6 +131,10 @@ class _Reader:
             return self._joins[skeleton]
         except KeyError:
             return _keep(self._joins, skeleton, _plain(skeleton))
+
+
+def _whole(extents: list[_Extent]) -> list[range]:
+    return []
 
 
 def _keep(cache: dict[bytes, _T], key: bytes, value: _T) -> _T:

@@ -173,7 +173,7 @@ def test_figures() -> None:
     held = list(loader)
     statistics = loader.statistics()
     assert statistics is not None
-    assert (statistics.batches, statistics.copies, statistics.leased, statistics.num_slots) == (5, 0, 5, 8)
+    assert (statistics.batches, statistics.copies, statistics.leased, statistics.num_slots) == (5, 0, 5, 20)
     assert 0 < statistics.resident_bytes <= statistics.max_bytes
     del held
     assert loader.statistics().leased == 0  # type: ignore[union-attr]

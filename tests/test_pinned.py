@@ -266,7 +266,7 @@ def test_a_copy_that_is_in_flight_when_the_loader_ends(driver: simulated.Driver)
 
 def test_a_loop_that_runs_far_ahead_of_its_device_gets_copies(driver: simulated.Driver) -> None:
     """Nothing waits: slots whose copies are not done count as lent, and batches come in memory of their own then."""
-    source = loader()
+    source = loader(num_slots=12)
     copies = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -277,7 +277,7 @@ def test_a_loop_that_runs_far_ahead_of_its_device_gets_copies(driver: simulated.
     assert statistics is not None
     assert statistics.copies > 10
     (found,) = [warning for warning in caught if warning.category is HeldBatchesWarning]
-    assert "copies to a device that are under way" in str(found.message)
+    assert "copies of them to a device are under way" in str(found.message)
     driver.device.finish()
     assert_same(copies, [tensor for number in range(30) for tensor in expected(number)])
 
