@@ -43,6 +43,6 @@ class CheckedCollate:
 
     def _names(self, count: int) -> list[Any]:
         names = list(self.indices) if self._batched else [self.indices]
-        if len(names) == count and names[0] is not None:
+        if names and len(names) == count and names[0] is not None:
             return names
         return list(range(self._seen, self._seen + count))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, default_collate
 
 from shmloader import PoolMemoryError, ShmDataLoader, SpecMismatchError
 
@@ -341,3 +341,34 @@ def test_samples_as_declared_arrive_as_they_do_undeclared(num_workers: int) -> N
 def test_a_declared_batch_sampler() -> None:
     loader = ShmDataLoader(Images(), batch_sampler=[[1, 2], [3]], num_workers=1, **SPEC)
     assert [labels.tolist() for _, labels in loader] == [[1, 2], [3]]
+
+
+def collated_or_none(samples: list[Any]) -> Any:
+    return default_collate(samples) if samples else "none"
+
+
+def empty_batches() -> list[Any]:
+    return [[1, 2], [], (3,), [], [4]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("collate_fn", [None, collated_or_none])
+@pytest.mark.parametrize("batches", [empty_batches, lambda: [[]] * 3, lambda: [iter([]), iter([1, 2]), []]])
+@pytest.mark.parametrize("make", [Images, lambda: TensorDataset(torch.zeros(9, 3, 4).byte(), torch.arange(9))])
+def test_a_declared_batch_of_no_samples(make: Any, batches: Any, collate_fn: Any, num_workers: int) -> None:
+    assert_same_stream(make, batch_sampler=batches, collate_fn=collate_fn, num_workers=num_workers, **SPEC)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sample_behind_a_batch_of_none(num_workers: int) -> None:
+    batches = [[], [1], [], [12, 13]]
+    iterator = iter(ShmDataLoader(Mapped(one_wrong), batch_sampler=batches, num_workers=num_workers, **SPEC))
+    outcome: list[Any] = []
+    for _ in batches:
+        try:
+            outcome.append(next(iterator)[1].tolist())
+        except SpecMismatchError as error:
+            outcome.append(error.index)
+        except IndexError:
+            outcome.append("no samples")
+    assert outcome == ["no samples", [1], "no samples", 13]

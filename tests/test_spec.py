@@ -134,3 +134,8 @@ def test_samples_that_do_not_fit(spec: Any, sample: Any, path: str, expected: st
     error = caught.value
     assert (error.index, error.path, error.expected, error.got) == (42, path, expected, got)
     assert all(part in str(error) for part in ("sample 42", path, expected, got, "sample_shapes"))
+
+
+@pytest.mark.parametrize("spec", [spec for spec, _ in GOOD])
+def test_no_samples_fit_any_declaration(spec: Any) -> None:
+    check(spec, [], [])
