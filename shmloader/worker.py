@@ -238,7 +238,8 @@ class _Worker:
                 assignment.drop_last,
             )
             is_default = assignment.collate_fn is default_collate and self._collation.is_default
-            if is_default and not self._is_stream and (way := way_of(self._dataset)) is not None:
+            has_batches = assignment.auto_collation and not self._is_stream
+            if is_default and has_batches and (way := way_of(self._dataset)) is not None:
                 self._fetcher = DirectFetcher(self._fetcher, self._collation, self._layouts, self._writer, way)
             self._skip()
         except Exception:
