@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import collections
 import mmap
 import os
-import pickle
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from shmloader import ArrayDataset, ShmDataLoader
 
-from .support import assert_same_stream, checksum, let_stock_end
+from .support import assert_same_stream, checksum
 
 LENGTH = 50
 
@@ -399,79 +396,3 @@ def test_a_worker_that_dies_is_replaced() -> None:
     with pytest.warns(match="exit code 3"):
         batches = list(loader)
     assert torch.cat(batches).numpy().tolist() == [image(index).tolist() for index in range(LENGTH)]
-
-
-# -- ArrayDataset ------------------------------------------------------------------------------------------------------
-
-
-def test_samples_of_arrays_are_rows() -> None:
-    array, tensor = np.arange(12, dtype=np.int16).reshape(4, 3), torch.arange(4.0)
-    dataset = ArrayDataset(array, tensor)
-    assert len(dataset) == 4
-    row, number = dataset[2]
-    assert (row.tolist(), row.dtype, number.item(), number.dtype) == ([6, 7, 8], torch.int16, 2.0, torch.float32)
-    row += 1
-    assert array[2].tolist() == [6, 7, 8]
-    with pytest.raises(IndexError):
-        dataset[4]
-
-
-BAD_ARRAYS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "none": (lambda: ArrayDataset(), ValueError, r"one array or more.*\[\]"),
-    "lengths": (lambda: ArrayDataset(np.zeros(3), np.zeros(4)), ValueError, r"all of one length.*\[3, 4\]"),
-    "a list": (lambda: ArrayDataset([1, 2]), TypeError, r"arrays\[0\] is neither.*list"),  # type: ignore[arg-type]
-    "a number": (lambda: ArrayDataset(np.array(3)), ValueError, r"arrays\[0\] has no axis"),
-    "strings": (lambda: ArrayDataset(np.zeros(3), np.array(["a"] * 3)), TypeError, r"arrays\[1\] is of dtype <U1"),
-    "the other byte order": (lambda: ArrayDataset(np.zeros(3, ">f4")), TypeError, r"dtype >f4"),
-    "sparse": (lambda: ArrayDataset(torch.eye(3).to_sparse()), TypeError, r"arrays\[0\] is not a dense"),
-    "gradient": (lambda: ArrayDataset(torch.ones(3, requires_grad=True)), TypeError, r"not a dense"),
-    "meta": (lambda: ArrayDataset(torch.ones(3, device="meta")), TypeError, r"not a dense"),
-}
-
-
-@pytest.mark.parametrize("bad", BAD_ARRAYS)
-def test_bad_arrays(bad: str) -> None:
-    make, error, text = BAD_ARRAYS[bad]
-    with pytest.raises(error, match=text):
-        make()
-
-
-def test_rows_that_are_not_there() -> None:
-    dataset = ArrayDataset(np.zeros((3, 2)))
-    indices: Any
-    for indices in ([3], [-1], [1.0], [True]):
-        with pytest.raises(IndexError, match="of an ArrayDataset of 3 rows"):
-            dataset.__getitems_into__(indices, (np.zeros((1, 2)),))
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_memory_maps_are_opened_again(tmp_path: Path, mode: Any, order: Any) -> None:
-    file = tmp_path / "rows"
-    rows = np.memmap(file, np.float32, "w+", 64, (LENGTH, 1000), order)
-    rows[:] = np.arange(LENGTH)[:, None]
-    rows.flush()
-    whole = np.memmap(file, np.float32, mode, 64, (LENGTH, 1000), order)
-    pickled = pickle.dumps(ArrayDataset(whole))
-    assert len(pickled) < 2000
-    copy = pickle.loads(pickled)
-    assert all(torch.equal(copy[i][0], ArrayDataset(whole)[i][0]) for i in range(LENGTH))
-    part = pickle.loads(pickle.dumps(ArrayDataset(whole[10:20])))  # whose place in the file it does not say
-    assert [part[i][0][0].item() for i in range(10)] == list(range(10, 20))
-
-
-@pytest.mark.usefixtures("_resource_tracker")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_memory_map_through_workers(tmp_path: Path, method: str) -> None:
-    np.save(tmp_path / "rows.npy", np.arange(LENGTH * 6, dtype=np.uint8).reshape(LENGTH, 2, 3))
-
-    def make() -> Any:
-        return ArrayDataset(np.load(tmp_path / "rows.npy", mmap_mode="r"))
-
-    assert_same_stream(make, batch_size=4, shuffle=True, num_workers=2, multiprocessing_context=method)
-
-
-def test_stock_reads_it_too() -> None:
-    rows = collections.deque(DataLoader(ArrayDataset(np.arange(LENGTH)), batch_size=LENGTH, num_workers=1))
-    let_stock_end()
-    assert rows[0][0].tolist() == list(range(LENGTH))
