@@ -7,6 +7,7 @@ import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,11 @@ from .dtypes import TO_TORCH, carrier
 
 Array = np.ndarray[Any, Any]
 
+# What torch and numpy index with as with an int. An np.bool_ is a mask to both, a uint8 tensor to torch.
+_INTS = {int, *(np.dtype(code).type for code in "bBhHiIlLqQ")}
+_INDEX_TENSORS = {(dtype, 0, True) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)}
+_tensor_kind = attrgetter("dtype", "ndim", "is_cpu")
+
 # Bytes that are compared at a time, so that they are still in the processor's cache when the result is read.
 _CHUNK = 1 << 18
 
@@ -27,7 +33,7 @@ class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
 
     Sample ``i`` is a tuple with row ``i`` of each array, as a tensor of its own. Any loader can read it;
     `ShmDataLoader` with the default collate function copies all rows of a batch into place at once, by
-    `__getitems_into__`.
+    `__getitems_into__`. Any index that NumPy takes is an index, with NumPy's meaning and errors.
 
     Pickled, as for workers that are spawned, a memory map is the name of its file and a place in it, if opening that
     file gives the bytes that the map has at that time. Where this is not certain, its rows are sent: of a copy-on-write
@@ -51,21 +57,26 @@ class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
     def __len__(self) -> int:
         return len(self._columns[0].rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, index: Any) -> tuple[torch.Tensor, ...]:
         """Returns a copy of one row of each array."""
         return tuple(column.sample(index) for column in self._columns)
 
-    def __getitems_into__(self, indices: Sequence[int], out: Sequence[Array | torch.Tensor]) -> None:
+    def __getitems_into__(self, indices: Sequence[Any], out: Sequence[Array | torch.Tensor]) -> Any:
         """Copies rows into ``out``: for each array one of shape (batch, ...) and of the array's dtype.
 
-        Raises:
-            IndexError: there is no such row.
+        Returns:
+            None, or NotImplemented where it is not certain that `__getitem__` would give the same for each index, or
+            where ``out`` has not the shapes of rows. Then ``out`` has no meaning.
         """
-        where = row_numbers(indices, len(self))
+        where = row_numbers(indices, len(self._columns[0].rows))  # a subclass may have a length of its own
         if where is None:
-            raise IndexError(f"rows {list(indices)} are not all ints of an ArrayDataset of {len(self)} rows")
-        for column, place in zip(self._columns, out, strict=True):
-            gather(column.rows, where, place)
+            return NotImplemented
+        try:
+            for column, place in zip(self._columns, out, strict=True):
+                gather(column.rows, where, place)
+        except ValueError:
+            return NotImplemented
+        return None
 
 
 class _Column:
@@ -247,24 +258,59 @@ def as_rows(tensor: torch.Tensor) -> Array:
     return np.asarray((tensor if tensor.dtype is dtype else tensor.view(dtype)).numpy())
 
 
-def row_numbers(indices: Sequence[Any], length: int) -> Array | None:
-    """Returns ``indices`` as an array, or None unless all are ints from 0 to ``length``, without it."""
-    if not {int}.issuperset(map(type, indices)):
-        return None
-    try:
-        where = np.frombuffer(array("q", indices), np.int64)  # a third of the time that np.array takes
-    except OverflowError:
+def row_numbers(indices: Any, length: int) -> Array | None:
+    """Returns the rows that ``indices`` mean, from 0 to ``length``, without it.
+
+    None unless both torch and numpy certainly take each of them for one row: a list, tuple or range of ints, of numpy's
+    or of tensors with one, or an array or tensor of them. Negative ones count from the end.
+    """
+    kind = type(indices)
+    if kind is list or kind is tuple or kind is range:  # and not bytes, whose items are ints too
+        if not ({int}.issuperset(map(type, indices)) or _are_ints(indices)):
+            return None
+        try:
+            where = np.frombuffer(array("q", indices), np.int64)  # a third of the time that np.array takes
+        except OverflowError:
+            return None
+    elif (numbers := _numbers(indices)) is not None:
+        where = numbers
+    else:
         return None
     # Without their signs, those below 0 are larger than any length.
-    return where if not len(where) or where.view(np.uint64).max() < length else None
+    if len(where) and where.view(np.uint64).max() >= length:
+        where = np.where(where < 0, where + length, where)
+        if where.view(np.uint64).max() >= length:
+            return None
+    return where
+
+
+def _are_ints(indices: Sequence[Any]) -> bool:
+    kinds = set(map(type, indices))
+    return kinds <= _INTS or (kinds == {torch.Tensor} and set(map(_tensor_kind, indices)) <= _INDEX_TENSORS)
+
+
+def _numbers(indices: Any) -> Array | None:
+    """Returns the elements of an array or tensor with one axis, if all are ints for certain."""
+    if type(indices) is torch.Tensor and is_dense(indices) and (indices.dtype, 0, True) in _INDEX_TENSORS:
+        indices = indices.numpy()
+    if type(indices) is not np.ndarray or indices.ndim != 1 or indices.dtype.kind not in "iu":
+        return None
+    return indices.astype(np.int64) if np.can_cast(indices.dtype, np.int64) else None
 
 
 def gather(rows: Array, where: Array, out: Array | torch.Tensor) -> None:
-    """Copies the rows ``where`` of ``rows`` into ``out``, which has their shape and dtype."""
+    """Copies the rows ``where`` of ``rows`` into ``out``, which has their dtype.
+
+    Raises:
+        ValueError: ``out`` has not the shape of these rows.
+    """
     if isinstance(out, torch.Tensor):
         out = as_rows(out)
-    if rows.flags.c_contiguous:
+    flags = rows.flags
+    if flags.c_contiguous and flags.aligned:
         # Any other mode than this fills a buffer first. The numbers are known to be right.
         rows.take(where, 0, out, "clip")
+    elif out.shape != (len(where), *rows.shape[1:]):  # what follows would repeat them to fill it
+        raise ValueError(f"{len(where)} rows of shape {rows.shape[1:]} do not go into an array of shape {out.shape}")
     else:  # of which it would copy all rows
         out[...] = rows[where]

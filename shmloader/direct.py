@@ -7,12 +7,14 @@ A dataset says that it can by a method:
 - ``__getitem_into__(index, out)`` writes one sample; its arrays are one sample's, those of numbers have no axis.
 
 Arrays are NumPy's, but tensors for dtypes that NumPy does not have. The structure is learned from the samples of the
-worker's first batch, which are read and collated as always; so is every batch for which there is no such way.
+worker's first batch, which are read and collated as always; so is every batch for which there is no such way. Either
+method says that there is none for a batch by returning ``NotImplemented``: what it has written does not count then.
 """
 
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,12 +29,16 @@ from .layouts import Layouts
 from .writer import SlotWriter
 
 _Indices = Sequence[Any]
-_Write = Callable[[_Indices, Any], None]
+_Write = Callable[[_Indices, Any], Any]  # returns NotImplemented where the batch has to be read as always
 _Join = Callable[[Iterator[Any]], Any]  # makes a structure of its leaves
 
 
-class _OrdinaryError(Exception):
-    """This batch has to be read and collated as always. Nothing was written."""
+# Reading from these has no effect, so that it does no harm to read them again as torch's fetcher does.
+_PLAIN_INDICES = {list, tuple, range, array, np.ndarray, np.memmap, torch.Tensor}
+
+
+class _NoTensorsError(Exception):
+    """Batches have parts that nothing can be written to."""
 
 
 class DirectFetcher:
@@ -61,14 +67,12 @@ class DirectFetcher:
 
     def fetch(self, indices: Any) -> Any:
         """Returns the batch of ``indices``, or its layout if all of it is in the slot."""
-        if self._shape is not None and len(indices):
-            out, batch = self._room_for(len(indices), self._shape)
-            try:
-                self._way.write(indices, out)
-            except _OrdinaryError:
-                self._writer.reclaim()
-            else:
+        if self._shape is not None and (count := len(indices) if type(indices) is list else _count(indices)):
+            out, batch = self._room_for(count, self._shape)
+            if self._way.write(indices, out) is not NotImplemented:
                 return batch
+            del out, batch  # which hold the slot
+            self._writer.reclaim()
         return self._fetcher.fetch(indices)
 
     def _room_for(self, count: int, shape: _Shape) -> tuple[Any, Any]:
@@ -85,17 +89,24 @@ class DirectFetcher:
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
-        with contextlib.suppress(_OrdinaryError):
+        with contextlib.suppress(_NoTensorsError):
             self._shape = _Shape(samples[0], batch)
         self._fetcher.collate_fn = self._collate
         return batch
+
+
+def _count(indices: Any) -> int:
+    """Returns how many samples a batch has; 0 where torch's fetcher must find that out: it is an iterator, or none."""
+    if isinstance(indices, (np.ndarray, torch.Tensor)):
+        return len(indices) if indices.ndim else 0
+    return len(indices) if isinstance(indices, Sequence) else 0
 
 
 class Way(NamedTuple):
     """How samples of a dataset are written into arrays.
 
     Attributes:
-        write: called with indices and arrays.
+        write: called with indices and arrays; returns NotImplemented where it does not know how.
         is_ours: whether that is code of this module, which takes a plain list of arrays and holds none.
     """
 
@@ -108,13 +119,13 @@ def way_of(dataset: Any) -> Way | None:
 
     Those that do are datasets with one of the methods above, torch's ``TensorDataset``, and subsets of any. A class
     that has a ``__getitem__`` or ``__getitems__`` of its own, and inherits the method, may mean something else by its
-    samples.
+    samples; so may an object that has a ``__getitems__`` of its own, which torch's fetcher would call.
     """
+    if "__getitems__" in getattr(dataset, "__dict__", ()):
+        return None
     if type(dataset) is Subset:
         way = way_of(dataset.dataset)
-        if way is None:
-            return None
-        return way._replace(write=lambda indices, out: way.write([dataset.indices[i] for i in indices], out))
+        return None if way is None else way._replace(write=_subset_writer(dataset, way.write))
     if _defines(type(dataset), "__getitems_into__"):
         return Way(dataset.__getitems_into__, False)
     if _defines(type(dataset), "__getitem_into__"):
@@ -131,9 +142,25 @@ def _defines(kind: type, method: str) -> bool:
     return False
 
 
-def _write_each(write: Callable[[Any, Any], None], indices: _Indices, out: Any) -> None:
+def _subset_writer(subset: Subset[Any], write: _Write) -> _Write:
+    def write_chosen(indices: _Indices, out: Any) -> Any:
+        all_indices: Any = subset.indices
+        if type(all_indices) not in _PLAIN_INDICES:
+            return NotImplemented
+        try:
+            chosen = [all_indices[i] for i in indices]
+        except Exception:  # which comes before this in torch's fetcher, if a sample before it is an error too
+            return NotImplemented
+        return write(chosen, out)
+
+    return write_chosen
+
+
+def _write_each(write: Callable[[Any, Any], Any], indices: _Indices, out: Any) -> Any:
     for index, row in zip(indices, _rows(out, len(indices)), strict=True):
-        write(index, row)
+        if write(index, row) is NotImplemented:
+            return NotImplemented
+    return None
 
 
 class _RowsWriter:
@@ -142,15 +169,27 @@ class _RowsWriter:
         self._tensors: Sequence[torch.Tensor] = ()
         self._columns: list[Array] = []
 
-    def __call__(self, indices: _Indices, out: Any) -> None:
+    def __call__(self, indices: _Indices, out: Any) -> Any:
         if self._tensors is not self._dataset.tensors:  # an init function may replace them
             self._tensors = self._dataset.tensors
-            self._columns = list(map(as_rows, self._tensors)) if all(map(is_dense, self._tensors)) else []
+            self._columns = _columns_of(self._tensors)
         where = row_numbers(indices, len(self._columns[0])) if self._columns else None
         if where is None:
-            raise _OrdinaryError
-        for column, place in zip(self._columns, out, strict=True):
-            gather(column, where, place)
+            return NotImplemented
+        try:
+            for column, place in zip(self._columns, out, strict=True):
+                gather(column, where, place)
+        except ValueError:  # the first batch had no rows, but slices perhaps
+            return NotImplemented
+        return None
+
+
+def _columns_of(tensors: Any) -> list[Array]:
+    """Returns the tensors of a dataset as arrays; none unless they are as `TensorDataset` wants them, and dense."""
+    is_plain = type(tensors) is tuple and all(is_dense(tensor) and tensor.ndim for tensor in tensors)
+    if not is_plain or len(set(map(len, tensors))) != 1:
+        return []
+    return list(map(as_rows, tensors))
 
 
 def _rows(out: Any, count: int) -> Sequence[Any]:
@@ -178,7 +217,7 @@ class _Shape:
         batch: the whole of it, collated.
 
     Raises:
-        _OrdinaryError: a part is not a tensor.
+        _NoTensorsError: a part is not a tensor.
     """
 
     def __init__(self, sample: Any, batch: Any) -> None:
@@ -206,7 +245,7 @@ class _Shape:
             parts = [self._joiners(*pair) for pair in zip(sample, batch, strict=True)]
             join_out, join_batch = _joiner(type(sample)), _joiner(type(batch))
         else:
-            raise _OrdinaryError
+            raise _NoTensorsError
         outs, batches = zip(*parts, strict=True)
         return _joining(join_out, outs), _joining(join_batch, batches)
 

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from shmloader import ArrayDataset, ShmDataLoader
+from shmloader.arrays import gather, row_numbers
 
 from .support import assert_same, assert_same_stream, detached, let_stock_end
 
@@ -60,14 +61,6 @@ def test_stock_reads_it_too() -> None:
     assert rows[0][0].tolist() == list(range(LENGTH))
 
 
-def test_rows_that_are_not_there() -> None:
-    dataset = ArrayDataset(np.zeros((3, 2)))
-    indices: Any
-    for indices in ([3], [-1], [1.0], [True]):
-        with pytest.raises(IndexError, match="of an ArrayDataset of 3 rows"):
-            dataset.__getitems_into__(indices, (np.zeros((1, 2)),))
-
-
 class Doubled(np.ndarray[Any, Any]):
     """Has other rows than its elements."""
 
@@ -89,6 +82,92 @@ def test_of_subclasses_the_elements_count(kind: str) -> None:
     array = SUBCLASSES[kind]()
     batches, _, _ = assert_same_stream(lambda: ArrayDataset(array), batch_size=4, num_workers=1)
     assert torch.cat([rows for (rows,) in batches[0]]).tolist() == np.asarray(array).tolist()
+
+
+# -- indices -----------------------------------------------------------------------------------------------------------
+
+CERTAIN: dict[str, Any] = {
+    "ints": [3, 0, 9, 9],
+    "negative": [-1, 3, -10],
+    "a tuple": (1, -2),
+    "a range": range(9, -3, -1),
+    "one": [0],
+    "none": [],
+    **{f"{code} numbers": [np.dtype(code).type(n) for n in (0, 9, 3)] for code in "bBhHiIlLqQ"},
+    **{f"{code} array": np.array([0, 9, 3], code) for code in "bBhHiIl"},
+    "negative numbers": [np.int64(-1), np.int8(-10), 4],
+    "negative array": np.array([-1, -10, 4], np.int16),
+    "an array in steps": np.arange(10)[::-2],
+    "an array of the other byte order": np.arange(10, dtype=">i4"),
+    "an empty array": np.array([], np.int64),
+    **{f"{dtype} tensors": list(torch.tensor([0, -1, 3], dtype=dtype)) for dtype in (torch.int8, torch.int64)},
+    **{f"{dtype} tensor": torch.tensor([0, -1, 3], dtype=dtype) for dtype in (torch.int16, torch.int32)},
+    "a tensor in steps": torch.arange(10)[::3],
+}
+
+# What is one row to nobody, or to torch and not to numpy, or is not worth the search.
+UNCERTAIN: dict[str, Any] = {
+    "too large": [0, 10],
+    "too small": [0, -11],
+    "huge": [0, 1 << 63],
+    "huge the other way": [-(1 << 63), -(1 << 63) - 1],
+    "a huge number": [np.uint64((1 << 64) - 1)],
+    "an array of huge ones": np.array([(1 << 64) - 1], np.uint64),
+    "bools": [1, True],
+    "numpy's bools": [np.True_],
+    "an array that could have such": np.array([3], np.uint64),
+    "an array of bools": np.array([True, False]),
+    "tensors of bools": [torch.tensor(True)],
+    "bytes in tensors": [torch.tensor(3, dtype=torch.uint8)],
+    "a tensor of bytes": torch.tensor([3], dtype=torch.uint8),
+    "tensors with an axis": [torch.tensor([3])],
+    "arrays without one": [np.array(3)],
+    "rows of an array": np.array([[1, 2]]),
+    "an array without an axis": np.array(3),
+    "a tensor without an axis": torch.tensor(3),
+    "floats": [1.0],
+    "an array of floats": np.array([1.0]),
+    "slices": [slice(0, 2)],
+    "lists": [[1]],
+    "eight bytes": bytes(8),
+    "eight bytes that change": bytearray(8),
+    "text": "ab",
+    "a dict": {1: 2},
+    "an iterator": iter([1]),
+    "a tensor without memory": torch.empty(3, dtype=torch.int64, device="meta"),
+    "a number": 3,
+}
+
+
+@pytest.mark.parametrize("kind", CERTAIN)
+def test_indices_that_mean_rows(kind: str) -> None:
+    found = row_numbers(CERTAIN[kind], 10)
+    assert found is not None
+    assert found.dtype == np.int64
+    assert found.tolist() == [np.arange(10)[index] for index in CERTAIN[kind]]
+    assert found.tolist() == [torch.arange(10)[index] for index in CERTAIN[kind]]
+
+
+@pytest.mark.parametrize("kind", UNCERTAIN)
+def test_indices_that_may_mean_something_else(kind: str) -> None:
+    assert row_numbers(UNCERTAIN[kind], 10) is None
+    dataset = ArrayDataset(np.zeros((10, 2)))
+    assert dataset.__getitems_into__(UNCERTAIN[kind], (np.zeros((1, 2)),)) is NotImplemented
+
+
+@pytest.mark.parametrize("rows", [np.zeros((10, 3, 4)), np.zeros((10, 4, 3)).transpose(0, 2, 1)])
+@pytest.mark.parametrize("shape", [(2, 4), (3, 3, 4), (1, 3, 4), (2, 2, 3, 4), (2, 3, 1), (2,)])
+def test_rows_go_into_their_own_shape_only(rows: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"out|into"):
+        gather(rows, np.array([0, 1]), np.zeros(shape))
+    assert ArrayDataset(rows).__getitems_into__([0, 1], (np.zeros(shape),)) is NotImplemented
+
+
+def test_elements_between_words_are_gathered() -> None:
+    raw = np.arange(1 + LENGTH * 12, dtype=np.uint8)[1:]
+    rows = raw.view(np.float32).reshape(LENGTH, 3)
+    assert not rows.flags.aligned
+    assert_same_stream(lambda: ArrayDataset(rows), batch_size=4, shuffle=True, num_workers=1)
 
 
 # -- memory maps -------------------------------------------------------------------------------------------------------

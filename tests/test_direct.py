@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import collections
+import copy
 import mmap
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_sharer
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    Dataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from shmloader import ArrayDataset, ShmDataLoader
 
+from .datasets import Mapped, nest
 from .support import assert_same_stream, checksum
 
 LENGTH = 50
@@ -201,18 +214,206 @@ INDICES: dict[str, list[Any]] = {
     "numpy's": [[0, 1], [np.int64(3), np.int32(2)], np.array([4, 5]), [2]],
     "huge": [[0, 1], [1 << 70], [2]],
     "slices": [[0, 1], [slice(0, 2)], [slice(0, 1), slice(3, 4)], [2]],
+    "slices at first": [[slice(0, 2)], [1, 2], [slice(2, 4), slice(1, 3)], [3]],
+    "masks at first": [[None], [1], [np.True_], [torch.tensor(True)], [5, 6]],
     "none": [[0, 1], [None], [], [2]],
     "repeated": [[0, 1], [3, 3, 3], [2]],
     "keys": [[0, 1], ["zero"], [2]],
+    "bytes": [[0, 1], b"\1\2", b"\1\0\0\0\0\0\0\0", bytearray(8), "ab", [2]],
+    "no batches": [[0, 1], 3, None, np.array(3), torch.tensor(3), [2]],
+}
+
+ROWS: dict[str, Callable[[], Any]] = {
+    "tensors": lambda: TensorDataset(*tensors()),
+    "arrays": lambda: ArrayDataset(tensors()[0].numpy(), *tensors()[1:]),
+    "a subset": lambda: Subset(TensorDataset(*tensors()), range(LENGTH)),
+    "a subset by array": lambda: Subset(ArrayDataset(*tensors()), np.arange(LENGTH)[::-1]),  # type: ignore[arg-type]
+    "a subset by tensor": lambda: Subset(TensorDataset(*tensors()), torch.arange(LENGTH).flip(0)),  # type: ignore[arg-type]
+    "a subset by too much": lambda: Subset(ArrayDataset(*tensors()), list(range(-60, 60))),
+    "a subset of a subset": lambda: Subset(Subset(TensorDataset(*tensors()), range(-5, 45)), [True, 2, -3, 60, 5] * 10),
 }
 
 
+@pytest.fixture
+def _resource_sharer() -> Iterator[None]:
+    """The thread that stock starts with the first tensor among indices, to hand its memory over, and keeps."""
+    yield
+    resource_sharer.stop()
+
+
+@pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("indices", INDICES)
+@pytest.mark.parametrize("make", ["tensors", "arrays", "a subset", "a subset by array"])
+def test_any_indices_mean_what_they_mean_to_stock(make: str, indices: str) -> None:
+    assert_same_stream(ROWS[make], batch_sampler=lambda: copy.deepcopy(INDICES[indices]), num_workers=1)
+
+
+def some_number(draw: random.Random) -> int:
+    return draw.choice([draw.randrange(LENGTH), draw.randrange(-LENGTH, LENGTH), draw.randrange(-70, 70)])
+
+
+class Batch(list[int]):
+    """A list that says something else when it is iterated over."""
+
+    def __iter__(self) -> Any:
+        return map((3).__add__, super().__iter__())
+
+
+NUMPY_INTS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
+TORCH_INTS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool]
+
+
+AS_NUMBER: list[Any] = [np.int64, torch.tensor, np.array]
+AS_BATCH: list[Any] = [iter, collections.deque, dict.fromkeys, Batch, lambda numbers: np.array([numbers])]
+
+
+def some_index(draw: random.Random) -> Any:
+    """One of all the things that torch or numpy index with, or do not."""
+    number = some_number(draw)
+    makers: list[Callable[[], Any]] = [
+        lambda: number,
+        lambda: draw.choice(NUMPY_INTS)(abs(number)),
+        lambda: torch.tensor(abs(number), dtype=draw.choice(TORCH_INTS)),
+        lambda: draw.choice(AS_NUMBER)(number),
+        lambda: draw.choice([True, np.True_, None, ..., 1.5, np.float32(2), "a", 1 << 70, np.uint64(-1 % (1 << 64))]),
+        lambda: draw.choice([slice(number, number + 2), [number], (number,), [], np.array([number])]),
+    ]
+    return draw.choice(makers)()
+
+
+def some_batch(draw: random.Random) -> Any:
+    """Several of one kind, or of several, as any kind of batch."""
+    count = draw.randrange(1, 5)
+    numbers = [some_number(draw) for _ in range(count)]
+    makers: list[Callable[[], Any]] = [
+        lambda: numbers,
+        lambda: tuple(numbers),
+        lambda: np.array(numbers, draw.choice(["b", "i", "q", "f"])),
+        lambda: np.array(numbers).astype(draw.choice(NUMPY_INTS)),
+        lambda: torch.tensor(numbers).to(draw.choice(TORCH_INTS)),
+        lambda: list(torch.tensor(numbers)),
+        lambda: list(np.array(numbers)),
+        lambda: draw.choice(AS_BATCH)(numbers),
+        lambda: [some_index(draw)] * count,
+        lambda: [some_index(draw) for _ in range(count)],
+    ]
+    return draw.choice(makers)()
+
+
+@pytest.mark.usefixtures("_resource_sharer")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("make", ROWS)
+def test_whatever_a_sampler_draws_means_what_it_means_to_stock(make: str, seed: int) -> None:
+    def batches() -> Any:
+        draw = random.Random(f"{make} {seed}")
+        return [some_batch(draw) if draw.random() < 0.6 else [draw.randrange(LENGTH)] * 3 for _ in range(80)]
+
+    assert_same_stream(ROWS[make], batch_sampler=batches, num_workers=1)
+
+
+@pytest.mark.usefixtures("_resource_sharer")
+@pytest.mark.parametrize("as_indices", [list, np.array, torch.tensor])
+@pytest.mark.parametrize("make", ["tensors", "arrays", "a subset by tensor"])
+def test_samplers_over_any_sequence(make: str, as_indices: Any) -> None:
+    sampler = lambda: SubsetRandomSampler(as_indices(range(3, 40)))  # noqa: E731
+    assert_same_stream(ROWS[make], sampler=sampler, batch_size=4, num_workers=2, epochs=2)
+
+
+def replace_tensors(worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    dataset: Any = info.dataset
+    wide, narrow, *_ = dataset.tensors
+    dataset.tensors = REPLACEMENTS[dataset.kind](wide, narrow)
+
+
+REPLACEMENTS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "others": lambda wide, narrow: (narrow + 1, wide * 2),
+    "another length": lambda wide, narrow: (wide[:30], narrow[:30]),
+    "different lengths": lambda wide, narrow: (wide, narrow[:30]),
+    "a list": lambda wide, narrow: [wide, narrow],
+    "arrays": lambda wide, narrow: (wide.numpy(), narrow.numpy()),
+    "a number": lambda wide, narrow: (wide, narrow[0]),
+    "none": lambda wide, narrow: (),
+}
+
+
+@pytest.mark.parametrize("kind", REPLACEMENTS)
+def test_tensors_that_an_init_function_replaces(kind: str) -> None:
+    def make() -> Any:
+        dataset = TensorDataset(*tensors()[:2])
+        dataset.kind = kind  # type: ignore[attr-defined]
+        return dataset
+
+    assert_same_stream(make, batch_size=4, num_workers=1, worker_init_fn=replace_tensors)
+
+
+class Turns:
+    """Indices of a subset that are others each time they are read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, position: int) -> Any:
+        self.reads += 1
+        return [self.reads % LENGTH] if self.reads % 7 == 0 else self.reads % LENGTH
+
+
+def test_indices_of_a_subset_are_read_as_often_as_stock_reads_them() -> None:
+    assert_same_stream(lambda: Subset(TensorDataset(*tensors()), Turns()), batch_size=4, num_workers=1)  # type: ignore[arg-type]
+
+
+class Choosy(WholeBatches):
+    """Writes batches of even numbers only, and something into the others before it says so."""
+
+    def __getitems_into__(self, indices: Sequence[int], out: Any) -> Any:
+        super().__getitems_into__(indices, out)
+        if any(index % 2 for index in indices):
+            out[0][:] = out[1][:] = -1
+            return NotImplemented
+        return None
+
+
+class ChoosyOneByOne(OneByOne):
+    """The same, for samples."""
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index)
+
+    def __getitem_into__(self, index: int, out: Any) -> Any:
+        super().__getitem_into__(index, out)
+        return NotImplemented if index % 5 == 3 else None
+
+
+def chosen_batches() -> Any:
+    draw = random.Random(5)
+    return [
+        [2 * draw.randrange(20) + draw.choice([0, 0, 0, 0, 1]) for _ in range(draw.randrange(1, 5))] for _ in range(50)
+    ]
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: TensorDataset(*tensors()), lambda: Subset(TensorDataset(*tensors()), range(50))]
+    "make",
+    [
+        Choosy,
+        lambda: Subset(Choosy(), range(LENGTH)),
+        lambda: Subset(Subset(Choosy(), range(1, LENGTH)), range(LENGTH - 2)),
+        lambda: ChoosyOneByOne(*STRUCTURES["a named tuple"]),
+        lambda: Subset(ChoosyOneByOne(*STRUCTURES["dicts"]), np.arange(LENGTH)),  # type: ignore[arg-type]
+    ],
 )
-def test_any_indices_mean_what_they_mean_to_stock(make: Callable[[], Any], indices: str) -> None:
-    assert_same_stream(make, batch_sampler=lambda: INDICES[indices], num_workers=1)
+def test_a_dataset_may_leave_a_batch_to_be_read_as_always(make: Callable[[], Any]) -> None:
+    assert_same_stream(make, batch_sampler=chosen_batches, num_workers=1, num_slots=4)
+
+
+def test_what_is_left_is_read_once_and_the_rest_is_written() -> None:
+    dataset = Choosy()
+    batches = [[0, 2], [4, 6], [1, 2, 3], [8, 10], [12, 14, 16]]
+    assert [labels.tolist() for _, labels in ShmDataLoader(dataset, batch_sampler=batches, num_workers=1)] == batches
+    assert dataset.counts[:, 0].tolist() == [2 + 3, 4]
 
 
 @pytest.mark.parametrize("make", [WholeBatches, lambda: OneByOne(*STRUCTURES["a tuple"])])
@@ -277,6 +478,20 @@ class Forwarding(Counted):
         return getattr(self.__dict__["wrapped"], name)
 
 
+class Instructed(WholeBatches):
+    """Has the method that torch's fetcher calls in the object, and not in the class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__getitems__ = lambda indices: [(image(index) + 1, index) for index in indices]
+
+
+def instructed_rows() -> Any:
+    dataset = TensorDataset(*tensors())
+    dataset.__getitems__ = lambda indices: [(torch.tensor(index) + 1,) for index in indices]  # type: ignore[attr-defined]
+    return dataset
+
+
 class Rows(TensorDataset):
     """Changes what it inherits."""
 
@@ -284,7 +499,37 @@ class Rows(TensorDataset):
         return tuple(tensor[index] * 2 for tensor in self.tensors)
 
 
-@pytest.mark.parametrize("make", [Inheriting, InheritingInBatches, Strings, Forwarding, lambda: Rows(*tensors())])
+class Shorter(ArrayDataset):
+    """Has fewer samples than rows, and the last of them is still row -1."""
+
+    def __len__(self) -> int:
+        return 30
+
+
+class Longer(ArrayDataset):
+    def __len__(self) -> int:
+        return LENGTH + 7
+
+
+@pytest.mark.parametrize("make", [Shorter, Longer])
+def test_arrays_of_another_length_than_the_dataset(make: Any) -> None:
+    sampler = lambda: [*range(20), -1, -20, 35, LENGTH, LENGTH + 3, -LENGTH, -LENGTH - 1]  # noqa: E731
+    assert_same_stream(lambda: make(*tensors()), batch_size=2, sampler=sampler, num_workers=1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Inheriting,
+        InheritingInBatches,
+        Instructed,
+        instructed_rows,
+        lambda: Subset(instructed_rows(), range(30)),
+        Strings,
+        Forwarding,
+        lambda: Rows(*tensors()),
+    ],
+)
 def test_datasets_that_are_read_as_always(make: Callable[[], Any]) -> None:
     assert_same_stream(make, batch_size=4, num_workers=2)
 
@@ -298,8 +543,33 @@ def test_a_collate_function_of_the_users_gets_its_samples(make: Callable[[], Any
     assert_same_stream(make, batch_size=4, num_workers=2, collate_fn=negated)
 
 
-def test_without_batches_samples_are_read_as_always() -> None:
-    assert_same_stream(lambda: TensorDataset(*tensors()), batch_size=None, num_workers=2)
+UNBATCHED: dict[str, Callable[[], Any]] = {
+    **ROWS,
+    "one by one": lambda: OneByOne(*STRUCTURES["a tuple"]),
+    "rows one by one": lambda: OneByOne(*STRUCTURES["an array"]),
+    "whole batches": WholeBatches,
+    "numbers": lambda: Mapped(lambda index: [index, index + 1]),
+    "alike": lambda: Mapped(lambda index: (torch.full((3,), index), torch.full((3,), -index))),
+    "nested": lambda: Mapped(lambda index: ((index, image(index)), (2, image(2)))),
+    "of all lengths": lambda: Mapped(lambda index: [image(index)] * (index % 4)),
+    "of all kinds": lambda: Mapped(
+        lambda index: [image(index), (index, index), "ab", {"a": 1}, index, [1, 2.5], torch.zeros(2, index)][index % 7]
+    ),
+    "nests": lambda: Mapped(nest),
+}
+
+
+@pytest.mark.parametrize("make", UNBATCHED)
+def test_without_batches_samples_are_read_as_always(make: str) -> None:
+    for collate_fn in (None, default_collate):
+        assert_same_stream(UNBATCHED[make], batch_size=None, num_workers=1, collate_fn=collate_fn)
+
+
+@pytest.mark.parametrize("collate_fn", [None, default_collate])
+@pytest.mark.parametrize("make", ["tensors", "arrays", "numbers"])
+def test_without_batches_a_sampler_may_draw_lists(make: str, collate_fn: Any) -> None:
+    sampler = lambda: BatchSampler(SequentialSampler(range(20)), 3, False)  # noqa: E731
+    assert_same_stream(UNBATCHED[make], batch_size=None, sampler=sampler, num_workers=1, collate_fn=collate_fn)
 
 
 def replaced(worker: int) -> None:
