@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from .dtypes import TO_TORCH, carrier
-
-Array = np.ndarray[Any, Any]
+from .file_maps import Array, FilePart, part_of_file
 
 # What torch and numpy index with as with an int. An np.bool_ is a mask to both, a uint8 tensor to torch.
 _INTS = {int, *(np.dtype(code).type for code in "bBhHiIlLqQ")}
 _INDEX_TENSORS = {(dtype, 0, True) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64)}
 _tensor_kind = attrgetter("dtype", "ndim", "is_cpu")
-
-# Bytes that are compared at a time, so that they are still in the processor's cache when the result is read.
-_CHUNK = 1 << 18
 
 
 class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
@@ -85,145 +77,27 @@ class _Column:
     def __init__(self, array: Any, name: str) -> None:
         self._dtype = _dtype_of(array, name)
         # Plain in any case: a subclass has ideas of its own of what a row is, and those of memory maps cost more.
-        self.rows: Array = as_rows(array) if isinstance(array, torch.Tensor) else np.asarray(array)
-        if not self.rows.ndim:
+        self._source: Array | torch.Tensor = array if isinstance(array, torch.Tensor) else np.asarray(array)
+        if not self._source.ndim:
             raise ValueError(f"{name} has no axis of samples")
+
+    @property
+    def rows(self) -> Array:
+        # A tensor's memory may be another by now, after share_memory_() for example.
+        source = self._source
+        return as_rows(source) if isinstance(source, torch.Tensor) else source
 
     def sample(self, index: Any) -> torch.Tensor:
         # The array may be read-only, which torch warns of, and a tensor is not.
         return torch.from_numpy(np.array(self.rows[index])).view(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_dtype": self._dtype, "rows": _part_of_file(self.rows) or self.rows}
+        rows = self.rows
+        return {"_dtype": self._dtype, "_source": part_of_file(rows) or rows}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        rows = state["rows"]
-        self.__dict__ = {**state, "rows": rows.open() if isinstance(rows, _FilePart) else rows}
-
-
-@dataclass(frozen=True)
-class _FilePart:
-    """Where in a file an array's elements are, and in which order: what another process opens it by.
-
-    The name alone would open whatever has it by then. Device and inode are those of the file that is meant.
-    """
-
-    name: str
-    device: int
-    inode: int
-    offset: int
-    nbytes: int
-    first: int  # offset of the first element from there; more than 0 where a stride is negative
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def bytes(self) -> Array:
-        """Returns the bytes that the elements lie in, mapped to be read.
-
-        Raises:
-            OSError: the file is not there, may not be read, is another one, or ends before these bytes.
-        """
-        with Path(self.name).open("rb") as file:
-            status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino) != (self.device, self.inode):
-                raise OSError(f"{self.name} is another file than the one that the ArrayDataset's memory map was of")
-            if status.st_size < self.offset + self.nbytes:
-                raise OSError(_cut_short(self.name, status.st_size, self.offset + self.nbytes))
-            return np.memmap(file, np.uint8, "r", self.offset, (self.nbytes,))
-
-    def open(self) -> Array:
-        """Returns the array, read-only. Raises what `bytes` does."""
-        return np.ndarray(self.shape, self.dtype, self.bytes(), self.first, self.strides)
-
-
-def _cut_short(name: str, size: int, end: int) -> str:
-    return f"{name} has {size} bytes, and the ArrayDataset's memory map of it goes to byte {end}: it was cut short"
-
-
-def _part_of_file(rows: Array) -> _FilePart | None:
-    """Returns what opens ``rows`` again, or None where it is not certain that their bytes would be the same.
-
-    Raises:
-        OSError: the map's file was cut short, so that rows are lost. To read them would end this process.
-    """
-    name, memory = _map_of(rows)
-    whole = None if name is None or not rows.nbytes else np.frombuffer(memory, np.uint8)
-    if whole is None:
-        return None
-    low, nbytes = _extent(rows)
-    mapped = _mapped_file(low, nbytes)
-    start = low - whole.ctypes.data
-    if mapped is None or start < 0 or start + nbytes > len(whole):
-        return None
-    offset = low + mapped.shift
-    if memory.size() < offset + nbytes:
-        raise OSError(_cut_short(name, memory.size(), offset + nbytes))
-    try:
-        status = Path(name).stat()
-        first = rows.ctypes.data - low
-        place = offset, nbytes, first, rows.dtype, rows.shape, rows.strides
-        part = _FilePart(str(name), status.st_dev, status.st_ino, *place)
-        again = part.bytes()
-    except OSError:
-        return None
-    # What the kernel says of both maps, and not `status`: the numbers of some file systems differ there (btrfs has
-    # other devices, overlays have other inodes).
-    found = _mapped_file(again.ctypes.data, nbytes)
-    if found is None or (found.device, found.inode) != (mapped.device, mapped.inode):
-        return None
-    if mapped.is_private and not _are_equal(whole[start : start + nbytes], again):
-        return None
-    return part
-
-
-def _map_of(rows: Array) -> tuple[Any, Any]:
-    """Returns the name of the file, as an absolute path, and the map of it that an array lies in; or None, None."""
-    name: Any = None
-    memory: Any = rows
-    while isinstance(memory, np.ndarray):
-        name = getattr(memory, "filename", None) or name
-        memory = memory.base
-    return (name, memory) if isinstance(memory, mmap.mmap) else (None, None)
-
-
-def _extent(rows: Array) -> tuple[int, int]:
-    """Returns the address of an array's first byte, and how many there are to its last one."""
-    steps = [(size - 1) * stride for size, stride in zip(rows.shape, rows.strides, strict=True)]
-    low = sum(step for step in steps if step < 0)
-    high = sum(step for step in steps if step > 0) + rows.itemsize
-    return rows.ctypes.data + low, high - low
-
-
-class _Mapped(NamedTuple):
-    """What the kernel says of memory that maps a file."""
-
-    device: bytes
-    inode: bytes
-    shift: int  # from an address to an offset in the file
-    is_private: bool
-
-
-def _mapped_file(address: int, nbytes: int) -> _Mapped | None:
-    """Returns the file that memory maps, or None if that is not one file in a row, or the kernel does not say."""
-    end, covered = address + nbytes, 0
-    found = set()
-    try:
-        lines = Path("/proc/self/maps").read_bytes().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        span, rights, offset, device, inode = line.split(None, 5)[:5]
-        begin, stop = (int(number, 16) for number in span.split(b"-"))
-        if begin < end and stop > address:
-            found.add(_Mapped(device, inode, int(offset, 16) - begin, rights.endswith(b"p")))
-            covered += min(stop, end) - max(begin, address)
-    return found.pop() if len(found) == 1 and covered == nbytes else None
-
-
-def _are_equal(one: Array, other: Array) -> bool:
-    parts = range(0, len(one), _CHUNK)
-    return all(np.array_equal(one[start : start + _CHUNK], other[start : start + _CHUNK]) for start in parts)
+        source = state["_source"]
+        self.__dict__ = {**state, "_source": source.open() if isinstance(source, FilePart) else source}
 
 
 def _dtype_of(array: Any, name: str) -> torch.dtype:

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from .arrays import Array, as_rows, gather, is_dense, row_numbers
+from .arrays import as_rows, gather, is_dense, row_numbers
 from .collation import DirectCollation
 from .dtypes import TO_NUMPY, carried
+from .file_maps import Array
 from .layouts import Layouts
 from .writer import SlotWriter
 

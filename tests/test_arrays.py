@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from shmloader import ArrayDataset, ShmDataLoader
 from shmloader.arrays import gather, row_numbers
@@ -433,3 +433,11 @@ def test_where_the_kernel_does_not_say_what_is_mapped_rows_are_sent(
     pickled = pickle.dumps(dataset)
     assert len(pickled) > LENGTH * ROW * 4
     assert_same(samples(pickle.loads(pickled)), samples(dataset))
+
+
+def test_a_tensor_whose_memory_is_moved() -> None:
+    rows = torch.arange(40.0).reshape(10, 4)
+    dataset = ArrayDataset(rows)
+    rows.share_memory_()
+    rows += 1
+    assert_same(list(ShmDataLoader(dataset, 5, num_workers=1)), list(DataLoader(TensorDataset(rows), 5)))

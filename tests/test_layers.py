@@ -27,7 +27,7 @@ LAYERS = [
     "placed arena stacks fence sharing",
     "forks",
     "arrays spec leases ledger schedule succession wire limits control streams lifeline interrupts cuda",
-    "dtypes",
+    "dtypes file_maps",
     "errors version",
 ]
 PURE = {"ledger", "schedule", "spec", "succession"}
