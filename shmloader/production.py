@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from . import diagnosis, interrupts, lifeline, wire, worker, workers
+from . import diagnosis, interrupts, jobs, lifeline, wire, worker, workers
 from .errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
 from .pool import NO_SLOT, Packed, Pool
 from .room import RoomRequests
@@ -158,7 +157,7 @@ class Production:
         if number is None:
             return
         try:
-            job = pickle.dumps(index, 5)
+            job = jobs.pickled(index)
             slot, room = self._pool.claim(job)
         except Exception as error:  # its batch cannot be had; those before it can, and those after
             task = self._schedule.send(number, b"", NO_SLOT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_sharer, resource_tracker
 
 import pytest
 import torch
@@ -42,6 +42,14 @@ def _resource_tracker() -> Iterator[None]:
     yield
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def _resource_sharer() -> Iterator[None]:
+    """The thread that multiprocessing starts with the first tensor that stock is to send to a worker, and keeps."""
+    resource_sharer.DupFd(0).detach()
+    yield
+    resource_sharer.stop()
 
 
 @pytest.fixture(scope="session")

@@ -426,3 +426,13 @@ def test_start_methods(context: str) -> None:
         from multiprocessing import resource_tracker
 
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("_resource_sharer")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_indices_that_are_tensors(dtype: torch.dtype) -> None:
+    """Some, by themselves, make pickles that torch cannot read."""
+    one = torch.ones(2, dtype=torch.uint8).to(dtype)
+    dataset = Mapped(lambda index: (index, [index, str(index)]), 1)
+    for sampler in ([one[0], one[1], one], [[one, 3], [one[:1]]]):
+        assert_same_stream(lambda: dataset, sampler=lambda: sampler, batch_size=None, num_workers=1)  # noqa: B023

@@ -21,7 +21,7 @@ LAYERS = [
     "room worker",
     "direct pool",
     "unpacking collation departed",
-    "columns packing checking pinned",
+    "columns packing checking pinned jobs",
     "layouts",
     "writer",
     "placed arena stacks fence sharing",
