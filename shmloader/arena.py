@@ -9,6 +9,7 @@ back makes them a hole again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -21,12 +22,16 @@ import numpy as np
 from . import forks
 from .control import Control
 from .errors import PoolMemoryError
-from .limits import address_space_left, file_size_limit
+from .limits import address_space_left, addresses_left, file_size_limit
 
 PAGE = mmap.PAGESIZE
 
-# What one pool may map: a 47-bit address space must hold many.
-_MAX_ADDRESS_BYTES = 1 << 42
+# What one pool may map of what is left. So it never ends, however many loaders there are, or however many are gone of
+# which one batch is kept, which holds the mapping. Of 128 TiB, the first pool gets 256 GiB, the 600th 80 GiB, the
+# 2,000th 5 GiB: with two workers 9.8 GiB, 3 GiB and 200 MiB for each slot.
+_SHARE_OF_ADDRESSES = 512
+# Where a limit is set, it was set for the whole program.
+_SHARE_OF_LIMIT = 8
 
 _MADV_POPULATE_WRITE = 23
 
@@ -68,7 +73,10 @@ class Arena:
                 f"cannot map {size} bytes of address space for {slots} slots ({error}); "
                 f"lower max_pool_bytes, or raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
             ) from error
-        self._fd = fd  # for workers, of which not all inherit the mapping as it is
+        # Workers need one, since not all inherit the mapping as it is. mmap has a duplicate of its own, which lives as
+        # long as the mapping: to keep another would take two of each pool, and somebody to close it.
+        self._fd = _duplicate_of(fd)
+        os.close(fd)
 
     def _map(self, fd: int, size: int) -> None:
         self.memory = mmap.mmap(fd, size)
@@ -110,13 +118,6 @@ class Arena:
         if forks.is_replaced(self.address, self.start(self.slots)):
             # Batches that the parent holds have taken the place of slots, and stay where they are.
             self._map(self._fd, self.start(self.slots))
-        self.close()
-
-    def close(self) -> None:
-        """Closes the descriptor. The mapping ends with the last tensor that lies in it."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
     def __reduce__(self) -> tuple[Callable[..., Arena], tuple[Any, int, int, int]]:
         return _attach, (reduction.DupFd(self._fd), self.slots, self.stride, self.workers)
@@ -135,6 +136,20 @@ def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     return arena
 
 
+def _duplicate_of(fd: int) -> int:
+    """Returns the one other descriptor of the file that ``fd`` is of.
+
+    Raises:
+        OSError: there is none, or the kernel does not say.
+    """
+    file = os.fstat(fd)
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the listing's own descriptor is gone when they are read
+        with contextlib.suppress(OSError):  # as is any that another thread has closed meanwhile
+            if int(name) != fd and os.path.samestat(os.fstat(int(name)), file):
+                return int(name)
+    raise OSError(errno.EBADF, "mmap has no descriptor")
+
+
 def tight_limit() -> str:
     """Names the resource limit that keeps slots small; empty where none does."""
     if file_size_limit() is not None:
@@ -143,9 +158,8 @@ def tight_limit() -> str:
 
 
 def _stride(slots: int, max_slot_bytes: int, control_bytes: int) -> int:
-    budget = _MAX_ADDRESS_BYTES
-    if (left := address_space_left()) is not None:
-        budget = min(budget, left // 2)
+    left = address_space_left()
+    budget = addresses_left() // _SHARE_OF_ADDRESSES if left is None else left // _SHARE_OF_LIMIT
     if (size := file_size_limit()) is not None:
         budget = min(budget, size - control_bytes)
     return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

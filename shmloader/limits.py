@@ -9,6 +9,7 @@ from pathlib import Path
 with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
     import resource
 
+_ADDRESS_BITS = 47  # a process's half of what x86-64 has with four levels of page tables; arm64 has twice as much
 _UNLIMITED_V1 = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
 
@@ -85,10 +86,17 @@ def file_size_limit() -> int | None:
 def address_space_left() -> int | None:
     """Returns how many bytes this process may still map under RLIMIT_AS, or None where that is unlimited."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return None
-    mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return max(0, soft - mapped_pages * os.sysconf("SC_PAGE_SIZE"))
+    return None if soft == resource.RLIM_INFINITY else max(0, soft - _mapped())
+
+
+def addresses_left() -> int:
+    """Returns how many bytes of addresses this process has not mapped, of the least that 64-bit processors have."""
+    return max(0, (1 << _ADDRESS_BITS) - _mapped())
+
+
+def _mapped() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _lines(file: Path) -> list[str]:

@@ -104,7 +104,6 @@ class Pool:
         else:
             self.arena = Arena(all_slots, max_bytes, num_workers)
         if self.arena.stride < MIN_SLOT_BYTES:
-            self.arena.close()
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
                 f"raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
@@ -315,7 +314,6 @@ class Pool:
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
         departed.see_off(self.arena, self._leases)
-        self.arena.close()
 
     def _drain(self) -> None:
         for slot in self._leases.drain():

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from . import interrupts
+from .arena import tight_limit
 from .ledger import MIN_SLOT_BYTES
 from .limits import available_memory, memory_limit
 from .pool import Pool, PoolStatistics
@@ -55,6 +56,8 @@ class PoolSettings:
             return self.num_slots
         least = 2 * self.in_flight + self.on_the_way + _LEAST_SPARE_SLOTS
         most = least + _SPARE_SLOTS - _LEAST_SPARE_SLOTS
+        if tight_limit():  # the more slots, the smaller are they
+            return least
         return max(least, min(most, max_bytes // _SLOTS_SHARE_OF_CAP // MIN_SLOT_BYTES))
 
     def make(self) -> Pool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shmloader import PoolMemoryError
-from shmloader.arena import PAGE, Arena, round_up
+from shmloader.arena import PAGE, Arena, _stride, round_up
 
 from .support import mappings
 
@@ -21,9 +21,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def arena() -> Iterator[Arena]:
-    arena = Arena(slots=4, max_slot_bytes=1 << 36)
+    arena = Arena(slots=4, max_slot_bytes=1 << 35)
     yield arena
-    arena.close()
     vars(arena).clear()  # pytest holds on to the fixture's value
 
 
@@ -32,7 +31,7 @@ def resident(arena: Arena) -> int:
 
 
 def test_address_space_costs_no_memory(arena: Arena) -> None:
-    assert arena.stride == 1 << 36
+    assert arena.stride == 1 << 35
     assert resident(arena) <= 2 * PAGE
 
 
@@ -82,7 +81,6 @@ def test_the_mapping_lives_as_long_as_a_block() -> None:
     arena = Arena(2, MIB)
     block = arena.block(1, 10)
     block[:] = 5
-    arena.close()
     del arena
     gc.collect()
     assert mappings() == 1
@@ -93,11 +91,23 @@ def test_a_limit_on_address_space_makes_slots_smaller(monkeypatch: pytest.Monkey
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     monkeypatch.setattr(resource, "getrlimit", lambda which: (pages * PAGE + 64 * MIB, 0))
     arena = Arena(4, 1 << 40)
-    arena.close()
-    assert 7 * MIB < arena.stride <= 8 * MIB
+    assert 1 * MIB < arena.stride <= 2 * MIB
 
 
 def test_an_arena_that_cannot_be_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shmloader.arena._MAX_ADDRESS_BYTES", 1 << 60)
+    monkeypatch.setattr("shmloader.arena.addresses_left", lambda: 1 << 60)
     with pytest.raises(PoolMemoryError, match="max_pool_bytes"):
         Arena(4, 1 << 50)
+
+
+@pytest.mark.parametrize("machine", [24 << 30, 256 << 30, 2 << 40])
+@pytest.mark.parametrize("alive", [600, 3000])
+def test_addresses_never_end(machine: int, alive: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines have 128 TiB of addresses, whatever their memory: what each pool maps leaves most of what was left."""
+    left = 1 << 47
+    monkeypatch.setattr("shmloader.arena.addresses_left", lambda: left)
+    for _ in range(alive):
+        stride = _stride(26, machine // 2, PAGE)
+        left -= 26 * stride
+        assert left > 0
+    assert stride > (2 << 30 if alive == 600 else 16 << 20)

@@ -244,7 +244,7 @@ def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -
     del pool, writer, packed
     assert os.fstat(fd).st_blocks * 512 > 1 << 24
     batches.pop()
-    Pool(8, 2, 1 << 30).close()
+    Pool(8, 2, 1 << 30)
     assert os.fstat(fd).st_blocks * 512 < 1 << 20
     assert batches[0].sum() == 100
     os.close(fd)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,6 @@ class Way:
         self._slot, self._room = slot, _ = pool.claim(b"")
         self._writer = SlotWriter(pool.arena, "", lambda need, written: pool.grant(slot, need) or 0)
         self._packer, self._unpacker = Packer(), Unpacker()
-        weakref.finalize(self, pool.close)
 
     def pack(self, batch: Any) -> tuple[Block, int, int]:
         self._writer.open(self._slot, self._room)

@@ -188,7 +188,6 @@ def test_a_slot_that_cannot_be_registered_as_far_as_it_is_used_is_not_at_all(dri
     arena.pin(0, 6 * PAGE)
     assert driver.ranges == {arena.address + arena.start(1): PAGE}
     arena.unpin_all()
-    arena.close()
 
 
 def test_memory_that_the_driver_does_not_let_go_of_is_not_given_back(
@@ -202,7 +201,6 @@ def test_memory_that_the_driver_does_not_let_go_of_is_not_given_back(
         arena.give_back(1)
         assert arena.memory[arena.start(1)] == 7
         arena.pin(1, 2 * PAGE)
-    arena.close()
     del arena
     gc.collect()
     assert mappings() == 1  # the device may still read it
@@ -225,7 +223,6 @@ def test_a_ctrl_c_within_a_registration_is_made_good(driver: simulated.Driver, m
     with pytest.raises(KeyboardInterrupt):
         arena.pin(0, PAGE)
     arena.give_back(0)
-    arena.close()
     assert driver.ranges == {}
 
 
