@@ -221,8 +221,8 @@ def _policy() -> Iterator[Variants]:
         return lambda worker: os.sched_setscheduler(0, name, os.sched_param(0))
 
     inits: dict[str, Any] = {
-        "SCHED_OTHER": policy(os.SCHED_OTHER),
-        "SCHED_BATCH": None,
+        "SCHED_OTHER": None,
+        "SCHED_BATCH": policy(os.SCHED_BATCH),
         "SCHED_IDLE": policy(os.SCHED_IDLE),
         "nice 5": lambda worker: os.nice(5),
         "a processor for each": lambda worker: os.sched_setaffinity(0, {processors[worker % len(processors)]}),

@@ -133,20 +133,10 @@ def _prepare_process() -> None:
     signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
     torch.multiprocessing._set_thread_name("pt_data_worker")
     torch.set_num_threads(1)
-    _run_as_batch()
     # Where memory is short, the kernel ends the process that uses most, and that may be the training loop, which maps
     # the whole pool. A worker that is ended is an error that says so, or is replaced.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _run_as_batch() -> None:
-    # A job that wakes a worker would otherwise interrupt the process that has sent it, where all processors are busy:
-    # the training loop, at every batch. What the user has set up in another way stays, and so it does where a sandbox
-    # forbids this.
-    with contextlib.suppress(OSError):
-        if os.sched_getscheduler(0) == os.SCHED_OTHER:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _seed(brief: Brief) -> None:

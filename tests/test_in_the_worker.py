@@ -86,21 +86,9 @@ class Fixed(Dataset[Any]):
         return refused
 
 
-class Policy(Surroundings):
-    """Samples that say how their worker is scheduled."""
-
-    def __getitem__(self, index: int) -> Any:
-        return os.sched_getscheduler(0)
-
-
-def test_workers_do_not_interrupt_the_loop() -> None:
-    before = os.sched_getscheduler(0)
-    assert {int(policy) for policy in ShmDataLoader(Policy(), num_workers=2)} == {os.SCHED_BATCH}
-    assert os.sched_getscheduler(0) == before
-
-
-IDLE = """
+POLICIES = """
 import os
+from torch.utils.data import DataLoader
 from shmloader import ShmDataLoader
 
 class Policy:
@@ -108,15 +96,23 @@ class Policy:
         return 4
 
     def __getitem__(self, index):
-        return os.sched_getscheduler(0)
+        return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
 
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-print({int(policy) for policy in ShmDataLoader(Policy(), num_workers=2)} == {os.SCHED_IDLE})
+os.nice(3)
+for policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE):
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    kinds = (ShmDataLoader, DataLoader)
+    ours, stock = ([list(map(int, batch)) for batch in kind(Policy(), num_workers=2)] for kind in kinds)
+    assert ours == stock == 4 * [[policy, 3]], (ours, stock)
+    assert os.sched_getscheduler(0) == policy
+print("all")
 """
 
 
-def test_a_policy_of_the_users_stays() -> None:
-    assert run_file(IDLE).stdout == "True\n"
+def test_workers_are_scheduled_as_the_main_process_is() -> None:
+    """A policy that only lets others go first would have them wait for a processor that other programs use."""
+    result = run_file(POLICIES)
+    assert (result.stdout, result.stderr) == ("all\n", "")
 
 
 def test_the_workers_info_cannot_be_changed() -> None:
