@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_sharer, resource_tracker
 
@@ -15,6 +16,11 @@ from shmloader.bench.figures import figure
 
 from . import simulated
 from .support import holdings, let_stock_end
+
+# A shell starts what runs in the background with Ctrl-C ignored, and Python leaves it at that: nothing here, and no
+# script that tests start, would ever see a KeyboardInterrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
 torch.set_num_threads(1)

@@ -24,6 +24,10 @@ from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
 
+# Seconds that a test waits for what comes at once on a machine that has nothing else to do: so long only where it never
+# comes. Less than the suite gives a test, which would end it without a word of what it waits for.
+PATIENCE = 100.0
+
 # Of these, one object is as good as another that is equal to it.
 _VALUES = (bool, int, float, complex, str, bytes, tuple, frozenset, range, type, type(None), np.generic)
 
@@ -244,7 +248,7 @@ def run_file(code: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(textwrap.dedent(code))
-        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def children() -> set[int]:
@@ -278,7 +282,7 @@ def let_stock_end() -> None:
     if feeders:
         gc.collect()
     for thread in feeders:
-        thread.join(5)
+        thread.join(PATIENCE)
 
 
 def holdings() -> dict[str, Any]:

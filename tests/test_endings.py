@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from shmloader import ShmDataLoader
 
 from .datasets import Images
-from .support import assert_same, run_file
+from .support import PATIENCE, assert_same, run_file
 
 
 class Ends(IterableDataset[Any]):
@@ -33,7 +33,7 @@ def test_workers_end_while_the_loop_has_their_last_batches(length: int, in_order
     iterator: Any = iter(loader)
     batches = [next(iterator) for _ in range(len(loader))]
     for worker in iterator._workers:
-        assert connection.wait([worker.sentinel], timeout=60), "it has not ended"
+        assert connection.wait([worker.sentinel], timeout=PATIENCE), "it has not ended"
     assert len(batches) == len(loader)
     with pytest.raises(StopIteration):
         next(iterator)
@@ -203,8 +203,16 @@ def test_a_limit_on_file_sizes() -> None:
 
 
 def test_no_named_shared_memory() -> None:
-    before = {path.name for path in Path("/dev/shm").iterdir()}
-    iterator = iter(ShmDataLoader(Images(), num_workers=2))
+    before = files_in_shared_memory(os.getpid())
+    iterator: Any = iter(ShmDataLoader(Images(), num_workers=2))
     next(iterator)
-    assert {path.name for path in Path("/dev/shm").iterdir()} <= before
+    for pid in (os.getpid(), *(worker.pid for worker in iterator._workers)):
+        assert files_in_shared_memory(pid) <= before
     assert np.array_equal(next(iterator)[1], [1])
+
+
+def files_in_shared_memory(pid: int) -> set[str]:
+    """Returns what a process maps or has open of /dev/shm, where others come and go meanwhile."""
+    mapped = {line.split(None, 5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    return {name for name in mapped | opened if name.startswith("/dev/shm/")}

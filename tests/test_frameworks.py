@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from shmloader import ShmDataLoader
 
-from .support import OWN_ARGUMENTS, detached, let_stock_end, seed_everything
+from .support import OWN_ARGUMENTS, PATIENCE, detached, let_stock_end, seed_everything
 
 
 class Traced(Dataset[Any]):
@@ -162,7 +162,7 @@ def test_a_loader_rebuilt_with_a_ranks_sampler() -> None:
 
 
 # Said in time, before the script is ended.
-WHERE_IT_HANGS = "import faulthandler\nfaulthandler.dump_traceback_later(45)\n"
+WHERE_IT_HANGS = f"import faulthandler\nfaulthandler.dump_traceback_later({0.8 * PATIENCE})\n"
 
 
 def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
@@ -179,7 +179,7 @@ def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
         env=environment,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its ranks; killed, it would leave them
             output, _ = process.communicate()

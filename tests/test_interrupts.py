@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from .support import PATIENCE
+
 PRELUDE = """
 import gc, mmap, os, sys, threading, time
 import torch
@@ -118,7 +120,7 @@ class Script:
 
     def wait_for(self, letter: bytes, count: int = 1) -> bool:
         """Blocks until the script has told something so many times; False when it has ended, or does not for long."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while count:
             ready, _, _ = select.select([self.steps], [], [], max(0.0, deadline - time.monotonic()))
             step = os.read(self.steps, 1) if ready else b""
@@ -134,7 +136,7 @@ class Script:
         """Waits for the script's end; returns its exit code, None if it goes on for long, and what was printed."""
         code = None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self.process.wait(30)
+            code = self.process.wait(PATIENCE)
         self._kill()
         return code, self._errors.read_text()
 
@@ -295,7 +297,7 @@ class Shell:
         """Returns what is printed up to and with ``text``."""
         printed = b""
         while not printed.endswith(text.encode()):
-            ready, _, _ = select.select([self.terminal], [], [], 30)
+            ready, _, _ = select.select([self.terminal], [], [], PATIENCE)
             assert ready, printed
             printed += os.read(self.terminal, 1)
         return printed.decode()

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-# Far more than it takes; a worker that lives on would do so for minutes.
-SECONDS = 5.0
+from .support import PATIENCE
 
 PRELUDE = """
-import ctypes, os, signal, sys, threading, time
+import ctypes, os, select, signal, sys, threading, time
 from pathlib import Path
 from torch.utils.data import Dataset
 from shmloader import ShmDataLoader
@@ -81,7 +80,7 @@ def run(script: str) -> End:
         file.write_text(prelude + textwrap.indent(textwrap.dedent(script), "    "))
         out, errors = Path(folder) / "out", Path(folder) / "errors"
         with out.open("wb") as stdout, errors.open("wb") as stderr:
-            parent = subprocess.run([sys.executable, file], stdout=stdout, stderr=stderr, timeout=60, check=False)
+            parent = subprocess.run([sys.executable, file], stdout=stdout, stderr=stderr, timeout=PATIENCE, check=False)
         pids = [int(pid) for pid in out.read_text().split()]
         left = [pid for pid in pids if not ends(pid)]
         for pid in left:
@@ -93,13 +92,13 @@ def run(script: str) -> End:
 
 
 def ends(pid: int) -> bool:
-    """Blocks until a process that is not a child has ended; returns whether that was soon."""
+    """Blocks until a process that is not a child has ended; returns whether it has. One that lives on does for long."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([pidfd], [], [], SECONDS)[0])
+        return bool(select.select([pidfd], [], [], PATIENCE)[0])
     finally:
         os.close(pidfd)
 
@@ -210,10 +209,13 @@ def test_workers_that_have_given_up_their_rights() -> None:
     end = run(
         f"""
         iterators = begin(make(worker_init_fn=lambda worker: os.setegid(65534)))
-        print(*[process.pid for process in iterators[0]._workers], flush=True)
+        pids = [process.pid for process in iterators[0]._workers]
+        print(*pids, flush=True)
+        ends = [os.pidfd_open(pid) for pid in pids]
         if os.fork() == 0:
-            signal.alarm({int(SECONDS) + 3})
-            signal.pause()
+            signal.alarm({int(PATIENCE) + 3})
+            for end in ends: select.select([end], [], [])
+            os._exit(0)
         {DEATHS["SIGKILL"]}
         """
     )
@@ -263,8 +265,9 @@ def test_successors_die_with_the_parent_too() -> None:
         f"""
         import warnings
         warnings.simplefilter("ignore")
-        iterators = begin(make("hold_the_lock()", worker_restarts=4, timeout=1))
+        iterators = begin(make("hold_the_lock()", worker_restarts=4))
         report(iterators)
+        iterators[0]._timeout = 1
         for process in iterators[0]._workers:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
