@@ -31,6 +31,7 @@ class RoomRequests:
         self._pool = pool
         self._asks: dict[int, Token] = {}
         self._moved_out: dict[int, bytes] = {}  # what those have written who have no room for it, by batch
+        self._curbed: dict[int, int] = {}  # the jobs whose workers were sent a CURB, and these workers
 
     def __bool__(self) -> bool:
         return bool(self._asks)
@@ -52,12 +53,14 @@ class RoomRequests:
             self._unblock(blocked, schedule, tell)
 
     def refuse_all(self, tell: Tell) -> None:
-        """Tells all who wait that there is no more room."""
+        """Tells all who wait that there is no more room, since the pass is over."""
         for seq in list(self._asks):
             self._refuse(seq, tell)
+        self._curbed.clear()
 
     def forget(self, worker: int) -> None:
-        """Drops the ASK of a worker that has died."""
+        """Drops the ASK of a worker that has died, and what its jobs were told."""
+        self._curbed = {seq: told for seq, told in self._curbed.items() if told != worker}
         for seq, ask in list(self._asks.items()):
             if ask.worker == worker:
                 del self._asks[seq]
@@ -78,8 +81,12 @@ class RoomRequests:
             task.result = self._pool.spill(task.result)
         stuck = schedule.stuck_behind(self._asks)
         for task in stuck:
-            room = self._pool.curb(task.slot, len(task.job))
-            tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
+            # Once: a worker that is stopped, or dead and not known to be, reads none of them, and this may come again
+            # with every batch of the others'. Its pipe has room for one a job.
+            if task.seq not in self._curbed:
+                self._curbed[task.seq] = task.worker
+                room = self._pool.curb(task.slot, len(task.job))
+                tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
         if self._try_to_grant(blocked, tell) or schedule.unmade() > len(self._asks) + len(stuck):
             return
         for seq, ask in self._asks.items():

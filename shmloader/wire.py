@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import mmap
 import os
 import struct
 from collections.abc import Callable
@@ -56,9 +57,8 @@ _LAYOUT = struct.Struct("<HHIIQQQ")
 _as_token: Callable[[Fields], Token] = functools.partial(tuple.__new__, Token)
 TOKEN_BYTES = _LAYOUT.size
 _READ_BYTES = TOKEN_BYTES * 128
-_DEFAULT_PIPE_BYTES = 1 << 16
 _MAX_PIPE_BYTES = 1 << 30
-_F_SETPIPE_SZ = 1031
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
 
 
 class PipeEnd:
@@ -71,7 +71,9 @@ class PipeEnd:
         """Writes one token, whole. Blocks while the pipe is full, until the other side reads.
 
         Raises:
-            BrokenPipeError: no process has the other end open.
+            BlockingIOError: the pipe is full, and this end does not block. Nothing was written.
+            BrokenPipeError: no process has the other end open. SIGPIPE comes first, and where a program has set it to
+                its default that is the end: the parent keeps both ends of its pipes.
         """
         os.write(self.fd, _LAYOUT.pack(*token))
 
@@ -92,32 +94,50 @@ class PipeEnd:
         if fd >= 0:
             os.close(fd)
 
-    def __reduce__(self) -> tuple[Callable[[Any], PipeEnd], tuple[Any]]:
-        return _adopt, (reduction.DupFd(self.fd),)
+    def __reduce__(self) -> tuple[Callable[[type[PipeEnd], Any], PipeEnd], tuple[type[PipeEnd], Any]]:
+        return _adopt, (type(self), reduction.DupFd(self.fd))
+
+
+class Outbox(PipeEnd):
+    """A worker's end of the pipe to the parent, which has the other end open as long as it lives."""
+
+    def write(self, token: Fields) -> None:
+        """Writes one token, whole; see `PipeEnd.write`.
+
+        Raises:
+            SystemExit: the parent has ended. Its descriptors are closed before its workers are killed, and a traceback
+                of what came in between would say nothing that matters.
+        """
+        try:
+            super().write(token)
+        except BrokenPipeError:
+            raise SystemExit(1) from None
 
 
 def pipe(tokens: int) -> tuple[PipeEnd, PipeEnd]:
     """Returns the reading and the writing end of a new pipe that holds ``tokens`` tokens; neither survives an exec.
 
     Raises:
-        OSError: the kernel does not make pipes of that size (/proc/sys/fs/pipe-max-size).
+        OSError: the kernel does not make pipes of that size (/proc/sys/fs/pipe-max-size), or not for a user who has so
+            many (/proc/sys/fs/pipe-user-pages-soft).
     """
-    nbytes = 2 * tokens * TOKEN_BYTES  # the kernel's buffers are pages, which tokens need not fill to the last byte
+    # The kernel's buffers are pages. No token is split, and a page that is read in part is not written to again.
+    nbytes = (-(-tokens // (mmap.PAGESIZE // TOKEN_BYTES)) + 1) * mmap.PAGESIZE
     if nbytes > _MAX_PIPE_BYTES:
         raise OSError(errno.EINVAL, f"no pipe holds {tokens} tokens")
     reader, writer = os.pipe()
-    if nbytes > _DEFAULT_PIPE_BYTES:
-        try:
+    try:
+        if fcntl.fcntl(writer, _F_GETPIPE_SZ) < nbytes:
             fcntl.fcntl(writer, _F_SETPIPE_SZ, nbytes)
-        except OSError:
-            os.close(reader)
-            os.close(writer)
-            raise
+    except BaseException:
+        os.close(reader)
+        os.close(writer)
+        raise
     return PipeEnd(reader), PipeEnd(writer)
 
 
-def _adopt(duplicate: Any) -> PipeEnd:
-    return PipeEnd(duplicate.detach())
+def _adopt(kind: type[PipeEnd], duplicate: Any) -> PipeEnd:
+    return kind(duplicate.detach())
 
 
 class Inbox:

@@ -16,21 +16,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
-from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from . import forks
+from . import forks, starting
+from .errors import WorkerTimeoutError
 from .limits import oom_kills
 from .stacks import StackPipe
-from .wire import Fields, PipeEnd, Token, pipe
+from .wire import Fields, Outbox, PipeEnd, Token, pipe
 
 # How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
 GRACE_SECONDS = 5.0
 _TERM_SECONDS = 1.0
 
-# Beside jobs: RESUME, GRANT, STOP.
+# What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
+# time that the wait for its answer ran out. Only these last could be more than there is room for.
 _CONTROL_TOKENS = 8
 
 MakeBrief = Callable[[int, PipeEnd, list[int]], Any]
@@ -60,7 +61,13 @@ class _Member:
     process: BaseProcess
     pidfd: int
     down: PipeEnd
+    inbox: PipeEnd  # the other end of `down`, which is never read here, so that a write never meets a closed pipe
     is_leaving: bool = False  # it was told that no job will follow, so that its end is no news
+
+    def close_pipe(self) -> None:
+        """Closes both ends, once."""
+        self.down.close()
+        self.inbox.close()
 
 
 class Crew:
@@ -82,7 +89,8 @@ class Crew:
         self._max_jobs = max_jobs
         self._members: list[_Member] = []
         with contextlib.ExitStack() as undo:
-            self._up, self.outbox = self._pipe()
+            self._up, outbox = self._pipe()
+            self.outbox = Outbox(outbox.fd)
             undo.callback(self._up.close)
             undo.callback(self.outbox.close)
             os.set_blocking(self._up.fd, False)
@@ -111,7 +119,7 @@ class Crew:
 
     def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
         try:
-            return pipe(self._max_jobs + _CONTROL_TOKENS)
+            return pipe(2 * self._max_jobs + _CONTROL_TOKENS)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -139,27 +147,30 @@ class Crew:
         # Marked first: should the start fail, nothing of the dead one is used again.
         pidfd, dead.pidfd = dead.pidfd, -1
         os.close(pidfd)
-        dead.down.close()
+        dead.close_pipe()
         self._members[worker] = self._start_one(worker, run, make_brief)
 
     def _start_one(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> _Member:
         inbox, down = self._pipe()
+        os.set_blocking(down.fd, False)
         process = None
         try:
             brief = make_brief(worker, inbox, [*self._foreign_descriptors(), down.fd] if self.is_forked else [])
-            process = self._context.Process(target=run, args=(brief,), daemon=True)
-            if not self.is_forked:
-                resource_tracker.ensure_running()  # which would open the signals that _start blocks
-            _start(process)
-            member = _Member(process, os.pidfd_open(process.pid), down)
+            if self.is_forked:
+                process = self._context.Process(target=run, args=(brief,), daemon=True)
+                pidfd = starting.start(process)
+            else:
+                with contextlib.closing(starting.Parcel(brief)) as parcel:
+                    process = self._context.Process(target=run, args=(parcel,), daemon=True)
+                    pidfd = starting.start_elsewhere(process, self.method, parcel, f"{worker} of {self.num_workers}")
+            member = _Member(process, pidfd, down, inbox)
         except BaseException:
             down.close()
+            inbox.close()
             if process is not None and process.pid is not None:
                 process.kill()
                 process.join()
             raise
-        finally:
-            inbox.close()
         self._poll.register(member.pidfd, select.EPOLLIN)
         return member
 
@@ -170,17 +181,22 @@ class Crew:
         its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
         ours = [self._up.fd, self.stacks.fd, self._poll.fileno()]
-        return ours + [fd for member in self._members for fd in (member.down.fd, member.pidfd) if fd >= 0]
+        theirs = [fd for member in self._members for fd in (member.down.fd, member.inbox.fd, member.pidfd)]
+        return ours + [fd for fd in theirs if fd >= 0]
 
     def send(self, worker: int, token: Fields) -> None:
         """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
 
         To one that has ended it goes nowhere; `wait` tells of that.
+
+        Raises:
+            WorkerTimeoutError: the worker has not read what it was sent for so long that there is no room for more.
         """
-        try:  # noqa: SIM105 - for every batch, and a context manager would cost a good part of it
+        try:
             self._members[worker].down.write(token)
-        except BrokenPipeError:
-            pass
+        except BlockingIOError:
+            pid = self._members[worker].process.pid
+            raise WorkerTimeoutError(f"DataLoader worker {worker} (pid {pid}) does not read what it is sent") from None
 
     def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
@@ -256,8 +272,9 @@ class Crew:
         _crews.discard(self)
         for worker, member in enumerate(self._members):
             if member.down.fd >= 0:
-                self.dismiss(worker, token)
-                member.down.close()
+                with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
+                    self.dismiss(worker, token)
+                member.close_pipe()
         try:
             self._reap(grace, None)
             self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
@@ -321,13 +338,3 @@ def _close_files(process: BaseProcess) -> None:
     finalizer = getattr(getattr(process, "_popen", None), "finalizer", None)
     if finalizer is not None:
         finalizer()
-
-
-def _start(process: BaseProcess) -> None:
-    # A Ctrl-C between the fork and the moment when the worker can ignore it would end the worker with a traceback:
-    # workers are born with the signal blocked, and open up when they are ready.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

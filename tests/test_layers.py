@@ -24,7 +24,7 @@ LAYERS = [
     "columns packing checking pinned jobs",
     "layouts",
     "writer",
-    "placed arena stacks fence sharing",
+    "placed arena stacks fence sharing starting",
     "forks",
     "arrays spec leases ledger schedule succession wire limits control streams lifeline interrupts cuda",
     "dtypes file_maps",

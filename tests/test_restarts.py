@@ -798,7 +798,7 @@ def test_a_worker_that_writes_and_dies_while_the_loop_looks() -> None:
 
         looks = Looks(up.fd, ends)
         pidfd, other = os.pidfd_open(process), ended_process()
-        crew._members = [_Member(SimpleNamespace(), fd, token) for fd in (pidfd, other)]  # type: ignore[arg-type]
+        crew._members = [_Member(SimpleNamespace(), fd, token, inbox) for fd in (pidfd, other)]  # type: ignore[arg-type]
         looks.register(pidfd)
         looks.register(other)
         crew._poll = looks  # type: ignore[assignment]
