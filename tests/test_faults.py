@@ -597,7 +597,7 @@ def test_a_replacement_that_cannot_be_started_ends_the_iterator(
     loader = make(make_trap("SIGKILL", "later sample", once=True), worker_restarts=1)
     iterator, held = iter(loader), Held()
     assert held.take(next(iterator)) == 0
-    monkeypatch.setattr("shmloader.workers._start", fail)
+    monkeypatch.setattr("shmloader.starting._start", fail)
     with pytest.raises(BlockingIOError):
         contents(iterator)
     monkeypatch.undo()
