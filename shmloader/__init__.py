@@ -1,5 +1,6 @@
 """shmloader: torch's DataLoader, with batches that workers write straight into reused shared memory."""
 
+from . import untraced
 from .arrays import ArrayDataset
 from .errors import (
     FallbackWarning,
@@ -29,3 +30,5 @@ __all__ = [
     "WorkerTimeoutError",
     "__version__",
 ]
+
+untraced.mark(__name__)

@@ -28,7 +28,7 @@ LAYERS = [
     "forks",
     "arrays spec leases ledger schedule succession wire limits control streams lifeline interrupts cuda",
     "dtypes file_maps",
-    "errors version",
+    "errors version untraced",
 ]
 PURE = {"ledger", "schedule", "spec", "succession"}
 PURE_MAY_IMPORT = {
