@@ -75,6 +75,8 @@ class DirectCollation:
         """
         there = self._writer.array(shape, carrier(dtype))
         array = np.empty(shape, carrier(dtype)) if there is None else there
+        if 0 in shape:  # numpy has other strides for these
+            return torch.empty(shape, dtype=dtype), array
         return carried(array, dtype), array
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:

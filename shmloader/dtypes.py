@@ -34,6 +34,14 @@ _CARRIERS: dict[int, np.dtype[Any]] = {
     8: np.dtype(np.int64),
 }
 
+# Elements of these are copied as integers. torch has no kernel that copies a sub-byte dtype, and of a bool, which may
+# be any byte, it makes 0 or 1.
+_BITS: dict[torch.dtype, torch.dtype] = {
+    dtype: TO_TORCH[_CARRIERS[dtype.itemsize]]
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype) and (dtype is torch.bool or dtype not in TO_NUMPY)
+}
+
 _PYTHON_SCALARS: dict[object, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
@@ -47,6 +55,12 @@ def carried(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
     """Returns the tensor of ``dtype`` whose elements ``array`` carries, over the same memory."""
     tensor = torch.from_numpy(array)
     return tensor if tensor.dtype is dtype else tensor.view(dtype)
+
+
+def as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a dense tensor over the same memory that torch can copy bit by bit."""
+    dtype = _BITS.get(tensor.dtype)
+    return tensor if dtype is None else tensor.view(dtype)
 
 
 def as_torch_dtype(dtype: object) -> torch.dtype:

@@ -22,7 +22,7 @@ import torch
 from torch.multiprocessing import reductions
 
 from .arrays import is_plain
-from .dtypes import CODES, carried, carrier
+from .dtypes import CODES, as_bits, carried, carrier
 from .leases import Block
 from .placed import extent_of, next_tensor
 
@@ -149,16 +149,16 @@ class _Pickler(pickle.Pickler):
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         shape = tuple(tensor.shape)
-        stride = None if _is_canonical(tensor, shape) or not tensor.numel() else tensor.stride()
+        stride = None if _is_canonical(tensor, shape) else tensor.stride()
         offset = self.memory.offset_of(tensor.data_ptr()) if tensor.numel() else 0
         if offset is None:
-            there = tensor
+            there = as_bits(tensor)
             if not tensor.is_contiguous():
                 extent = extent_of(shape, stride)
                 if extent > _MAX_GAPS * tensor.numel():
-                    there, stride = tensor.contiguous(), None
+                    there, stride = there.contiguous(), None
                 else:
-                    there = tensor.as_strided((extent,), (1,))
+                    there = there.as_strided((extent,), (1,))
             offset = self.memory.reserve(there.nbytes)
             self.tensors.append((there, offset))
         self.places.append((offset, CODES[tensor.dtype], shape, stride))
@@ -166,15 +166,15 @@ class _Pickler(pickle.Pickler):
 
 
 def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether the strides are what any new tensor of this shape has: those of axes of one element are free."""
+    """Whether the strides are what any new tensor of this shape has: those of axes of no or one element are free."""
     if not tensor.is_contiguous():
         return False
-    if 1 not in shape:
+    if 1 not in shape and 0 not in shape:
         return True
     stride, step = [], 1
     for size in reversed(shape):
         stride.append(step)
-        step *= size
+        step *= size or 1
     return tensor.stride() == tuple(reversed(stride))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from .dtypes import ALL, CODES, TO_NUMPY, carried, carrier
+from .dtypes import ALL, CODES, TO_NUMPY, TO_TORCH, carried, carrier
 from .leases import Block, hold
 
 # A part of a batch is small up to so many bytes, if all small parts are together at most so large a part of it.
@@ -46,8 +46,14 @@ class Placed:
     def over(self, block: Block) -> torch.Tensor:
         """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
         if 0 in self.shape:
-            return torch.empty(self.shape, dtype=self._dtype)
+            return self._without_elements()
         return carried(_ndarray(self.shape, self._carrier, block, self.offset, self._steps), self._dtype)
+
+    def _without_elements(self) -> torch.Tensor:
+        dtype = TO_TORCH[self._carrier]  # a new tensor of a quantized dtype is more than its elements
+        if self.stride is None:
+            return torch.empty(self.shape, dtype=dtype).view(self._dtype)
+        return torch.empty_strided(self.shape, self.stride, dtype=dtype).view(self._dtype)
 
     def copied(self, block: Block) -> torch.Tensor:
         """Returns the tensor in memory of its own, its strides as they are in ``block``."""
