@@ -6,15 +6,21 @@ returned, in which every dense CPU tensor is replaced by a call of `placed.next_
 differ in nothing but shapes. Arrays and other objects that know protocol 5 put their buffers into the slot as well;
 what is left is pickled by value.
 
+Where code of the user's has registered a reducer for a type, with multiprocessing's ``ForkingPickler`` or ``copyreg``,
+that one counts, for tensors and arrays too, as in torch's queues.
+
 All offsets are relative to the slot, so a packed batch can be read from a copy of the slot too.
 """
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import struct
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +35,15 @@ from .placed import extent_of, next_tensor
 # What a tail says of a tensor: offset, dtype, shape and strides, as `Placed` takes them; of a buffer: offset and bytes.
 _Place = tuple[int, int, tuple[int, ...], tuple[int, ...] | None]
 _Extent = tuple[int, int]
+
+# What types go by in multiprocessing's queues, as it is at any time; of two entries the first one counts.
+_REGISTERED: dict[type, Callable[[Any], Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_COPYREG = copyreg.dispatch_table
+
+# What torch itself has registered, which moves memory: here, the slot takes its place.
+_TORCHS_TYPES = {torch.nn.Parameter, torch.UntypedStorage, torch.storage.TypedStorage, *torch._storage_classes}
+_TORCHS_REDUCERS = {reductions.reduce_tensor, reductions.reduce_storage, reductions.reduce_typed_storage}
+_TORCHS_REDUCERS.add(reductions.reduce_typed_storage_child)
 
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
@@ -64,6 +79,11 @@ class Packer:
         self._buffer = io.BytesIO()
         self._pickler = _Pickler(self._buffer)
 
+    @property
+    def has_asked_others(self) -> bool:
+        """Whether the last batch's tail is partly made by what is registered for types: it may hold anything."""
+        return self._pickler.has_asked_others
+
     def pack(self, batch: object, memory: Memory) -> tuple[int, int]:
         """Writes ``batch`` into ``memory`` and returns the tail's offset and length.
 
@@ -93,6 +113,15 @@ class Packer:
         return offset, len(tail)
 
 
+class _Own:
+    """A dense tensor that goes into the slot whatever is registered for tensors."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 class _Pickler(pickle.Pickler):
     """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues.
 
@@ -101,14 +130,17 @@ class _Pickler(pickle.Pickler):
         places: of all tensors, what makes a `Placed` of each.
         tensors: those that are still to be copied, contiguous, and to where.
         buffers: bytes that are still to be copied, and to where.
+        has_asked_others: whether anything went as it was registered.
     """
 
     memory: Memory
-    dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
+        self.dispatch_table = {}  # `reducer_override` reads the tables as they are at that time
         self._file = file
+        self._tensors_are_torchs = True
+        self.has_asked_others = False
         self.places: list[_Place] = []
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
@@ -118,6 +150,8 @@ class _Pickler(pickle.Pickler):
         self._file.seek(0)
         self._file.truncate()
         self.memory = memory
+        self.has_asked_others = False
+        self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is reductions.reduce_tensor
 
     def end(self) -> None:
         """Lets go of the batch."""
@@ -131,17 +165,37 @@ class _Pickler(pickle.Pickler):
         self.buffers.append((raw, self.memory.reserve(raw.nbytes)))
 
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is torch.Tensor:
+        kind = type(obj)
+        if kind is torch.Tensor and self._tensors_are_torchs:
             return self._reduce_tensor(obj)
+        if kind is type or kind is FunctionType:  # for which pickle asks no table
+            return NotImplemented
+        reducer = _REGISTERED.get(kind) or _COPYREG.get(kind)
+        if reducer is not None and not (kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS):
+            self.has_asked_others = True
+            return reducer(obj)
+        ours = self._reduce_ours(obj, kind)
+        return reducer(obj) if ours is NotImplemented and reducer is not None else ours
+
+    def _reduce_ours(self, obj: Any, kind: type) -> Any:
+        """Returns what an object consists of that has memory to put into the slot, or NotImplemented."""
         if isinstance(obj, torch.Tensor):
-            return _reduce_any_tensor(obj)
-        if type(obj) is np.ndarray and not obj.dtype.isnative:
+            return self._reduce_parameter(obj) if kind is torch.nn.Parameter else _reduce_any_tensor(obj)
+        if kind is _Own:
+            return self._reduce_tensor(obj.tensor)
+        if kind is np.ndarray and not obj.dtype.isnative:
             return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
         if isinstance(obj, torch.storage.TypedStorage):
             return _typed_storage, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
-            return torch.Tensor.untyped_storage, (torch.empty(0, dtype=torch.uint8).set_(obj),)
+            return torch.Tensor.untyped_storage, (_Own(_bytes_of(obj)),)
         return NotImplemented
+
+    # What is registered for tensors sees a parameter whole in torch's queues, or not at all.
+    def _reduce_parameter(self, parameter: torch.Tensor) -> Any:
+        make, (data, *rest) = _reduce_any_tensor(parameter)
+        is_apart = type(data) is torch.Tensor and not self._tensors_are_torchs
+        return make, (_Own(data) if is_apart else data, *rest)
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
         if not is_plain(tensor) or tensor.requires_grad:
@@ -188,9 +242,31 @@ def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
         return reductions.reduce_tensor(tensor)
     if type(tensor) is torch.Tensor and tensor.layout is not torch.strided:
         return _reduce_sparse(tensor)
+    if tensor.is_quantized and not _has_quantizer(tensor):
+        where = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return _unquantized, (_Own(_bytes_of(tensor.untyped_storage())), tensor.dtype, *where)
     # Nested and quantized tensors, parameters and subclasses take themselves apart into storages and dense
     # tensors, which come back here.
     return tensor.__reduce_ex__(5)
+
+
+def _has_quantizer(tensor: torch.Tensor) -> bool:
+    # One that `torch.empty` makes of a quantized dtype has none, nor has one that came through torch's own queues.
+    try:
+        tensor.qscheme()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _unquantized(
+    data: torch.Tensor, dtype: torch.dtype, offset: int, shape: torch.Size, stride: tuple[int, ...]
+) -> torch.Tensor:
+    return torch.empty(0, dtype=dtype).set_(data.untyped_storage(), offset, shape, stride)
+
+
+def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _reduce_sparse(tensor: torch.Tensor) -> Any:

@@ -310,7 +310,8 @@ class _Worker:
                 self._writer.write(batch.tail_offset, batch.tail)
                 return wire.BATCH, batch.tail_offset, len(batch.tail)
             packed = self._packer.pack(batch, self._writer)
-            if self._layouts.is_wanted and self._collation.is_default:
+            is_plain = self._collation.is_default and not self._packer.has_asked_others
+            if self._layouts.is_wanted and is_plain:
                 self._layouts.learn(batch, *packed)
             return (wire.BATCH, *packed)
         except Exception as error:
