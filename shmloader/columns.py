@@ -51,7 +51,10 @@ class ColumnCollate:
         """Returns the batch, or its layout if all of it is in the slot."""
         columns: list[tuple[_Write, _Column]] = []
         is_plain_list = type(samples) is list or type(samples) is tuple
-        layout = self._layouts.find(_describe(samples, columns) if is_plain_list else None)
+        try:
+            layout = self._layouts.find(_describe(samples, columns) if is_plain_list else None)
+        except RuntimeError:  # tensors that have no shape, or samples that are nested too deep
+            layout = self._layouts.find(None)
         if layout is not None and self._is_filled(layout, columns):
             return layout
         return self._collate(samples)

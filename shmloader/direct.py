@@ -90,7 +90,7 @@ class DirectFetcher:
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
-        with contextlib.suppress(_NoTensorsError):
+        with contextlib.suppress(_NoTensorsError, RecursionError):
             self._shape = _Shape(samples[0], batch)
         self._fetcher.collate_fn = self._collate
         return batch

@@ -133,11 +133,12 @@ class Layouts:
 
 
 def _leaves(batch: Any) -> Iterator[Any]:
-    if isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from _leaves(part)
-    elif type(batch) is dict:
-        for part in batch.values():
-            yield from _leaves(part)
-    else:
-        yield batch
+    parts = [batch]
+    while parts:  # and not by calling itself: a batch may be nested deeper than calls can be
+        part = parts.pop()
+        if isinstance(part, (list, tuple)):
+            parts.extend(reversed(part))
+        elif type(part) is dict:
+            parts.extend(reversed(part.values()))
+        else:
+            yield part

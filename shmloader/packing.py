@@ -18,6 +18,7 @@ import copyreg
 import io
 import pickle
 import struct
+import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from types import FunctionType
@@ -62,6 +63,9 @@ class Memory(Protocol):
     def reserve(self, nbytes: int) -> int:
         """Lays out ``nbytes`` aligned bytes and returns their offset."""
 
+    def rewind(self) -> None:
+        """Forgets what was laid out and not written."""
+
     def require(self) -> None:
         """Makes sure that all that was laid out is there."""
 
@@ -95,12 +99,24 @@ class Packer:
         pickler = self._pickler
         pickler.begin(memory)
         try:
-            pickler.dump(batch)
+            self._dump(batch)
             extents = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
             numbers = pickle.dumps((pickler.places, extents), 5)
             return self._finish(_U64.pack(len(numbers)) + numbers + self._buffer.getvalue(), memory)
         finally:
             pickler.end()
+
+    def _dump(self, batch: object) -> None:
+        try:
+            self._pickler.dump(batch)
+        except RecursionError:
+            # A forked worker is as deep in the stack as the loop was when it forked, and deeper; the thread in which
+            # torch's queues pickle is not. So it gets one too, that what they can send can be sent here.
+            memory = self._pickler.memory
+            memory.rewind()
+            self._pickler.end()
+            self._pickler.begin(memory)
+            _in_a_thread(lambda: self._pickler.dump(batch))
 
     def _finish(self, tail: bytes, memory: Memory) -> tuple[int, int]:
         offset = memory.reserve(len(tail))
@@ -312,6 +328,22 @@ def _copy_tensor(tensor: torch.Tensor, memory: Memory, offset: int) -> None:
 
 def _typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
     return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+
+
+def _in_a_thread(act: Callable[[], object]) -> None:
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised.pop()  # as it is: a frame that held it would be held by it
 
 
 def split_tail(tail: bytes) -> tuple[list[_Place], list[_Extent], bytes]:

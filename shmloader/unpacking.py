@@ -18,6 +18,9 @@ from .placed import Placed, copier, lender, next_tensor, small_ranges
 _MAX_KEPT_BYTES = 1 << 16
 _MAX_KEPT = 64
 
+# What is nested deeper is unpickled each time: that takes no Python frames, of which a loop may have few left.
+_MAX_DEPTH = 16
+
 _NEXT_TENSOR = next_tensor.__module__, next_tensor.__name__
 
 
@@ -155,16 +158,17 @@ def _plain(skeleton: bytes) -> _Join | None:
         return None
 
 
-def _compile(node: Any, seen: set[int]) -> _Join:
+def _compile(node: Any, seen: set[int], depth: int = 0) -> _Join:
     """Returns a function that builds what ``node`` describes of its tensors, in their order.
 
     Raises:
-        _NotPlainError: an object is of another type, or occurs twice: then it must be one object in the batch too.
+        _NotPlainError: an object is of another type, is nested too deep, or occurs twice: then it must be one object in
+            the batch too.
     """
     kind = type(node)
     if kind is bool or kind is int or kind is float or kind is str or kind is bytes or node is None:
         return lambda tensors: node
-    if id(node) in seen and node != ():
+    if depth > _MAX_DEPTH or (id(node) in seen and node != ()):
         raise _NotPlainError
     seen.add(id(node))
     if kind is _Tensor:
@@ -173,10 +177,10 @@ def _compile(node: Any, seen: set[int]) -> _Join:
         keys = list(node)
         if not all(type(key) in (bool, int, float, str, bytes) for key in keys):
             raise _NotPlainError
-        join = _join_all([_compile(value, seen) for value in node.values()])
+        join = _join_all([_compile(value, seen, depth + 1) for value in node.values()])
         return lambda tensors: dict(zip(keys, join(tensors), strict=True))
     if kind is list or kind is tuple:
-        join = _join_all([_compile(child, seen) for child in node])
+        join = _join_all([_compile(child, seen, depth + 1) for child in node])
         return join if kind is list else lambda tensors: tuple(join(tensors))
     raise _NotPlainError
 
