@@ -309,19 +309,30 @@ class _Worker:
             if type(batch) is Layout:
                 self._writer.write(batch.tail_offset, batch.tail)
                 return wire.BATCH, batch.tail_offset, len(batch.tail)
-            packed = self._packer.pack(batch, self._writer)
-            is_plain = self._collation.is_default and not self._packer.has_asked_others
-            if self._layouts.is_wanted and is_plain:
-                self._layouts.learn(batch, *packed)
-            return (wire.BATCH, *packed)
+            return self._pack(batch)
         except Exception as error:
             if isinstance(error, StopIteration) and self._is_stream:
                 self._ended = True
                 return wire.ENDED, 0, 0
             return (wire.FAULT, *self._pack_fault(self._fault()))
 
-    def _fault(self) -> WorkerFault:
-        return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}")
+    def _pack(self, batch: Any) -> tuple[int, int, int]:
+        try:
+            packed = self._packer.pack(batch, self._writer)
+        except PoolMemoryError:
+            raise
+        except Exception as error:  # where torch's loader waits for ever
+            collate_fn = self._brief.assignment.collate_fn
+            name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
+            culprit = self._packer.culprit(batch, error)
+            fault = self._fault(f", sending what collate_fn ({name}) returned: {culprit}")
+            return (wire.FAULT, *self._pack_fault(fault))
+        if self._layouts.is_wanted and self._collation.is_default and not self._packer.has_asked_others:
+            self._layouts.learn(batch, *packed)
+        return (wire.BATCH, *packed)
+
+    def _fault(self, at: str = "") -> WorkerFault:
+        return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}{at}")
 
     def _pack_fault(self, fault: WorkerFault) -> tuple[int, int]:
         """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
