@@ -50,16 +50,18 @@ class Arena:
         slots: number of slots.
         max_slot_bytes: what one slot must be able to grow to, as far as address space goes.
         workers: how many workers write to it.
+        declared_bytes: what a batch takes, where that is declared. Slots have room for it under a limit too, if that
+            leaves half of what is left.
 
     Raises:
         PoolMemoryError: the address range cannot be mapped.
     """
 
-    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0) -> None:
+    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, declared_bytes: int = 0) -> None:
         self.slots = slots
         self.workers = workers
         self._first = Control.size(workers)
-        self.stride = _stride(slots, max_slot_bytes, self._first)
+        self.stride = _stride(slots, max_slot_bytes, self._first, declared_bytes)
         size = self._first + slots * self.stride
         fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
         try:
@@ -157,9 +159,13 @@ def tight_limit() -> str:
     return ADDRESS_SPACE_LIMIT if address_space_left() is not None else ""
 
 
-def _stride(slots: int, max_slot_bytes: int, control_bytes: int) -> int:
-    left = address_space_left()
-    budget = addresses_left() // _SHARE_OF_ADDRESSES if left is None else left // _SHARE_OF_LIMIT
+def _stride(slots: int, max_slot_bytes: int, control_bytes: int, declared_bytes: int) -> int:
+    limited, left = address_space_left(), addresses_left()
+    budget = left // _SHARE_OF_ADDRESSES
+    if limited is not None:
+        left = min(left, limited)
+        budget = min(budget, left // _SHARE_OF_LIMIT)
+    budget = max(budget, min(slots * round_up(declared_bytes), left // 2))
     if (size := file_size_limit()) is not None:
         budget = min(budget, size - control_bytes)
     return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

@@ -9,7 +9,7 @@ from pathlib import Path
 with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
     import resource
 
-_ADDRESS_BITS = 47  # a process's half of what x86-64 has with four levels of page tables; arm64 has twice as much
+_ADDRESS_BITS = 47  # what processes have on x86-64; elsewhere it may be more, which nobody needs, or less
 _UNLIMITED_V1 = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
 
@@ -90,13 +90,20 @@ def address_space_left() -> int | None:
 
 
 def addresses_left() -> int:
-    """Returns how many bytes of addresses this process has not mapped, of the least that 64-bit processors have."""
-    return max(0, (1 << _ADDRESS_BITS) - _mapped())
+    """Returns how many bytes of addresses this process has not mapped: of 128 TiB, or less on small machines.
+
+    The kernel tells the size nowhere, but a process's stack is at its end.
+    """
+    stack = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # a sandbox may have a /proc of its own
+        stack = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[25])
+    bits = min(stack.bit_length() or _ADDRESS_BITS, _ADDRESS_BITS)
+    return max(0, (1 << bits) - _mapped())
 
 
 def _mapped() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    pages = "".join(_lines(Path("/proc/self/statm"))).split()
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
 def _lines(file: Path) -> list[str]:

@@ -29,14 +29,14 @@ class PinnedArena(Arena):
     Only by the process that makes it: in workers, and in processes that user code forks, it is like any arena.
 
     Args:
-        slots, max_slot_bytes, workers: see `Arena`.
+        slots, max_slot_bytes, workers, declared_bytes: see `Arena`.
 
     Raises:
         PoolMemoryError: see `Arena`.
     """
 
-    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0) -> None:
-        super().__init__(slots, max_slot_bytes, workers)
+    def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, declared_bytes: int = 0) -> None:
+        super().__init__(slots, max_slot_bytes, workers, declared_bytes)
         self._owner_pid = os.getpid()
         self._registered: dict[int, int] = {}
         self._failure = ""

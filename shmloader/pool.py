@@ -68,6 +68,7 @@ class Pool:
         num_workers: how many workers write to it; each may keep one slot beside ``num_slots``, for a batch that code
             in it holds, see `worker`.
         pinned: whether what is handed out is to be in page-locked memory, which devices may copy from as they please.
+        declared_bytes: what a batch takes, where that is declared; see `Arena`.
 
     Raises:
         ValueError: ``max_bytes`` is too small for ``num_slots`` slots.
@@ -82,6 +83,7 @@ class Pool:
         available: int | None = None,
         num_workers: int = 0,
         pinned: bool = False,
+        declared_bytes: int = 0,
     ) -> None:
         all_slots = num_slots + num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
@@ -99,10 +101,10 @@ class Pool:
         self._pinned: PinnedLeases | None = None
         self._leases = Leases()
         if pinned:
-            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers)
+            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers, declared_bytes)
             self._leases = self._pinned = PinnedLeases(self.arena)
         else:
-            self.arena = Arena(all_slots, max_bytes, num_workers)
+            self.arena = Arena(all_slots, max_bytes, num_workers, declared_bytes)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "

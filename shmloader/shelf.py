@@ -80,6 +80,7 @@ class PoolSettings:
             available_memory(),
             self.num_workers,
             self.pinned,
+            self.declared_bytes,
         )
         if self.declared_bytes:
             try:

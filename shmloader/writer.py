@@ -99,9 +99,13 @@ class SlotWriter:
         return self._is_inherited
 
     def leave_to_parent(self) -> None:
-        """Lends nothing from now on. Called in a process that user code has forked in the worker."""
+        """Writes nothing from now on. Called in a process that user code has forked in the worker.
+
+        It may go on as the worker does, and would write its samples to the worker's slot.
+        """
         self._is_direct = False
         self._is_inherited = True
+        self._slot = self._room = -1
 
     def lending_to(self, collate_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns the batch's collate function, with `is_collating` set while it runs."""
@@ -185,8 +189,11 @@ class SlotWriter:
 
         Raises:
             PoolMemoryError: the pool cannot hold a batch of this size.
+            SystemExit: this is a process that user code has forked, while a batch was being packed perhaps.
         """
         if self._top > self._room:
+            if self._is_inherited:
+                raise SystemExit(1)
             # A refused worker keeps the minimum slot size, and room for the exception's text behind what is written.
             kept = self._written + _FAULT_BYTES if self._written else 0
             self._room = self._ask(self._top, kept) or max(MIN_SLOT_BYTES, kept)

@@ -107,7 +107,7 @@ def test_addresses_never_end(machine: int, alive: int, monkeypatch: pytest.Monke
     left = 1 << 47
     monkeypatch.setattr("shmloader.arena.addresses_left", lambda: left)
     for _ in range(alive):
-        stride = _stride(26, machine // 2, PAGE)
+        stride = _stride(26, machine // 2, PAGE, 0)
         left -= 26 * stride
         assert left > 0
     assert stride > (2 << 30 if alive == 600 else 16 << 20)

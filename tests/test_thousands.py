@@ -186,6 +186,26 @@ def test_batches_that_outlive_their_loaders(loaders: int) -> None:
     assert mappings() == 0
 
 
+@pytest.mark.parametrize("loaders", [60, pytest.param(900, marks=MANY)])
+@pytest.mark.parametrize("memory", [24 << 30, 2 << 40], ids=["24 GB", "2 TB"])
+def test_a_batch_of_each_loader_is_kept(loaders: int, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with it its mapping: on large machines some tens of them would have filled the address space."""
+    monkeypatch.setattr("shmloader.shelf.memory_limit", lambda: memory)
+    monkeypatch.setattr("shmloader.shelf.available_memory", lambda: memory)
+    data = Images(8, (64, 64))
+    kept = []
+    for _ in range(loaders):
+        iterator = iter(ShmDataLoader(data, batch_size=4, num_workers=1))
+        kept.append(next(iterator))
+        del iterator
+    gc.collect()
+    assert mappings() == loaders
+    assert {int(labels.sum()) for _, labels in kept} == {6}
+    large = ShmDataLoader(Mapped(lambda index: torch.full((64 * MIB,), index, dtype=torch.uint8), 3), num_workers=2)
+    for step, batch in enumerate(large):
+        assert batch[0, 0] == batch[0, -1] == step
+
+
 @pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=MANY)])
 def test_errors_in_every_pass(rounds: int) -> None:
     def sample(index: int) -> int:

@@ -230,6 +230,58 @@ def test_next_to_no_address_space(run: Runner, more: int) -> None:
     assert end.said.split()[0] in ("PoolMemoryError", "MemoryError", "RuntimeError", "WorkerDiedError", "OSError"), end
 
 
+@pytest.mark.parametrize("loaders", [1, 3, 6])
+@pytest.mark.parametrize("fate", ["alive", "gone, but for a batch"])
+def test_loaders_leave_the_program_most_of_a_limited_address_space(run: Runner, fate: str, loaders: int) -> None:
+    run(
+        f"""
+        limit('AS', mapped() + 2000 * MIB)
+        if {fate!r} == "alive":
+            streams = zip(*[iter(make(40, 100 * KIB)) for _ in range({loaders})])
+        else:
+            kept = [next(iter(make(40, 100 * KIB, num_workers=1))) for _ in range({loaders})]
+            gc.collect()
+            streams = zip(iter(make(40, 100 * KIB)))
+        for step, batches in enumerate(streams):
+            assert all(batch.min() == batch.max() == step for batch in batches)
+            if step == 5:
+                used = np.empty(1200 * MIB, np.uint8)  # 60 % of what there was
+        print("all", step + 1)
+        """
+    ).assert_all(40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "most"),
+    [
+        ("", 250),
+        ("max_pool_bytes=4 * MIB", 14 * 4),
+        ("sample_shapes=(100 * KIB,), sample_dtypes=torch.uint8", 250),
+        ("num_slots=8, max_pool_bytes=4 * MIB", 10 * 4),
+    ],
+)
+def test_a_pool_takes_no_more_of_a_limited_address_space_than_it_can_use(
+    run: Runner, arguments: str, most: int
+) -> None:
+    run(
+        f"""
+        limit('AS', mapped() + 2000 * MIB)
+        loader = make(20, 100 * KIB, {arguments})
+        iterator = iter(loader)
+        assert len(iterator._pool.arena.memory) <= {most} * MIB + MIB
+        del iterator
+        read(loader)
+        """
+    ).assert_all(20)
+
+
+def test_what_is_declared_has_room_under_a_limit_on_address_space(run: Runner) -> None:
+    """Undeclared, it would not: a slot has a fourteenth of an eighth."""
+    limit = "limit('AS', mapped() + 2000 * MIB)"
+    run(f"{limit}; read(make(20, 40 * MIB))").assert_error("PoolMemoryError 0 ", "ulimit -v")
+    run(f"{limit}; read(make(20, 40 * MIB, sample_shapes=(40 * MIB,), sample_dtypes=torch.uint8))").assert_all(20)
+
+
 def test_a_limit_on_address_space_while_batches_are_held(run: Runner) -> None:
     run("limit('AS', mapped() + 300 * MIB); read(make(400, MIB), hold=True)").assert_error("MemoryError")
     run("limit('AS', mapped() + 2000 * MIB); read(make(400, MIB), hold=True)").assert_all(400)
