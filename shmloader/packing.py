@@ -14,15 +14,14 @@ All offsets are relative to the slot, so a packed batch can be read from a copy 
 
 from __future__ import annotations
 
-import contextlib
 import copyreg
 import io
 import pickle
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,8 +49,6 @@ _TORCHS_REDUCERS.add(reductions.reduce_typed_storage_child)
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
 
-# What cannot be pickled is looked for this deep.
-_MAX_PATH = 20
 
 # A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
@@ -110,20 +107,8 @@ class Packer:
         finally:
             pickler.end()
 
-    def culprit(self, batch: object, error: Exception) -> str:
-        """Says which object made `pack` raise ``error``: the innermost one that cannot be pickled alone, and where."""
-        if isinstance(error, RecursionError):
-            return f"the {_name_of(batch)} is nested too deep to be pickled"
-        path, part = "", batch
-        with contextlib.suppress(Exception):  # code of the user's runs here too, which has failed once
-            for _ in range(_MAX_PATH):
-                found = next((pair for pair in _parts(part) if not self._can_pack(pair[1])), None)
-                if found is None:
-                    break
-                path, part = path + found[0], found[1]
-        return f"the {_name_of(part)}{path and f' at {path}'} cannot be pickled"
-
-    def _can_pack(self, part: object) -> bool:
+    def can_pack(self, part: object) -> bool:
+        """Whether `pack` could take ``part`` as a batch, so far as that is seen without memory."""
         self._pickler.begin(_Nowhere())
         try:
             self._pickler.dump(part)
@@ -174,23 +159,6 @@ class _Nowhere:
 
     def write(self, offset: int, data: bytes) -> None:
         raise NotImplementedError
-
-
-def _parts(whole: Any) -> Iterator[tuple[str, object]]:
-    """Yields what a container or an object consists of, and how one writes that behind its name."""
-    if isinstance(whole, Mapping):
-        yield from ((f"[{key!r:.50}]", value) for key, value in whole.items())
-    elif isinstance(whole, (list, tuple)):
-        yield from ((f"[{number}]", part) for number, part in enumerate(whole))
-    elif not isinstance(whole, (type, ModuleType, FunctionType)):
-        yield from ((f".{name}", value) for name, value in getattr(whole, "__dict__", {}).items())
-
-
-def _name_of(thing: object) -> str:
-    kind = type(thing)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    own = getattr(thing, "__qualname__", None)  # of functions, classes and generators
-    return f"{name} {own}" if isinstance(own, str) else name
 
 
 class _Own:

@@ -27,7 +27,7 @@ from torch.utils.data import _DatasetKind as DatasetKind
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils import worker as torch_worker
 
-from . import forks, lifeline, sharing, stacks, streams, wire
+from . import culprits, forks, lifeline, sharing, stacks, streams, wire
 from .arena import Arena
 from .checking import CheckedCollate
 from .collation import DirectCollation
@@ -324,7 +324,7 @@ class _Worker:
         except Exception as error:  # where torch's loader waits for ever
             collate_fn = self._brief.assignment.collate_fn
             name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
-            culprit = self._packer.culprit(batch, error)
+            culprit = culprits.describe(batch, error, self._packer.can_pack)
             fault = self._fault(f", sending what collate_fn ({name}) returned: {culprit}")
             return (wire.FAULT, *self._pack_fault(fault))
         if self._layouts.is_wanted and self._collation.is_default and not self._packer.has_asked_others:
