@@ -248,7 +248,7 @@ def warn_once() -> None:
         warnings.simplefilter("ignore")
         for make in ODD:
             make(Draw(0))
-        numbered(2)(Draw(0)).to(torch.complex32)
+        numbered(2)(Draw(0)).to(torch.complex32).to(torch.complex64).double()
         torch.from_numpy(np.frombuffer(b"1234", np.int32))
         torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1), (1,), check_invariants=False)
 
@@ -291,6 +291,28 @@ def _container(draw: random.Random, wild: bool, depth: int) -> Make:
     ]
     build = draw.choice(builders)
     return lambda inner: build([part(inner) for part in parts])
+
+
+def alike(draw: random.Random, depth: int = 0) -> Make:
+    """Returns a function that makes samples which differ in nothing but their elements."""
+    kind = draw.choice(["tensor", "tensor", "array", "scalar", *["nest"] * (2 - depth)])
+    if kind == "scalar":
+        return draw.choice(SCALARS[:2] + SCALARS[3:4])
+    if kind == "nest":
+        parts = [alike(draw, depth + 1) for _ in range(draw.randrange(1, 4))]
+        builders: list[Callable[[list[Any]], Any]] = [
+            tuple,
+            tuple,
+            list,
+            lambda values: {f"field{number}": value for number, value in enumerate(values)},
+            lambda values: {f"field{number}": value for number, value in enumerate(values)},
+            lambda values: Point(values[0], values[-1]),
+        ]
+        build = draw.choice(builders)
+        return lambda inner: build([part(inner) for part in parts])
+    shapes: list[tuple[int, ...]] = [(1,), (3,), (2, 3), (7, 1, 2), (30, 40), (30, 400)]
+    shape = draw.choice(shapes) if draw.random() < 0.9 else draw.choice([(), (0, 2)])
+    return tensor(shape, draw.choice(DTYPES)) if kind == "tensor" else array(shape, draw.choice(ARRAYS))
 
 
 def _buried(value: Any, depth: int) -> Any:

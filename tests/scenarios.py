@@ -23,12 +23,25 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from .collating import (
+    COLLATE_WAYS,
+    KEEPS,
+    Chunks,
+    Into,
+    IntoAll,
+    KeepingCollate,
+    KeepingInit,
+    Rows,
+    random_collating,
+)
+from .keeping import Habit, random_habit
 from .samples import schema
 from .sources import (
     COLLATES,
     FAILURES,
     LASTING,
     LENIENT,
+    LONG,
     MAPS,
     STREAMS,
     Broken,
@@ -177,6 +190,8 @@ class Scenario:
     """One random run.
 
     Attributes:
+        kind: makes the dataset.
+        plan: what the dataset does.
         arguments: for either loader.
         own: for ours alone.
         sampler: the argument that ``make_sampler`` makes, if any.
@@ -184,10 +199,12 @@ class Scenario:
         scribbles: whether it writes to those that it drops.
         is_ordered: whether stock's batches come in one order only.
         cannot_begin: whether a worker fails at its start. Stock says so once, and then that it has no fetcher.
+        habits: in what forms the loop keeps batches; none: as they are.
     """
 
     seed: int
-    make_dataset: Callable[[], Any]
+    kind: Callable[[Plan], Any]
+    plan: Plan
     arguments: dict[str, Any]
     own: dict[str, Any]
     visits: list[Visit]
@@ -198,6 +215,7 @@ class Scenario:
     scribbles: bool = False
     is_ordered: bool = True
     cannot_begin: bool = False
+    habits: list[Habit] = dataclasses.field(default_factory=list)
 
     def make(self, kind: type[DataLoader[Any]]) -> tuple[DataLoader[Any], Counted | None]:
         """Returns a loader, and what counts its sampler's items; nothing in them is shared with another."""
@@ -209,7 +227,7 @@ class Scenario:
             arguments[self.sampler] = counted
         if kind is not DataLoader:
             arguments.update(self.own)
-        return kind(self.make_dataset(), **arguments), counted
+        return kind(self.kind(self.plan), **arguments), counted
 
 
 def scenario(seed: int) -> Scenario:
@@ -224,7 +242,7 @@ def scenario(seed: int) -> Scenario:
     if make_dataset is subset and not length:
         make_dataset = Map
     arguments = _arguments(draw, wild)
-    found = Scenario(seed, lambda: make_dataset(plan), arguments, _own_arguments(draw, arguments), _visits(draw))
+    found = Scenario(seed, make_dataset, plan, arguments, _own_arguments(draw, arguments), _visits(draw))
     found.has_generator = draw.random() < 0.3
     found.kept = draw.choice([0.0, 0.0, 0.3, 1.0])
     # Stock shares the memory of samples that are not made anew: writing to them would change what the workers read.
@@ -237,6 +255,72 @@ def scenario(seed: int) -> Scenario:
     if make_dataset is Sized:
         plan.declared = draw.choice([-1, 0, 1, 1, 2, 3, length, 100])
     return found
+
+
+def extended(seed: int) -> Scenario:
+    """Returns the scenario of a seed with code in it that collates on its own, and keeps what it makes.
+
+    What is added is drawn apart, so that the rest is what it is without.
+    """
+    found, draw = scenario(seed), random.Random(f"more-{seed}")
+    plan, arguments = found.plan, found.arguments
+    was_noisy, plan.noisy = plan.noisy, True
+    if found.kind in MAPS:
+        found.kind = draw.choice([found.kind, Rows, Into, Into, IntoAll, IntoAll])
+        if found.kind in (Into, IntoAll) and _has_odd_indices(found):
+            found.kind = Map
+    elif found.kind not in (Broken, Spent, pipe):
+        found.kind = draw.choice([found.kind, Chunks])
+    direct = found.kind in (Into, IntoAll)
+    _make_room_for_batches(draw, found)
+    _choose_functions(draw, found)
+    if draw.random() < 0.3:
+        plan.failures[draw.randrange(max(plan.length, 4))] = draw.choice([*LONG, *LASTING])
+    _leave_out_races(draw, found, plan, found.kind)
+    # What stock's workers hand over as it is, the loop shares with them.
+    copied = arguments["collate_fn"] is None and arguments["batch_size"] is not None
+    plan.make = random_collating(draw, plan.noisy, direct, copied)
+    plan.noisy &= was_noisy
+    found.scribbles &= copied
+    found.kept = draw.choice([0.0, 0.3, 0.8, 1.0]) if found.is_ordered else draw.choice([0.0, 1.0])
+    is_shared = arguments["num_workers"] > 0
+    found.habits = [random_habit(draw, is_shared) for _ in range(draw.choice([1, 1, 2, 4]) if found.is_ordered else 1)]
+    return found
+
+
+def _make_room_for_batches(draw: random.Random, found: Scenario) -> None:
+    """Has workers make several batches that are alike, in most cases: places are learned from one, for others."""
+    plan, arguments = found.plan, found.arguments
+    if draw.random() < 0.8 and plan.length:
+        if plan.declared == plan.length:
+            plan.declared = 24
+        plan.length = 24
+    is_free = found.kind is not Broken and "worker_init_fn" not in arguments  # which may fail in workers
+    if draw.random() < 0.8 and is_free and not arguments["num_workers"]:
+        arguments["num_workers"] = draw.choice([1, 1, 2])
+        found.own["num_slots"] = None
+    if draw.random() < 0.6 and arguments["batch_size"] in (None, 1) and found.sampler != "batch_sampler":
+        arguments["batch_size"] = draw.choice([2, 3])
+
+
+def _choose_functions(draw: random.Random, found: Scenario) -> None:
+    choice = draw.random()
+    failure = draw.choice([None, None, *LONG, *LASTING])
+    if choice < 0.3:
+        way, keeps = draw.choice(list(COLLATE_WAYS)), draw.choice(["", *KEEPS])
+        found.arguments["collate_fn"] = KeepingCollate(way, keeps, failure)
+    elif choice < 0.9:
+        found.arguments["collate_fn"] = None
+    if draw.random() < 0.2 and "worker_init_fn" not in found.arguments:
+        found.arguments["worker_init_fn"] = KeepingInit()
+
+
+def _has_odd_indices(found: Scenario) -> bool:
+    """Whether there are batches of something else than a list of indices, or indices that are lists."""
+    return found.sampler == "batch_sampler" and any(
+        not isinstance(batch, list)
+        for batch in itertools.islice(found.make_sampler(None) if found.make_sampler is not None else [], 5)
+    )
 
 
 def _arguments(draw: random.Random, wild: bool) -> dict[str, Any]:

@@ -90,6 +90,14 @@ FAILURES: list[Callable[[], Exception]] = [
     lambda: StopIteration("over"),  # which the loop takes for the end
 ]
 LASTING = FAILURES[:-1]
+# Those whose text takes more than what a slot has at the least.
+LONG: list[Callable[[], Exception]] = [
+    lambda: ValueError("x" * 100_000),
+    lambda: ValueError("\N{SNOWMAN}\n" * 50_000),
+    lambda: Telling("told " * 20_000),
+    lambda: Unsendable("stays " * 20_000),
+    lambda: OSError(2, "no " * 40_000, "file"),
+]
 
 
 def failing(error: Callable[[], Exception]) -> Any:

@@ -239,8 +239,12 @@ def _fresh(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's text; what follows is a traceback with line numbers of either library."""
-    return str(error).split("\n", 1)[0]
+    """Returns the first line of an error's text; what follows is a traceback with line numbers of either library.
+
+    Of several arguments, or of a KeyError's one, ``str`` makes a single line.
+    """
+    text = next((text for text in error.args if isinstance(text, str) and "\n" in text), str(error))
+    return text.split("\n", 1)[0]
 
 
 def run_file(code: str) -> subprocess.CompletedProcess[str]:

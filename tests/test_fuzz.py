@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from shmloader import HeldBatchesWarning, ShmDataLoader
 
+from .collating import Memory
+from .keeping import FORMS, Echo, Habit, Kept, all_habits
 from .samples import warn_once
-from .scenarios import Scenario, Visit, scenario
+from .scenarios import Scenario, Visit, extended, scenario
 from .support import assert_same, bits, detached, let_stock_end, random_states, seed_everything, tensors_in
 
 # Of torch, about read-only arrays, prototypes and so on, where scenarios are made.
@@ -98,17 +100,27 @@ class Recorder:
         self._scenario = plan
         self._kind = kind
         self._choice = random.Random(plan.seed)
+        self._echo = Echo()
         self._caught: list[warnings.WarningMessage] = []
         self._seen = 0
         self._counted: Any = None
         self._generator: torch.Generator | None = None
 
     def record(self) -> list[Pass]:
-        seed_everything(self._scenario.seed)
-        with warnings.catch_warnings(record=True) as self._caught:
-            warnings.simplefilter("always")
-            passes = self._play()
-            return [*passes, Pass(self._step("over"))]
+        Memory.looks = self._kind is not DataLoader
+        try:
+            if any(habit.move == "sent and back" for habit in self._scenario.habits):
+                self._echo.start()
+            seed_everything(self._scenario.seed)
+            with warnings.catch_warnings(record=True) as self._caught:
+                warnings.simplefilter("always")
+                passes = [*self._play(), Pass(self._step("over"))]
+            for step in [step for one in passes for step in one.steps if isinstance(step.value, Kept)]:
+                step.value = step.value.contents()
+        finally:
+            self._echo.close()
+            Memory.looks = True
+        return passes
 
     def _play(self) -> list[Pass]:
         try:
@@ -159,6 +171,8 @@ class Recorder:
 
     def _take(self, batch: Any) -> Any:
         if self._choice.random() < self._scenario.kept:
+            if self._scenario.habits:
+                return self._choice.choice(self._scenario.habits).keep(batch, self._echo)
             return batch
         copied = detached(batch)
         if self._scenario.scribbles:
@@ -199,12 +213,12 @@ def scribble(batch: Any) -> None:
 # -- comparing -----------------------------------------------------------------------------------------------------
 
 
-def play(seed: int) -> None:
+def play(seed: int, make: Callable[[int], Scenario] = scenario) -> None:
     """Runs one scenario through both loaders and asserts that all is equal."""
-    stock = Recorder(scenario(seed), DataLoader).record()
+    stock = Recorder(make(seed), DataLoader).record()
     let_stock_end()
-    ours = Recorder(scenario(seed), ShmDataLoader).record()
-    plan = scenario(seed)
+    ours = Recorder(make(seed), ShmDataLoader).record()
+    plan = make(seed)
     if plan.cannot_begin:
         only_first_error(ours)
         only_first_error(stock)
@@ -261,13 +275,86 @@ def test_scenario(seed: int) -> None:
     play(seed)
 
 
+# -- what the loop keeps -------------------------------------------------------------------------------------------
+
+
+class Pictures(Dataset[Any]):
+    """A large tensor and two small ones."""
+
+    def __len__(self) -> int:
+        return 240
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((2, 40, 50), index, dtype=torch.int32), index, torch.tensor([index, -index])
+
+
+@pytest.mark.parametrize("num_slots", [8, 200])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_loop_keeps(form: str, num_slots: int) -> None:
+    """Each batch is kept in another way; all is compared when the loader is gone."""
+    habits = [habit for habit in all_habits() if habit.form == form]
+    source = ShmDataLoader(Pictures(), batch_size=4, num_workers=2, num_slots=num_slots)
+    echo = Echo()
+    echo.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HeldBatchesWarning)
+            kept = [habit.keep(batch, echo) for habit, batch in zip(habits, source, strict=False)]
+        assert len(kept) == len(habits)
+        del source
+        for number, (habit, things) in enumerate(zip(habits, kept, strict=True)):
+            batch = default_collate([Pictures()[index] for index in range(4 * number, 4 * number + 4)])
+            should_be = dataclasses.replace(habit, move="nothing").keep(batch, echo).contents()
+            times = 2 if habit.move in ("pickled and loaded", "sent and back") else 1
+            assert things.contents() == should_be * times, habit
+    finally:
+        kept = []
+        echo.close()
+
+
+@pytest.mark.parametrize("collate", ["default", "own"])
+@pytest.mark.parametrize("form", FORMS)
+def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -> None:
+    """They hold no slots."""
+    habit = Habit("the smallest", "all", form, "nothing", before=True)
+    collate_fn = None if collate == "default" else lambda samples: [part.clone() for part in default_collate(samples)]
+    source = ShmDataLoader(Pictures(), batch_size=4, num_workers=2, collate_fn=collate_fn)
+    echo = Echo()
+    kept = [[habit.keep(batch, echo) for batch in source] for _ in range(3)]
+    statistics = source.statistics()
+    assert statistics is not None
+    assert (statistics.copies, statistics.leased) == (0, 0)
+    del source
+    labels = [habit.keep(torch.arange(4 * number, 4 * number + 4), echo).contents() for number in range(60)]
+    assert [[things.contents() for things in one] for one in kept] == [labels] * 3
+
+
+# -- random ones ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_extended_scenario(seed: int) -> None:
+    play(seed, extended)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("block", range(20))
+def test_many_extended_scenarios(block: int) -> None:
+    play_all(range(1000 + 100 * block, 1100 + 100 * block), extended)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("block", range(20))
 def test_many_scenarios(block: int) -> None:
-    for seed in range(1000 + 100 * block, 1100 + 100 * block):
+    play_all(range(1000 + 100 * block, 1100 + 100 * block), scenario)
+
+
+def play_all(seeds: range, make: Callable[[int], Scenario]) -> None:
+    for seed in seeds:
         try:
-            play(seed)
+            play(seed, make)
         except BaseException as error:
             error.add_note(f"in scenario {seed}") if hasattr(error, "add_note") else None
             raise
