@@ -13,6 +13,7 @@ import contextlib
 import errno
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
@@ -30,8 +31,10 @@ PAGE = mmap.PAGESIZE
 # which one batch is kept, which holds the mapping. Of 128 TiB, the first pool gets 256 GiB, the 600th 80 GiB, the
 # 2,000th 5 GiB: with two workers 9.8 GiB, 3 GiB and 200 MiB for each slot.
 _SHARE_OF_ADDRESSES = 512
-# Where a limit is set, it was set for the whole program.
-_SHARE_OF_LIMIT = 8
+# Where a limit is set, it was set for the whole program. All pools may have a quarter of that, each of them half of
+# what the others have left of it; and a small part of all that is left, so that it does not end here either.
+_SHARE_OF_ALL_POOLS = 4
+_LEAST_SHARE = 32
 
 _MADV_POPULATE_WRITE = 23
 
@@ -67,21 +70,22 @@ class Arena:
         try:
             os.ftruncate(fd, size)
             self._map(fd, size)
+            # Workers need one, since not all inherit the mapping as it is. mmap has a duplicate of its own, which lives
+            # as long as the mapping: to keep another would take two of each pool, and somebody to close it.
+            self._fd = _duplicate_of(fd)
         except (OSError, ValueError) as error:
-            os.close(fd)
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise  # mmap takes a descriptor of its own
             raise PoolMemoryError(
                 f"cannot map {size} bytes of address space for {slots} slots ({error}); "
                 f"lower max_pool_bytes, or raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
             ) from error
-        # Workers need one, since not all inherit the mapping as it is. mmap has a duplicate of its own, which lives as
-        # long as the mapping: to keep another would take two of each pool, and somebody to close it.
-        self._fd = _duplicate_of(fd)
-        os.close(fd)
+        finally:
+            os.close(fd)
 
     def _map(self, fd: int, size: int) -> None:
         self.memory = mmap.mmap(fd, size)
+        _note(self.memory)
         self.address = int(np.ndarray(1, np.uint8, self.memory).__array_interface__["data"][0])
         self.control = Control(self.memory, self.workers)
 
@@ -138,6 +142,22 @@ def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     return arena
 
 
+class _Note(weakref.ref[mmap.mmap]):
+    """Of an arena that is mapped."""
+
+    __slots__ = ("nbytes",)
+    nbytes: int
+
+
+_notes: set[_Note] = set()
+
+
+def _note(memory: mmap.mmap) -> None:
+    note = _Note(memory, _notes.discard)
+    note.nbytes = len(memory)
+    _notes.add(note)
+
+
 def _duplicate_of(fd: int) -> int:
     """Returns the one other descriptor of the file that ``fd`` is of.
 
@@ -164,7 +184,8 @@ def _stride(slots: int, max_slot_bytes: int, control_bytes: int, declared_bytes:
     budget = left // _SHARE_OF_ADDRESSES
     if limited is not None:
         left = min(left, limited)
-        budget = min(budget, left // _SHARE_OF_LIMIT)
+        ours = sum(note.nbytes for note in _notes.copy())
+        budget = min(budget, max(((left + ours) // _SHARE_OF_ALL_POOLS - ours) // 2, left // _LEAST_SHARE))
     budget = max(budget, min(slots * round_up(declared_bytes), left // 2))
     if (size := file_size_limit()) is not None:
         budget = min(budget, size - control_bytes)

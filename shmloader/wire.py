@@ -109,7 +109,7 @@ class Outbox(PipeEnd):
                 of what came in between would say nothing that matters.
         """
         try:
-            super().write(token)
+            os.write(self.fd, _LAYOUT.pack(*token))  # for every batch: a call of the other method would cost a quarter
         except BrokenPipeError:
             raise SystemExit(1) from None
 

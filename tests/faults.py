@@ -275,9 +275,9 @@ class Trap:
         """An init function, which also makes the moments around a token out of the writing of it."""
         if worker == VICTIM:
             self.at("init function")
-        write = wire.PipeEnd.write
+        write = wire.Outbox.write
 
-        def write_and_meet(end: wire.PipeEnd, fields: wire.Fields) -> None:
+        def write_and_meet(end: wire.Outbox, fields: wire.Fields) -> None:
             token = wire.Token._make(fields)
             is_watched = token.kind == wire.BATCH and token.seq == LATER
             if is_watched:
@@ -286,7 +286,7 @@ class Trap:
             if is_watched:
                 self.at("after the token")
 
-        setattr(wire.PipeEnd, "write", write_and_meet)  # noqa: B010
+        setattr(wire.Outbox, "write", write_and_meet)  # noqa: B010
 
     def sample(self, index: int) -> Sample:
         """Makes a sample, of its index and from the random stream."""

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from shmloader import HeldBatchesWarning, ShmDataLoader, WorkerDiedError, WorkerRestartWarning
 from shmloader.control import Control
 from shmloader.succession import Succession
-from shmloader.wire import ASK, BATCH, ENDED, RESUMED, Fields, PipeEnd, Token, pipe
+from shmloader.wire import ASK, BATCH, ENDED, RESUMED, Fields, Outbox, Token, pipe
 from shmloader.workers import Crew, _Member, default_context
 
 from .datasets import Images
@@ -93,7 +93,7 @@ class Kills:
             self._watch(worker)
 
     def _watch(self, worker: int) -> None:
-        begin, save, write = Control.begin, Control.save, PipeEnd.write
+        begin, save, write = Control.begin, Control.save, Outbox.write
 
         def watched_begin(control: Control, number: int, seq: int) -> None:
             begin(control, number, seq)
@@ -105,7 +105,7 @@ class Kills:
             with torn(control, self, "saving", self.at_batch):
                 save(control, number, tag, data)
 
-        def watched_write(pipe: PipeEnd, fields: Fields) -> None:
+        def watched_write(pipe: Outbox, fields: Fields) -> None:
             token = Token._make(fields)
             kind = {BATCH: "token", ENDED: "end", RESUMED: "resumed", ASK: "ask"}.get(token.kind & 0xFF, "fault")
             key = worker if kind == "resumed" else token.seq
@@ -116,7 +116,7 @@ class Kills:
         for owner, name, function in (
             (Control, "begin", watched_begin),
             (Control, "save", watched_save),
-            (PipeEnd, "write", watched_write),
+            (Outbox, "write", watched_write),
         ):
             setattr(owner, name, function)
 
