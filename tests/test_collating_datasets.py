@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from shmloader import PoolMemoryError, ShmDataLoader
+from shmloader.ledger import MIN_SLOT_BYTES
 
 from .collating import (
     COLLATE_WAYS,
@@ -38,7 +39,10 @@ from .sources import LASTING, LONG, Gather, Map, Plan, Stream, failing
 from .support import Outcome, assert_same, assert_same_stream, bits, first_line, tensors_in
 
 # Of torch, about read-only arrays and prototypes.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning"),  # where there is little room
+]
 
 LENGTH = 24
 KIB, MIB = 1 << 10, 1 << 20
@@ -364,15 +368,21 @@ class Blobs(Dataset[Any]):
 
 
 class BlobsInto(Blobs):
-    """The same, written into the batch where all are of one size, and kept."""
+    """The same, written into the batch where all are of one size, and kept. Some samples fail then."""
+
+    failing: frozenset[int] = frozenset()
 
     def __getitem__(self, index: int) -> Any:
+        if index in self.failing:
+            raise ValueError(f"no sample {index}")
         return super().__getitem__(index)
 
     def __getitem_into__(self, index: int, out: Any) -> None:
         beside = default_collate([np.full(3000, index % 251, np.uint8)] * 2)
-        write_blob(self[index], out)
+        write_blob(super().__getitem__(index), out)
         self.memory.keep([beside, out] if index % 2 else [out])
+        if index in self.failing:
+            raise ValueError(f"no sample {index}")
 
 
 def write_blob(sample: Any, out: Any) -> None:
@@ -383,15 +393,20 @@ def write_blob(sample: Any, out: Any) -> None:
 def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
     """It is a `PoolMemoryError`, whatever the collate function holds; all others arrive, and what is held stays."""
     draw = random.Random(seed)
-    cap = 2 * MIB
-    sizes = [draw.choice([10, 3 * KIB, 20 * KIB, 40 * KIB, 60 * KIB, 3 * MIB]) for _ in range(40)]
-    num_workers = draw.choice([1, 2])
+    is_tightest = draw.random() < 0.6  # with what a slot has at the least, and no more to be had
+    sizes = [draw.choice([10, 3, 20 * KIB, 40 * KIB, 1 if is_tightest else 60 * KIB, 3 * MIB]) for _ in range(40)]
+    num_workers, prefetch_factor = draw.choice([1, 2]), draw.choice([1, 2])
+    num_slots = num_workers * prefetch_factor + 2
     memory = Memory(draw.choice([2, 8, 100]))
-    order = draw.choice(["keeps first", "keeps all", "keeps what is too large", "keeps a slice and fails"])
+    order = draw.choice(
+        ["keeps first", "keeps first", "keeps first", "keeps all", "keeps what is too large", "keeps a slice and fails"]
+    )
+    # Up to what a slot has without asking: then the exception finds no room behind it, unless some was left.
+    first = [(draw.choice([5, 58, 61, 63]) if is_tightest else draw.choice([5, 60, 200, 300])) * KIB for _ in sizes]
 
     def collate(samples: list[Any]) -> Any:
         if order == "keeps first":
-            memory.keep(default_collate([np.full(5000, len(samples[0][0]) % 251, np.uint8)] * 2))
+            memory.keep(default_collate([np.full(first[len(memory.things)], len(samples[0][0]) % 251, np.uint8)]))
         made = default_collate(samples)
         if order != "keeps first" and (len(samples[0][0]) < MIB or order == "keeps what is too large"):
             memory.keep(mapped(lambda tensor: tensor[..., 1:], made) if "slice" in order else made)
@@ -402,8 +417,9 @@ def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
     loader = ShmDataLoader(
         Blobs(sizes, memory),
         num_workers=num_workers,
-        prefetch_factor=draw.choice([1, 2]),
-        max_pool_bytes=cap,
+        prefetch_factor=prefetch_factor,
+        num_slots=num_slots,
+        max_pool_bytes=(num_slots + num_workers) * MIN_SLOT_BYTES if is_tightest else 2 * MIB,
         collate_fn=collate,
     )
     iterator = iter(loader)
@@ -428,16 +444,20 @@ def test_direct_writing_where_there_is_little_room(seed: int) -> None:
     """Batches of one number of samples fit, and those of many do not; rows of both are kept."""
     draw = random.Random(seed)
     memory = Memory(draw.choice([4, 30]))
-    counts = [draw.choice([1, 1, 2, 3, 4, 200]) for _ in range(30)]
+    is_tightest = draw.random() < 0.6
+    counts = [draw.choice([1, 4, 4, 4, 200] if is_tightest else [1, 2, 20, 20, 200]) for _ in range(30)]
     starts = [0, *itertools.accumulate(counts)]
     batches = [list(range(start, start + count)) for start, count in zip(starts, counts, strict=False)]
-    batches.insert(0, [0])
+    dataset = BlobsInto([16_240] * sum(counts), memory)  # four take a slot of the least size, nearly all of it
+    dataset.failing = frozenset(batch[-1] for batch in batches if len(batch) < 200 and draw.random() < 0.3)
+    batches.insert(0, [sum(counts) - 1])
     loader = ShmDataLoader(
-        BlobsInto([15 * KIB] * sum(counts), memory),
+        dataset,
         batch_sampler=batches,
-        num_workers=draw.choice([1, 2]),
-        prefetch_factor=1,
-        max_pool_bytes=2 * MIB,
+        num_workers=1,
+        prefetch_factor=2,
+        num_slots=4,
+        max_pool_bytes=5 * MIN_SLOT_BYTES if is_tightest else 2 * MIB,
     )
     iterator = iter(loader)
     for indices in batches:
@@ -445,9 +465,13 @@ def test_direct_writing_where_there_is_little_room(seed: int) -> None:
             with pytest.raises(PoolMemoryError):
                 next(iterator)
             continue
+        if dataset.failing.intersection(indices):
+            with pytest.raises(ValueError, match="no sample"):
+                next(iterator)
+            continue
         blobs, changed = next(iterator)
         assert not changed.any()
-        assert torch.equal(blobs, torch.tensor(indices)[:, None].remainder(251).expand(-1, 15 * KIB).to(torch.uint8))
+        assert torch.equal(blobs, torch.tensor(indices)[:, None].remainder(251).expand(-1, 16_240).to(torch.uint8))
     with pytest.raises(StopIteration):
         next(iterator)
 
