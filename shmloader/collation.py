@@ -25,6 +25,7 @@ from torch.utils.data._utils.collate import (
 from .arrays import is_plain
 from .columns import write_arrays, write_numbers
 from .dtypes import TO_TORCH, carried, carrier
+from .leases import hold
 from .writer import SlotWriter
 
 _CollateFn = Callable[..., Any]
@@ -73,18 +74,12 @@ class DirectCollation:
 
         Else it is private: torch's own function would take shared memory, of a size that is limited on many machines.
         """
-        there = self._writer.array(shape, carrier(dtype))
-        array = np.empty(shape, carrier(dtype)) if there is None else there
-        if 0 in shape:  # numpy has other strides for these
-            return torch.empty(shape, dtype=dtype), array
-        return carried(array, dtype), array
+        array = self._writer.array(shape, carrier(dtype))
+        return _private(shape, dtype) if array is None else (carried(array, dtype), array)
 
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
         """Does the same for code that may not be the batch's own collate function."""
-        if self._writer.is_collating:
-            return self.empty(shape, dtype)
-        array = np.empty(shape, carrier(dtype))
-        return carried(array, dtype), array
+        return self.empty(shape, dtype) if self._writer.is_collating else _private(shape, dtype)
 
     def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
         first = batch[0]
@@ -113,3 +108,12 @@ class DirectCollation:
                 return tensor
         torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
         return torchs(batch, collate_fn_map=collate_fn_map)
+
+
+def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    array = np.empty(shape, carrier(dtype))
+    if 0 in shape:  # numpy has other strides for these
+        return torch.empty(shape, dtype=dtype), array
+    tensor = carried(array, dtype)
+    hold(tensor.untyped_storage(), array)  # torch's own would be shared memory, which does not move
+    return tensor, array

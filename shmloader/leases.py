@@ -22,7 +22,7 @@ import torch
 Block = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def hold(storage: torch.UntypedStorage, memory: Block) -> None:
+def hold(storage: torch.UntypedStorage, memory: np.ndarray[Any, Any]) -> None:
     """Makes a tensor's storage hold ``memory`` too, even when torch gives the storage other memory; see `sharing`.
 
     What is set on a storage lives as long as torch's own object, whoever refers to that: tensors, arrays, DLPack.

@@ -34,6 +34,7 @@ from .collating import (
     mapped,
     random_collating,
 )
+from .datasets import Mapped
 from .samples import Make, alike, array, tensor
 from .sources import LASTING, LONG, Gather, Map, Plan, Stream, failing
 from .support import Outcome, assert_same, assert_same_stream, bits, first_line, tensors_in
@@ -604,3 +605,34 @@ def test_samples_that_share_what_was_collated(num_workers: int) -> None:
     outcome = assert_like_stock(Sharing, batch_size=5, num_workers=num_workers, epochs=2)
     first = bits(outcome[0][0][0][1][0])
     assert all(bits(row) == first for epoch in outcome[0] for batch in epoch for row in batch[1])
+
+
+# -- what user code shares in a worker ---------------------------------------------------------------------------------
+
+
+def shared_after(tensor: torch.Tensor) -> list[float]:
+    """Returns what is in an array of a tensor, once that is in shared memory and what was free is used."""
+    array = tensor.numpy()
+    tensor.share_memory_()
+    noise = [torch.full(tensor.shape, -1.0) for _ in range(20)]
+    found: list[float] = [float(array.min()), float(array.max())]
+    del noise
+    return found
+
+
+@pytest.mark.parametrize("size", [3, 5000, 500_000])
+def test_arrays_of_what_is_collated_and_shared_then(size: int) -> None:
+    """torch's collate functions make shared memory in workers, which does not move."""
+    kept: list[Any] = []
+
+    def row(index: int) -> torch.Tensor:
+        return torch.full((size,), float(index))
+
+    def keeping(samples: list[Any]) -> Any:
+        kept.append(default_collate([row(int(sample)) for sample in samples]))
+        return shared_after(default_collate([row(int(sample)) for sample in samples]))
+
+    assert_same_stream(
+        lambda: Mapped(lambda index: shared_after(default_collate([row(index)] * 2)), 6), batch_size=2, num_workers=1
+    )
+    assert_same_stream(lambda: Mapped(float, 6), batch_size=2, num_workers=1, collate_fn=keeping)
