@@ -209,7 +209,7 @@ class Collating:
         caches: whether each sample is given twice, for two indices.
         sums: whether what was collated once is added to with every sample. Samples depend on those before then.
         change: what is done to the one sample that is unlike the others.
-        unlike: its index.
+        unlike: its index; None: there is none.
         arrays: whether samples have arrays in the place of tensors.
         lends_sum: whether what is added to is itself in samples; it is as the batch's last sample left it.
     """
@@ -224,7 +224,7 @@ class Collating:
         caches: bool = False,
         sums: bool = False,
         change: Callable[[torch.Tensor], Any] | None = None,
-        unlike: int = -1,
+        unlike: int | None = None,
         arrays: bool = False,
         lends_sum: bool = False,
     ) -> None:
@@ -297,7 +297,7 @@ def random_collating(draw: random.Random, remembers: bool, direct: bool, copied:
         caches=draw.random() < 0.2,
         sums=remembers and draw.random() < 0.2,
         change=draw.choice(changes),
-        unlike=-1 if direct or draw.random() < 0.7 else draw.randrange(12),
+        unlike=None if direct or draw.random() < 0.7 else draw.randrange(12),
         arrays=copied and draw.random() < 0.2,
         lends_sum=copied and not direct,
     )

@@ -316,11 +316,9 @@ def _choose_functions(draw: random.Random, found: Scenario) -> None:
 
 
 def _has_odd_indices(found: Scenario) -> bool:
-    """Whether there are batches of something else than a list of indices, or indices that are lists."""
-    return found.sampler == "batch_sampler" and any(
-        not isinstance(batch, list)
-        for batch in itertools.islice(found.make_sampler(None) if found.make_sampler is not None else [], 5)
-    )
+    """Whether there are batches of something else than a list of indices."""
+    batches = found.make_sampler(None) if found.sampler == "batch_sampler" and found.make_sampler is not None else None
+    return isinstance(batches, list) and not all(isinstance(batch, list) for batch in batches)
 
 
 def _arguments(draw: random.Random, wild: bool) -> dict[str, Any]:
