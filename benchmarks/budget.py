@@ -125,7 +125,7 @@ class _Worker:
         self._pool = Pool(num_slots=12, in_flight=4, max_bytes=1 << 30, num_workers=2)
         self._writer = SlotWriter(self._pool.arena, "", lambda need, written: need)
         self._layouts = Layouts(self._writer)
-        self._collate = ColumnCollate(self._layouts, self._writer)
+        self._collate = ColumnCollate(self._layouts, self._writer, lambda: True)
         images = np.random.default_rng(0).integers(0, 256, (2048, 28, 28), dtype=np.uint8)
         self._samples = [(image, number % 10) for number, image in enumerate(images)]
         self.indices = list(range(1000, 1000 + _BATCH_SIZE))
@@ -137,18 +137,24 @@ class _Worker:
         self._collate(samples)  # says what batch is to be learned
         batch = _laid_out(self._writer)
         self._layouts.learn(batch, *Packer().pack(batch, self._writer))
+        self._writer.open(0, _ROOM)
         layout: Layout = self._collate(samples)
+        self._writer.open(0, _ROOM)
         image_place, label_place = self._layouts.places(layout) or []
         job = pickle.dumps(self.indices, 5)
         return {
             "the job unpickled": lambda: pickle.loads(job),
             "the samples fetched": self._fetch,
             "taken apart into columns": lambda: list(zip(*samples, strict=True)),
-            "places in the slot": lambda: self._layouts.places(layout),
+            "places in the slot": lambda: self._places(layout),
             "images written": lambda: write_arrays(images, image_place),
             "labels written": lambda: write_numbers(labels, label_place),
             "the whole of it": lambda: self._make(self._fetch()),
         }
+
+    def _places(self, layout: Layout) -> Any:
+        self._writer.open(0, _ROOM)
+        return self._layouts.places(layout)
 
     def _fetch(self) -> list[Any]:
         return [self._samples[index] for index in self.indices]

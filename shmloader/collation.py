@@ -46,12 +46,17 @@ class DirectCollation:
 
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
+        self._values: list[_CollateFn] = []  # the map's, if none is the user's
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot."""
         for kind, torchs, ours in self._entries():
             if default_collate_fn_map.get(kind) is torchs:
                 default_collate_fn_map[kind] = ours
+        if default_collate_fn_map.keys() == _KNOWN_KEYS and all(
+            default_collate_fn_map[kind] == ours for kind, _, ours in self._entries()
+        ):
+            self._values = list(default_collate_fn_map.values())
 
     def _entries(self) -> list[tuple[type, _CollateFn, _CollateFn]]:
         """Returns the types, torch's functions for them, and ours."""
@@ -62,12 +67,9 @@ class DirectCollation:
             (int, collate_int_fn, self._join_numbers),
         ]
 
-    @property
     def is_default(self) -> bool:
-        """Whether no entry of the map is the user's."""
-        return default_collate_fn_map.keys() == _KNOWN_KEYS and all(
-            default_collate_fn_map.get(kind) == ours for kind, _, ours in self._entries()
-        )
+        """Whether no entry of the map is the user's. Asked for every batch, since code of a dataset may change it."""
+        return list(default_collate_fn_map.values()) == self._values
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
         """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it.
@@ -113,7 +115,7 @@ class DirectCollation:
 def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
     array = np.empty(shape, carrier(dtype))
     if 0 in shape:  # numpy has other strides for these
-        return torch.empty(shape, dtype=dtype), array
+        return torch.empty(shape, dtype=dtype, device="cpu"), array
     tensor = carried(array, dtype)
     hold(tensor.untyped_storage(), array)  # torch's own would be shared memory, which does not move
     return tensor, array

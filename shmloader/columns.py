@@ -40,12 +40,14 @@ class ColumnCollate:
     Args:
         layouts: those of the batches before.
         writer: where batches go.
+        is_default: whether torch's function would do what it does for layouts to be known.
     """
 
-    def __init__(self, layouts: Layouts, writer: SlotWriter) -> None:
+    def __init__(self, layouts: Layouts, writer: SlotWriter, is_default: Callable[[], bool]) -> None:
         self._layouts = layouts
         self._writer = writer
         self._collate = writer.lending_to(default_collate)
+        self._is_default = is_default
 
     def __call__(self, samples: Any) -> Any:
         """Returns the batch, or its layout if all of it is in the slot."""
@@ -55,7 +57,7 @@ class ColumnCollate:
             layout = self._layouts.find(_describe(samples, columns) if is_plain_list else None)
         except RuntimeError:  # tensors that have no shape, or samples that are nested too deep
             layout = self._layouts.find(None)
-        if layout is not None and self._is_filled(layout, columns):
+        if layout is not None and self._is_default() and self._is_filled(layout, columns):
             return layout
         return self._collate(samples)
 

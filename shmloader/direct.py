@@ -115,6 +115,13 @@ class Way(NamedTuple):
     is_ours: bool
 
 
+def _methods(kind: type) -> tuple[Any, Any]:
+    return vars(kind).get("__getitem__"), vars(kind).get("__getitems__")
+
+
+_OWN_METHODS = {kind: _methods(kind) for kind in (Subset, TensorDataset)}
+
+
 def way_of(dataset: Any) -> Way | None:
     """Returns how samples of ``dataset`` are written into arrays, or None if it does not know how.
 
@@ -124,6 +131,8 @@ def way_of(dataset: Any) -> Way | None:
     """
     if "__getitems__" in getattr(dataset, "__dict__", ()):
         return None
+    if _OWN_METHODS.get(type(dataset)) != _methods(type(dataset)) and type(dataset) in _OWN_METHODS:
+        return None  # somebody has put others in their place
     if type(dataset) is Subset:
         way = way_of(dataset.dataset)
         return None if way is None else way._replace(write=_subset_writer(dataset, way.write))

@@ -19,9 +19,10 @@ import io
 import pickle
 import struct
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +50,8 @@ _TORCHS_REDUCERS.add(reductions.reduce_typed_storage_child)
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
 
+# What is pickled with no code of the user's.
+_CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, OrderedDict, BuiltinFunctionType}
 
 # A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
@@ -189,6 +192,7 @@ class _Pickler(pickle.Pickler):
         self._file = file
         self._tensors_are_torchs = True
         self.has_asked_others = False
+        self._runs_code = False
         self.places: list[_Place] = []
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
@@ -199,6 +203,7 @@ class _Pickler(pickle.Pickler):
         self._file.truncate()
         self.memory = memory
         self.has_asked_others = False
+        self._runs_code = False
         self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is reductions.reduce_tensor
 
     def end(self) -> None:
@@ -210,7 +215,14 @@ class _Pickler(pickle.Pickler):
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
         raw = buffer.raw()
-        self.buffers.append((raw, self.memory.reserve(raw.nbytes)))
+        offset = self.memory.reserve(raw.nbytes)
+        self.buffers.append((memoryview(bytes(raw)) if self._runs_code else raw, offset))
+
+    def _expect_code(self) -> None:
+        """Copies the buffers so far, and those to come: code of the user's may write to them before all is pickled."""
+        if not self._runs_code:
+            self._runs_code = True
+            self.buffers[:] = [(memoryview(bytes(raw)), offset) for raw, offset in self.buffers]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -221,9 +233,14 @@ class _Pickler(pickle.Pickler):
         reducer = _REGISTERED.get(kind) or _COPYREG.get(kind)
         if reducer is not None and not (kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS):
             self.has_asked_others = True
+            self._expect_code()
             return reducer(obj)
         ours = self._reduce_ours(obj, kind)
-        return reducer(obj) if ours is NotImplemented and reducer is not None else ours
+        if ours is not NotImplemented:
+            return ours
+        if kind not in _CODELESS and not issubclass(kind, (np.generic, np.dtype)):
+            self._expect_code()
+        return ours if reducer is None else reducer(obj)
 
     def _reduce_ours(self, obj: Any, kind: type) -> Any:
         """Returns what an object consists of that has memory to put into the slot, or NotImplemented."""
@@ -233,6 +250,10 @@ class _Pickler(pickle.Pickler):
             return self._reduce_tensor(obj.tensor)
         if kind is np.ndarray and not obj.dtype.isnative:
             return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
+        if (kind is np.ndarray or kind is np.memmap) and not obj.flags.writeable:
+            return obj.copy(order="K").__reduce_ex__(
+                5
+            )  # else it would be read-only in the loop, as it is not in stock's
         if isinstance(obj, torch.storage.TypedStorage):
             return _typed_storage, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
@@ -310,11 +331,11 @@ def _has_quantizer(tensor: torch.Tensor) -> bool:
 def _unquantized(
     data: torch.Tensor, dtype: torch.dtype, offset: int, shape: torch.Size, stride: tuple[int, ...]
 ) -> torch.Tensor:
-    return torch.empty(0, dtype=dtype).set_(data.untyped_storage(), offset, shape, stride)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(data.untyped_storage(), offset, shape, stride)
 
 
 def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
 
 
 def _reduce_sparse(tensor: torch.Tensor) -> Any:
@@ -335,7 +356,13 @@ def _coo_tensor(
     indices: torch.Tensor, values: torch.Tensor, shape: torch.Size, coalesced: bool, requires_grad: bool
 ) -> torch.Tensor:
     return torch.sparse_coo_tensor(
-        indices, values, shape, requires_grad=requires_grad, check_invariants=False, is_coalesced=coalesced
+        indices,
+        values,
+        shape,
+        device=values.device,  # and not a default one
+        requires_grad=requires_grad,
+        check_invariants=False,
+        is_coalesced=coalesced,
     )
 
 
@@ -348,7 +375,14 @@ def _compressed_tensor(
     requires_grad: bool,
 ) -> torch.Tensor:
     return torch.sparse_compressed_tensor(
-        compressed, plain, values, shape, layout=layout, requires_grad=requires_grad, check_invariants=False
+        compressed,
+        plain,
+        values,
+        shape,
+        layout=layout,
+        device=values.device,
+        requires_grad=requires_grad,
+        check_invariants=False,
     )
 
 

@@ -52,8 +52,8 @@ class Placed:
     def _without_elements(self) -> torch.Tensor:
         dtype = TO_TORCH[self._carrier]  # a new tensor of a quantized dtype is more than its elements
         if self.stride is None:
-            return torch.empty(self.shape, dtype=dtype).view(self._dtype)
-        return torch.empty_strided(self.shape, self.stride, dtype=dtype).view(self._dtype)
+            return torch.empty(self.shape, dtype=dtype, device="cpu").view(self._dtype)
+        return torch.empty_strided(self.shape, self.stride, dtype=dtype, device="cpu").view(self._dtype)
 
     def copied(self, block: Block) -> torch.Tensor:
         """Returns the tensor in memory of its own, its strides as they are in ``block``."""

@@ -20,7 +20,7 @@ from .schedule import Schedule
 from .succession import Succession, Tally
 from .wire import PipeEnd, Token
 from .worker import Assignment
-from .workers import Crew
+from .workers import Crew, SilenceError
 
 # What workers may take to end after a Ctrl-C, before they are ended; whoever pressed it is waiting.
 _IMPATIENCE_SECONDS = 0.1
@@ -217,7 +217,7 @@ class Production:
         """Waits for tokens, and for whatever may come in their place. Returns none where workers were replaced."""
         try:
             tokens, dead = self._crew.wait(timeout or None)
-        except TimeoutError:
+        except SilenceError:
             text = diagnosis.timeout(timeout, self._crew, self._schedule, self._control)
             raise WorkerTimeoutError(text) from None
         for number in dead:

@@ -163,7 +163,7 @@ class _Worker:
         self._collation = DirectCollation(self._writer)
         self._layouts = Layouts(self._writer)
         if assignment.collate_fn is default_collate:
-            collate_fn: Callable[[Any], Any] = ColumnCollate(self._layouts, self._writer)
+            collate_fn: Callable[[Any], Any] = ColumnCollate(self._layouts, self._writer, self._collation.is_default)
         else:
             collate_fn = self._writer.lending_to(assignment.collate_fn)
         self._collate = collate_fn
@@ -227,13 +227,15 @@ class _Worker:
                 self._collate,
                 assignment.drop_last,
             )
-            is_default = assignment.collate_fn is default_collate and self._collation.is_default
+            is_default = assignment.collate_fn is default_collate and self._collation.is_default()
             has_batches = assignment.auto_collation and not self._is_stream
             if is_default and has_batches and (way := way_of(self._dataset)) is not None:
                 self._fetcher = DirectFetcher(self._fetcher, self._collation, self._layouts, self._writer, way)
             self._skip()
         except Exception:
             self._init_fault = self._fault()
+        finally:
+            self._end_if_forked()
 
     def _skip(self) -> None:
         """Makes once more what was delivered already, so that the stream and the random streams are where they were."""
@@ -250,8 +252,12 @@ class _Worker:
         try:
             return self._fetcher.fetch(index)
         finally:
-            if self._writer.is_inherited:  # code of the dataset has forked, and let the child come back here
-                os._exit(1)
+            self._end_if_forked()
+
+    def _end_if_forked(self) -> None:
+        """Ends a process that the user's code has forked and let come back: its jobs and its slot are the worker's."""
+        if self._writer.is_inherited:
+            os._exit(1)
 
     def _take_over_streams(self) -> bool:
         """Restores what the predecessor has kept, and returns whether there was anything."""
@@ -327,7 +333,7 @@ class _Worker:
             culprit = culprits.describe(batch, error, self._packer.can_pack)
             fault = self._fault(f", sending what collate_fn ({name}) returned: {culprit}")
             return (wire.FAULT, *self._pack_fault(fault))
-        if self._layouts.is_wanted and self._collation.is_default and not self._packer.has_asked_others:
+        if self._layouts.is_wanted and self._collation.is_default() and not self._packer.has_asked_others:
             self._layouts.learn(batch, *packed)
         return (wire.BATCH, *packed)
 

@@ -54,6 +54,10 @@ def default_context() -> Any:
     return context
 
 
+class SilenceError(Exception):
+    """No token came in time. Not a TimeoutError, which a signal handler of the user's may raise at any moment."""
+
+
 @dataclass
 class _Member:
     """One worker, as the parent sees it."""
@@ -214,7 +218,7 @@ class Crew:
             the dead are not mentioned: they may have finished their work before they died.
 
         Raises:
-            TimeoutError: nothing came in time.
+            SilenceError: nothing came in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         # Reading first: where workers are ahead of the loop, that is the only system call.
@@ -240,7 +244,7 @@ class Crew:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready = [fd for fd, _ in self._poll.poll(left)]
         if not ready:
-            raise TimeoutError
+            raise SilenceError
         return ready
 
     def exit_code(self, worker: int) -> int | None:

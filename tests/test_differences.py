@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing import reductions
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from shmloader import ShmDataLoader
 
+from .datasets import Mapped
 from .samples import Marked, warn_once
 from .support import assert_same, assert_same_stream, detached, first_line, let_stock_end, run_file, stream
 
@@ -547,3 +549,117 @@ def test_an_array_is_not_resized() -> None:
         with pytest.raises(ValueError, match="does not own its data"):
             array.resize(8)
         assert stream(loader)[0][0][0].tolist() == [0, 1, 2, 3]
+
+
+# -- what a reader of the sources found --------------------------------------------------------------------------------
+
+
+class Scratch:
+    """Pickles itself by way of an array that all of its kind use."""
+
+    array = np.zeros(3)
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.array[:] = self.number
+        return {"number": self.number, "array": self.array[:]}
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_objects_that_use_one_array_to_pickle_themselves(first: bool) -> None:
+    """What is pickled is what was there at that moment, and not what is when all is laid out."""
+
+    def collate(samples: list[Any]) -> Any:
+        return (Scratch.array, samples) if first else (samples, np.arange(3), Scratch.array)
+
+    def state(batch: Any) -> Any:
+        return [vars(part) if isinstance(part, Scratch) else part for part in batch]
+
+    streams = [
+        [state(batch[first]) for batch in kind(Mapped(Scratch, 8), batch_size=4, num_workers=1, collate_fn=collate)]
+        for kind in (ShmDataLoader, DataLoader)
+    ]
+    assert_same(streams[0], streams[1])
+    assert [part["array"][0] for batch in streams[0] for part in batch] == list(range(8))
+
+
+def as_is(samples: Any) -> Any:
+    return samples
+
+
+READ_ONLY: dict[str, Callable[[int], Any]] = {
+    "over bytes": lambda index: np.frombuffer(bytes([index] * 6), np.uint8),
+    "in Fortran's order": lambda index: np.frombuffer(bytes([index] * 6), np.uint8).reshape(3, 2).T,
+    "a part": lambda index: np.frombuffer(bytes([index] * 6), np.uint8)[::2],
+    "of objects": lambda index: locked(np.array([index, None], dtype=object)),
+    "without elements": lambda index: locked(np.empty((0, 3))),
+}
+
+
+def locked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("what", READ_ONLY)
+def test_arrays_that_are_read_only_in_the_worker_can_be_written_to(what: str) -> None:
+    dataset = Mapped(READ_ONLY[what], 6)
+    assert_same_stream(lambda: dataset, batch_size=2, num_workers=1, collate_fn=as_is)
+    for kind in (ShmDataLoader, DataLoader):
+        for batch in kind(dataset, batch_size=2, num_workers=1, collate_fn=as_is):
+            assert all(array.flags.writeable for array in batch)
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, Subset])
+@pytest.mark.parametrize("method", ["__getitem__", "__getitems__"])
+def test_methods_of_torchs_datasets_that_were_replaced(kind: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(dataset: Any, index: int) -> Any:
+        return (torch.tensor(100 * index),)
+
+    def several(dataset: Any, indices: list[int]) -> Any:
+        return [one(dataset, index) for index in indices]
+
+    monkeypatch.setattr(kind, method, one if method == "__getitem__" else several, raising=False)
+    source = TensorDataset(torch.arange(8))
+    dataset = source if kind is TensorDataset else Subset(source, range(7, -1, -1))
+    assert_same_stream(lambda: dataset, batch_size=2, num_workers=1)
+
+
+@pytest.mark.parametrize("key", [int, float, torch.Tensor, list])
+def test_an_entry_of_torchs_map_that_is_set_in_the_middle(key: Any) -> None:
+    samples: dict[Any, Callable[[int], Any]] = {
+        int: int,
+        float: float,
+        torch.Tensor: torch.tensor,
+        list: lambda index: [index],
+    }
+
+    def sample(index: int) -> Any:
+        if index == 4:
+            default_collate_fn_map[key] = lambda batch, **more: ["mine", *batch]
+        return samples[key](index)
+
+    assert_same_stream(lambda: Mapped(sample, 12), batch_size=2, num_workers=1)
+
+
+def test_a_default_device_of_the_loops_is_not_the_batches() -> None:
+    square = torch.eye(2)
+    parts = [torch.zeros(0, 3), torch.zeros(3, 0).t(), square, square.to_sparse(), square.to_sparse_csr()]
+    iterator = iter(ShmDataLoader(Mapped(lambda index: parts, 2), batch_size=None, num_workers=1))
+    with torch.device("meta"):
+        assert {part.device.type for part in next(iterator)} == {"cpu"}
+
+
+def test_a_timeout_of_the_users_own_is_not_the_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler may raise it while the loop waits."""
+    iterator = iter(ShmDataLoader(Mapped(int, 6), num_workers=1))
+
+    def interrupted(timeout: float | None) -> Any:
+        monkeypatch.undo()
+        raise TimeoutError("mine")
+
+    monkeypatch.setattr(iterator._production._crew, "wait", interrupted)  # type: ignore[attr-defined]
+    with pytest.raises(TimeoutError, match=r"^mine$"):
+        list(iterator)

@@ -25,8 +25,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from shmloader import ShmDataLoader, WorkerRestartWarning
 
 from .collating import Memory, as_arrays, mapped, mark
+from .datasets import Mapped
 from .keeping import FORMS, PARTS
-from .support import assert_same
+from .support import assert_same, assert_same_stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
 
@@ -708,3 +709,24 @@ def test_a_child_that_goes_on_to_send_a_batch(nbytes: int) -> None:
             assert more.numel() == nbytes
             assert (more == 3).all()
         assert step == 9
+
+
+class Returning(IterableDataset[Any]):
+    """A stream whose beginning forks, and lets the child come back."""
+
+    def __iter__(self) -> Iterator[int]:
+        os.fork()
+        return iter(range(20))
+
+
+def fork_and_return(worker: int) -> None:
+    os.fork()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_children_that_come_back_from_where_a_pass_begins(num_workers: int) -> None:
+    """They would take the worker's jobs, and make batches twice."""
+    source = Mapped(lambda index: torch.full((100,), index), 40)
+    assert_same_stream(lambda: source, batch_size=2, num_workers=num_workers, worker_init_fn=fork_and_return)
+    stream = ShmDataLoader(Returning(), batch_size=4, num_workers=num_workers)
+    assert sorted(int(one) for batch in stream for one in batch) == sorted([*range(20)] * num_workers)

@@ -151,7 +151,7 @@ def test_another_loader_made_of_one(make_another: Any, own: dict[str, Any], pers
         assert our_indices(each) == indices(DataLoader(Traced(), batch_size=4))
     statistics = other.statistics()
     assert statistics is not None
-    assert statistics.num_slots == own.get("num_slots", 12)
+    assert statistics.num_slots == own.get("num_slots", 24)
 
 
 def test_a_loader_rebuilt_with_a_ranks_sampler() -> None:
