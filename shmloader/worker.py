@@ -36,6 +36,7 @@ from .direct import DirectFetcher, way_of
 from .errors import PoolMemoryError, WorkerFault
 from .layouts import Layout, Layouts
 from .packing import Packer
+from .scheduling import PolicyTrial
 from .wire import Inbox, PipeEnd, Token
 from .writer import SlotWriter
 
@@ -174,6 +175,7 @@ class _Worker:
         self._fetcher: Any = None
         self._init_fault: WorkerFault | None = None
         self._ended = False
+        self._policy = PolicyTrial()
         self._curbed: dict[int, int] = {}  # jobs whose slots may use less by now than their tokens say
 
     def prepare(self) -> None:
@@ -301,6 +303,7 @@ class _Worker:
             if self._writer.is_held:
                 kind |= wire.KEPT
         self._made += 1
+        self._policy.count()
         if not self._is_stream:
             self._keep_streams(self._made)
         self._send(kind, job.slot, job.seq, offset, nbytes)

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,31 @@ def test_workers_are_scheduled_as_the_main_process_is() -> None:
     """A policy that only lets others go first would have them wait for a processor that other programs use."""
     result = run_file(POLICIES)
     assert (result.stdout, result.stderr) == ("all\n", "")
+
+
+class Policy(Dataset[int]):
+    """Samples that say how their worker is scheduled, and take ``seconds`` of its processor's time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        end = time.process_time() + self.seconds
+        while time.process_time() < end:
+            pass
+        return os.sched_getscheduler(0)
+
+
+@pytest.mark.parametrize(("seconds", "policy"), [(0, os.SCHED_BATCH), (1e-3, os.SCHED_OTHER)])
+def test_workers_that_make_batches_in_no_time_do_not_interrupt_the_loop(seconds: float, policy: int) -> None:
+    before = os.sched_getscheduler(0)
+    policies = [int(one) for one in ShmDataLoader(Policy(seconds), num_workers=1)]
+    assert set(policies[:40]) == {before}
+    assert set(policies[40:]) == {policy}
+    assert os.sched_getscheduler(0) == before
 
 
 def test_the_workers_info_cannot_be_changed() -> None:

@@ -26,7 +26,7 @@ LAYERS = [
     "writer",
     "placed arena stacks fence sharing starting",
     "forks",
-    "arrays spec leases ledger schedule succession wire limits control streams lifeline interrupts cuda",
+    "arrays spec leases ledger schedule succession wire limits control streams scheduling lifeline interrupts cuda",
     "dtypes file_maps culprits",
     "errors version untraced",
 ]
