@@ -33,6 +33,7 @@ from .arrays import is_plain
 from .dtypes import CODES, as_bits, carried, carrier
 from .leases import Block
 from .placed import extent_of, next_tensor
+from .reducers import Own, bytes_of, reduce_any_tensor, typed_storage
 
 # What a tail says of a tensor: offset, dtype, shape and strides, as `Placed` takes them; of a buffer: offset and bytes.
 _Place = tuple[int, int, tuple[int, ...], tuple[int, ...] | None]
@@ -164,15 +165,6 @@ class _Nowhere:
         raise NotImplementedError
 
 
-class _Own:
-    """A dense tensor that goes into the slot whatever is registered for tensors."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
 class _Pickler(pickle.Pickler):
     """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues.
 
@@ -245,30 +237,29 @@ class _Pickler(pickle.Pickler):
     def _reduce_ours(self, obj: Any, kind: type) -> Any:
         """Returns what an object consists of that has memory to put into the slot, or NotImplemented."""
         if isinstance(obj, torch.Tensor):
-            return self._reduce_parameter(obj) if kind is torch.nn.Parameter else _reduce_any_tensor(obj)
-        if kind is _Own:
+            return self._reduce_parameter(obj) if kind is torch.nn.Parameter else reduce_any_tensor(obj)
+        if kind is Own:
             return self._reduce_tensor(obj.tensor)
         if kind is np.ndarray and not obj.dtype.isnative:
             return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
         if (kind is np.ndarray or kind is np.memmap) and not obj.flags.writeable:
-            return obj.copy(order="K").__reduce_ex__(
-                5
-            )  # else it would be read-only in the loop, as it is not in stock's
+            # Else it would be read-only in the loop too, as it is not behind stock's queues.
+            return obj.copy(order="K").__reduce_ex__(5)
         if isinstance(obj, torch.storage.TypedStorage):
-            return _typed_storage, (obj._untyped_storage, obj.dtype)
+            return typed_storage, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
-            return torch.Tensor.untyped_storage, (_Own(_bytes_of(obj)),)
+            return torch.Tensor.untyped_storage, (Own(bytes_of(obj)),)
         return NotImplemented
 
     # What is registered for tensors sees a parameter whole in torch's queues, or not at all.
     def _reduce_parameter(self, parameter: torch.Tensor) -> Any:
-        make, (data, *rest) = _reduce_any_tensor(parameter)
+        make, (data, *rest) = reduce_any_tensor(parameter)
         is_apart = type(data) is torch.Tensor and not self._tensors_are_torchs
-        return make, (_Own(data) if is_apart else data, *rest)
+        return make, (Own(data) if is_apart else data, *rest)
 
     def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
         if not is_plain(tensor) or tensor.requires_grad:
-            return _reduce_any_tensor(tensor)
+            return reduce_any_tensor(tensor)
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         shape = tuple(tensor.shape)
@@ -301,99 +292,10 @@ def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
     return tensor.stride() == tuple(reversed(stride))
 
 
-def _reduce_any_tensor(tensor: torch.Tensor) -> Any:
-    if tensor.requires_grad and not tensor.is_leaf:
-        raise RuntimeError(
-            "a batch holds a non-leaf tensor which requires grad; autograd does not cross processes, so detach it in "
-            "the dataset or collate_fn"
-        )
-    if tensor.device.type not in ("cpu", "meta"):
-        return reductions.reduce_tensor(tensor)
-    if type(tensor) is torch.Tensor and tensor.layout is not torch.strided:
-        return _reduce_sparse(tensor)
-    if tensor.is_quantized and not _has_quantizer(tensor):
-        where = tensor.storage_offset(), tensor.shape, tensor.stride()
-        return _unquantized, (_Own(_bytes_of(tensor.untyped_storage())), tensor.dtype, *where)
-    # Nested and quantized tensors, parameters and subclasses take themselves apart into storages and dense
-    # tensors, which come back here.
-    return tensor.__reduce_ex__(5)
-
-
-def _has_quantizer(tensor: torch.Tensor) -> bool:
-    # One that `torch.empty` makes of a quantized dtype has none, nor has one that came through torch's own queues.
-    try:
-        tensor.qscheme()
-    except RuntimeError:
-        return False
-    return True
-
-
-def _unquantized(
-    data: torch.Tensor, dtype: torch.dtype, offset: int, shape: torch.Size, stride: tuple[int, ...]
-) -> torch.Tensor:
-    return torch.empty(0, dtype=dtype, device="cpu").set_(data.untyped_storage(), offset, shape, stride)
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
-
-
-def _reduce_sparse(tensor: torch.Tensor) -> Any:
-    # torch's own reduction puts every sparse tensor that is unpickled on a list that only torch.load clears.
-    if tensor.layout is torch.sparse_coo:
-        parts = (tensor._indices(), tensor._values())
-        return _coo_tensor, (*parts, tensor.shape, tensor.is_coalesced(), tensor.requires_grad)
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        parts = (tensor.crow_indices(), tensor.col_indices())
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        parts = (tensor.ccol_indices(), tensor.row_indices())
-    else:
-        return tensor.__reduce_ex__(5)
-    return _compressed_tensor, (*parts, tensor.values().detach(), tensor.shape, tensor.layout, tensor.requires_grad)
-
-
-def _coo_tensor(
-    indices: torch.Tensor, values: torch.Tensor, shape: torch.Size, coalesced: bool, requires_grad: bool
-) -> torch.Tensor:
-    return torch.sparse_coo_tensor(
-        indices,
-        values,
-        shape,
-        device=values.device,  # and not a default one
-        requires_grad=requires_grad,
-        check_invariants=False,
-        is_coalesced=coalesced,
-    )
-
-
-def _compressed_tensor(
-    compressed: torch.Tensor,
-    plain: torch.Tensor,
-    values: torch.Tensor,
-    shape: torch.Size,
-    layout: torch.layout,
-    requires_grad: bool,
-) -> torch.Tensor:
-    return torch.sparse_compressed_tensor(
-        compressed,
-        plain,
-        values,
-        shape,
-        layout=layout,
-        device=values.device,
-        requires_grad=requires_grad,
-        check_invariants=False,
-    )
-
-
 def _copy_tensor(tensor: torch.Tensor, memory: Memory, offset: int) -> None:
     block = memory.view(offset, tensor.nbytes)
     there = np.ndarray(tuple(tensor.shape), carrier(tensor.dtype), block)
     carried(there, tensor.dtype).copy_(tensor)
-
-
-def _typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
 
 
 def _in_a_thread(act: Callable[[], object]) -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     "placed arena stacks fence sharing starting",
     "forks",
     "arrays spec leases ledger schedule succession wire limits control streams scheduling lifeline interrupts cuda",
-    "dtypes file_maps culprits",
+    "dtypes file_maps culprits reducers",
     "errors version untraced",
 ]
 PURE = {"ledger", "schedule", "spec", "succession"}
