@@ -340,7 +340,7 @@ class Into(Map):
     def __getitem_into__(self, index: Any, out: Any) -> None:
         choice = random.Random(f"{self.plan.seed} {index}")
         if choice.random() < 0.3:
-            self.memory.keep(default_collate([torch.full((50,), index), torch.zeros(50, dtype=torch.int64)]))
+            self.memory.keep(default_collate([torch.arange(50), torch.zeros(50, dtype=torch.int64)]))
         keeps = choice.choice(["", "", "all", "a part"])
         try:
             write(self[index], out)
