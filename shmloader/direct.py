@@ -177,12 +177,16 @@ class _RowsWriter:
     def __init__(self, dataset: TensorDataset) -> None:
         self._dataset = dataset
         self._tensors: Sequence[torch.Tensor] = ()
+        self._places: list[tuple[int, torch.Size]] = []
         self._columns: list[Array] = []
 
     def __call__(self, indices: _Indices, out: Any) -> Any:
-        if self._tensors is not self._dataset.tensors:  # an init function may replace them
-            self._tensors = self._dataset.tensors
-            self._columns = _columns_of(self._tensors)
+        # An init function may replace them, and a thread of the user's, or an index that runs code, their memory.
+        tensors = self._dataset.tensors
+        if tensors is not self._tensors or [(one.data_ptr(), one.shape) for one in tensors] != self._places:
+            self._columns = _columns_of(tensors)
+            self._tensors = tensors
+            self._places = [(one.data_ptr(), one.shape) for one in tensors] if self._columns else []
         where = row_numbers(indices, len(self._columns[0])) if self._columns else None
         if where is None:
             return NotImplemented

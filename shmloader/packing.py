@@ -211,10 +211,11 @@ class _Pickler(pickle.Pickler):
         self.buffers.append((memoryview(bytes(raw)) if self._runs_code else raw, offset))
 
     def _expect_code(self) -> None:
-        """Copies the buffers so far, and those to come: code of the user's may write to them before all is pickled."""
+        """Copies what was taken so far, and what comes: code of the user's may write there before all is pickled."""
         if not self._runs_code:
             self._runs_code = True
             self.buffers[:] = [(memoryview(bytes(raw)), offset) for raw, offset in self.buffers]
+            self.tensors[:] = [(tensor.clone(), offset) for tensor, offset in self.tensors]
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -242,9 +243,12 @@ class _Pickler(pickle.Pickler):
             return self._reduce_tensor(obj.tensor)
         if kind is np.ndarray and not obj.dtype.isnative:
             return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
-        if (kind is np.ndarray or kind is np.memmap) and not obj.flags.writeable:
-            # Else it would be read-only in the loop too, as it is not behind stock's queues.
-            return obj.copy(order="K").__reduce_ex__(5)
+        if (kind is np.ndarray or kind is np.memmap) and not obj.dtype.hasobject:
+            # Behind stock's queues arrays are in the order of C or Fortran, and not read-only.
+            if not obj.flags.forc:
+                return obj.copy(order="C").__reduce_ex__(5)
+            if not obj.flags.writeable:
+                return obj.copy(order="K").__reduce_ex__(5)
         if isinstance(obj, torch.storage.TypedStorage):
             return typed_storage, (obj._untyped_storage, obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
@@ -274,7 +278,7 @@ class _Pickler(pickle.Pickler):
                 else:
                     there = there.as_strided((extent,), (1,))
             offset = self.memory.reserve(there.nbytes)
-            self.tensors.append((there, offset))
+            self.tensors.append((there.clone() if self._runs_code else there, offset))
         self.places.append((offset, CODES[tensor.dtype], shape, stride))
         return _IN_SKELETON
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_sharer, resource_tracker
 
@@ -78,7 +79,16 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
     assert driver.calls_elsewhere == 0
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seen: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled is not None:
+            name = item.nodeid.split("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1
     if config.getoption("-m"):
         return
     for item in items:

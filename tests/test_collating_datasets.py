@@ -94,6 +94,7 @@ def assert_nothing_changed(outcome: Outcome) -> None:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_samples_that_were_collated(way: str, kind: str) -> None:
@@ -109,6 +110,7 @@ def test_samples_that_were_collated(way: str, kind: str) -> None:
     assert_nothing_changed(outcome)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["collated", "loaded", "loaded by ours", "viewed"])
 @pytest.mark.parametrize("plain_first", [True, False])
@@ -131,6 +133,7 @@ def test_samples_of_which_some_were_collated(way: str, kind: str, plain_first: b
     assert_nothing_changed(outcome)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_datasets_that_collate(seed: int) -> None:
     play(seed)
@@ -185,6 +188,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("unlike", [3, 4, 5, 7, 9, 23])
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_sample_that_is_unlike_the_others(change: str, unlike: int) -> None:
@@ -268,6 +272,7 @@ def test_samples_that_are_batches(seed: int, way: str) -> None:
 # -- collate functions -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("keeps", ["", *KEEPS])
 @pytest.mark.parametrize("way", COLLATE_WAYS)
 def test_collate_functions(way: str, keeps: str) -> None:
@@ -390,6 +395,7 @@ def write_blob(sample: Any, out: Any) -> None:
     out[0][:], out[1][...] = sample
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
     """It is a `PoolMemoryError`, whatever the collate function holds; all others arrive, and what is held stays."""
@@ -532,6 +538,7 @@ class HalfwayAtOnce(Halfway):
             self.memory.keep(out if self.keeps == "out" else out[0][0])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("keeps", "at_once", "failure"),
     [

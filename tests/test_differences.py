@@ -285,6 +285,7 @@ def things() -> list[Callable[[], Any]]:
     ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("is_early", [True, False])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", REGISTRATIONS)
@@ -329,6 +330,7 @@ def ragged(layout: torch.layout) -> torch.Tensor:
     return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize(
@@ -663,3 +665,86 @@ def test_a_timeout_of_the_users_own_is_not_the_loaders(monkeypatch: pytest.Monke
     monkeypatch.setattr(iterator._production._crew, "wait", interrupted)  # type: ignore[attr-defined]
     with pytest.raises(TimeoutError, match=r"^mine$"):
         list(iterator)
+
+
+@pytest.mark.parametrize("of", [torch.from_numpy, torch.as_tensor])
+def test_objects_that_use_one_array_under_tensors_to_pickle_themselves(of: Callable[..., torch.Tensor]) -> None:
+    class OfTensors(Scratch):
+        def __getstate__(self) -> dict[str, Any]:
+            self.array[:] = self.number
+            return {"number": self.number, "array": of(self.array)}
+
+    def arrays(samples: list[Any]) -> Any:
+        return [torch.from_numpy(Scratch.array), *samples]
+
+    globals()["OfTensors"] = OfTensors
+    OfTensors.__qualname__ = "OfTensors"
+    for kind in (ShmDataLoader, DataLoader):
+        batches = list(kind(Mapped(OfTensors, 8), batch_size=4, num_workers=1, collate_fn=arrays))
+        found = [float(part.array[0]) for _, *parts in batches for part in map(Stated, parts)]
+        assert found == list(range(8)), kind
+
+
+class Stated:
+    """What an object has by its state, whatever its class has under that name."""
+
+    def __init__(self, thing: Any) -> None:
+        self.array = vars(thing)["array"]
+
+
+PERMUTED: dict[str, Callable[[int], Any]] = {
+    "channels first": lambda index: np.full((4, 3, 2), index).transpose(2, 0, 1),
+    "one of four axes": lambda index: np.arange(120).reshape(2, 3, 4, 5).swapaxes(1, 2) + index,
+    "read-only": lambda index: locked(np.full((4, 3, 2), index).transpose(1, 0, 2)),
+    "broadcast": lambda index: np.broadcast_to(np.arange(3) + index, (4, 3)),
+    "Fortran's": lambda index: np.full((4, 3), index).T,
+    "a step": lambda index: (np.arange(24) + index).reshape(4, 6)[:, ::2],
+    "backwards": lambda index: (np.arange(24) + index)[::-1],
+    "of objects": lambda index: np.full((4, 3, 2), index).astype(object).transpose(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("what", PERMUTED)
+def test_arrays_arrive_in_the_order_of_stocks(what: str) -> None:
+    def strides(kind: Any) -> Any:
+        dataset = Mapped(PERMUTED[what], 4)
+        return [
+            (array.tolist(), array.strides, array.flags.writeable)
+            for batch in kind(dataset, batch_size=2, num_workers=1, collate_fn=as_is)
+            for array in batch
+        ]
+
+    assert strides(ShmDataLoader) == strides(DataLoader)
+
+
+MOVES: dict[str, Callable[[torch.Tensor], object]] = {
+    "to shared memory": lambda tensor: tensor.share_memory_().fill_(7),
+    "by data": lambda tensor: setattr(tensor, "data", torch.full((40,), 7.0)),
+    "by set_": lambda tensor: tensor.set_(torch.full((40,), 7.0)),  # type: ignore[call-overload]
+}
+
+
+class Moving(int):
+    """An index that moves a dataset's tensor where it is read."""
+
+    dataset: Any
+    move: str
+
+    def __reduce__(self) -> Any:
+        return moved, (int(self), self.move)
+
+
+def moved(index: int, how: str) -> int:
+    MOVES[how](torch.utils.data.get_worker_info().dataset.tensors[0])  # type: ignore[union-attr]
+    return index
+
+
+@pytest.mark.parametrize("how", MOVES)
+def test_a_tensor_datasets_tensor_that_is_moved_in_a_worker(how: str) -> None:
+    def indices() -> list[int]:
+        drawn = [Moving(index) if index == 20 else index for index in range(40)]
+        drawn[20].move = how  # type: ignore[attr-defined]
+        return drawn
+
+    dataset = lambda: TensorDataset(torch.arange(40.0))  # noqa: E731
+    assert_same_stream(dataset, batch_size=4, num_workers=1, sampler=indices)

@@ -160,6 +160,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_samples_that_are_written_are_stocks(structure: str, loader: str) -> None:
@@ -197,6 +198,7 @@ ALL_TENSORS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loader", ["plain", "shuffled", "persistent", "a tight pool"])
 @pytest.mark.parametrize("make", ALL_TENSORS)
 def test_gathered_batches_are_stocks(make: str, loader: str) -> None:
@@ -241,6 +243,7 @@ def _resource_sharer() -> Iterator[None]:
     resource_sharer.stop()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("indices", INDICES)
 @pytest.mark.parametrize("make", ["tensors", "arrays", "a subset", "a subset by array"])

@@ -275,6 +275,7 @@ def walk(seed: int, passes: int = 3) -> None:
     hand.check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(25))
 def test_children_at_random_steps(seed: int) -> None:
     walk(seed)
@@ -288,6 +289,7 @@ def test_many_children_at_random_steps(block: int) -> None:
         walk(seed)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("collate", COLLATES)
 def test_a_child_that_lives_on_while_its_parent_loads(collate: str, body: Any) -> None:
@@ -573,6 +575,7 @@ def collate_and_fork(dataset: Forks) -> Callable[[list[Any]], Any]:
     return collate
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("where", ["in a sample", "in the collate function", "in direct writing"])
 def test_children_of_a_worker(where: str, seed: int) -> None:
@@ -660,6 +663,7 @@ def forgetting_collate(dataset: Forgets) -> Callable[[list[Any]], Any]:
     return collate
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", ["returns", "raises", "exits"])
 @pytest.mark.parametrize("restarts", [0, 1])
 @pytest.mark.parametrize("where", ["in a sample", "in direct writing", "in a stream", "in the collate function"])

@@ -270,6 +270,7 @@ def is_same(one: Step, other: Step) -> bool:
     return True
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(70))
 def test_scenario(seed: int) -> None:
     play(seed)
@@ -332,6 +333,7 @@ def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -
 # -- random ones ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(60))
 def test_extended_scenario(seed: int) -> None:
     play(seed, extended)
