@@ -31,7 +31,7 @@ STOP = 5  # no job will follow
 BATCH = 6  # batch `seq` lies in `slot`: tensors in its first `size` bytes, a skeleton in the `room` bytes after them
 FAULT = 7  # as BATCH, but what lies there is the exception that making the batch raised
 ENDED = 8  # this worker's iterable dataset has no batch `seq`, nor a later one
-ASK = 9  # `slot` needs `size` bytes in all, and its first `room` are written; the worker waits for a GRANT
+ASK = 9  # `slot` needs `size` bytes in all, and its first `room` have to stay; the worker waits for a GRANT
 RESUMED = 10  # all jobs before `generation` are done: this worker owns no slot
 
 # Added to BATCH, FAULT and ENDED: code in the worker still holds tensors of the slot, which must not be written again.
