@@ -12,6 +12,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+# Names that mean something else in another process: descriptors, above all.
+_OF_THIS_PROCESS = "/proc/", "/dev/fd/"
+
 # Bytes that are compared at a time, so that they are still in the processor's cache when the result is read.
 _CHUNK = 1 << 18
 
@@ -63,6 +66,8 @@ def part_of_file(rows: Array) -> FilePart | None:
         OSError: the map's file was cut short, so that rows are lost. To read them would end this process.
     """
     name, memory = _map_of(rows)
+    if str(name).startswith(_OF_THIS_PROCESS):
+        return None
     whole = None if name is None or not rows.nbytes else np.frombuffer(memory, np.uint8)
     if whole is None:
         return None

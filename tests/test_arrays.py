@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import os
 import pickle
 import random
 import tempfile
@@ -433,6 +434,17 @@ def test_where_the_kernel_does_not_say_what_is_mapped_rows_are_sent(
     pickled = pickle.dumps(dataset)
     assert len(pickled) > LENGTH * ROW * 4
     assert_same(samples(pickle.loads(pickled)), samples(dataset))
+
+
+def test_a_map_of_a_descriptor_is_sent_by_value() -> None:
+    """Its name means something else in another process."""
+    rows = np.arange(20.0).reshape(10, 2)
+    fd = os.memfd_create("rows")
+    os.write(fd, rows.tobytes())
+    dataset = ArrayDataset(np.memmap(f"/proc/self/fd/{fd}", np.float64, "r+", shape=rows.shape))
+    copy = pickle.dumps(dataset)
+    os.close(fd)
+    assert_same(pickle.loads(copy)[3], ArrayDataset(rows)[3])
 
 
 def test_a_tensor_whose_memory_is_moved() -> None:
