@@ -183,10 +183,10 @@ class _RowsWriter:
     def __call__(self, indices: _Indices, out: Any) -> Any:
         # An init function may replace them, and a thread of the user's, or an index that runs code, their memory.
         tensors = self._dataset.tensors
-        if tensors is not self._tensors or [(one.data_ptr(), one.shape) for one in tensors] != self._places:
+        if tensors is not self._tensors or (self._columns and _places_of(tensors) != self._places):
             self._columns = _columns_of(tensors)
             self._tensors = tensors
-            self._places = [(one.data_ptr(), one.shape) for one in tensors] if self._columns else []
+            self._places = _places_of(tensors) if self._columns else []
         where = row_numbers(indices, len(self._columns[0])) if self._columns else None
         if where is None:
             return NotImplemented
@@ -196,6 +196,10 @@ class _RowsWriter:
         except ValueError:  # the first batch had no rows, but slices perhaps
             return NotImplemented
         return None
+
+
+def _places_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Size]]:
+    return [(tensor.data_ptr(), tensor.shape) for tensor in tensors]
 
 
 def _columns_of(tensors: Any) -> list[Array]:

@@ -51,7 +51,7 @@ def _resource_tracker() -> Iterator[None]:
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _resource_sharer() -> Iterator[None]:
     """The thread that multiprocessing starts with the first tensor that stock is to send to a worker, and keeps."""
     resource_sharer.DupFd(0).detach()
