@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmloader import ShmDataLoader
+from shmloader import ShmDataLoader, scheduling
 from shmloader.bench.machine import machine_line
 from shmloader.bench.measure import Track, calibrate
 from shmloader.dtypes import CODES
@@ -218,7 +218,11 @@ def _policy() -> Iterator[Variants]:
     processors = sorted(os.sched_getaffinity(0))
 
     def policy(name: int) -> Callable[[int], None]:
-        return lambda worker: os.sched_setscheduler(0, name, os.sched_param(0))
+        def choose(worker: int) -> None:
+            scheduling._QUICK_SECONDS = 0  # a worker would choose for itself
+            os.sched_setscheduler(0, name, os.sched_param(0))
+
+        return choose
 
     inits: dict[str, Any] = {
         "SCHED_OTHER": None,

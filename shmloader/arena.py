@@ -1,10 +1,10 @@
 """The arena: one sparse shared-memory file, mapped once, cut into slots.
 
 A memfd has no name and no size limit but memory itself: /dev/shm's size does not apply, and when the last process
-that maps it is gone, so is the memory. Address space costs nothing, so every slot is given a range that could hold
-the whole pool. A slot therefore grows in place: no offset ever changes, no process has to map anything again, and
-tensors that were written before the slot grew stay where they are. Only touched pages take memory; giving a range
-back makes them a hole again.
+that maps it is gone, so is the memory. Address space costs next to nothing, so every slot is given a range that could
+hold the whole pool, or a part of what there is. A slot therefore grows in place: no offset ever changes, no process has
+to map anything again, and tensors that were written before the slot grew stay where they are. Only touched pages take
+memory; giving a range back makes them a hole again.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Arena:
     def _map(self, fd: int, size: int) -> None:
         self.memory = mmap.mmap(fd, size)
         _note(self.memory)
-        self.address = int(np.ndarray(1, np.uint8, self.memory).__array_interface__["data"][0])
+        self.address = forks.address_of(np.ndarray(1, np.uint8, self.memory))
         self.control = Control(self.memory, self.workers)
 
     def start(self, slot: int) -> int:

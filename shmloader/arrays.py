@@ -60,15 +60,7 @@ class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
             None, or NotImplemented where it is not certain that `__getitem__` would give the same for each index, or
             where ``out`` has not the shapes of rows. Then ``out`` has no meaning.
         """
-        where = row_numbers(indices, len(self._columns[0].rows))  # a subclass may have a length of its own
-        if where is None:
-            return NotImplemented
-        try:
-            for column, place in zip(self._columns, out, strict=True):
-                gather(column.rows, where, place)
-        except ValueError:
-            return NotImplemented
-        return None
+        return write_rows([column.rows for column in self._columns], indices, out)
 
 
 class _Column:
@@ -130,6 +122,21 @@ def as_rows(tensor: torch.Tensor) -> Array:
     """Returns the elements of a dense tensor as an array over the same memory, of the dtype that carries them."""
     dtype = TO_TORCH[carrier(tensor.dtype)]
     return np.asarray((tensor if tensor.dtype is dtype else tensor.view(dtype)).numpy())
+
+
+def write_rows(columns: Sequence[Array], indices: Any, out: Any) -> Any:
+    """Copies rows of arrays of one length into ``out``, one place for each; returns NotImplemented where that is not
+    certain to be what reading them one by one gives.
+    """
+    where = row_numbers(indices, len(columns[0]))
+    if where is None:
+        return NotImplemented
+    try:
+        for column, place in zip(columns, out, strict=True):
+            gather(column, where, place)
+    except ValueError:  # the first batch had no rows, but slices perhaps
+        return NotImplemented
+    return None
 
 
 def row_numbers(indices: Any, length: int) -> Array | None:

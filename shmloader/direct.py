@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset, TensorDataset
 
-from .arrays import as_rows, gather, is_dense, row_numbers
+from .arrays import as_rows, is_dense, write_rows
 from .collation import DirectCollation
 from .dtypes import TO_NUMPY, carried
 from .file_maps import Array
@@ -131,7 +131,7 @@ def way_of(dataset: Any) -> Way | None:
     """
     if "__getitems__" in getattr(dataset, "__dict__", ()):
         return None
-    if _OWN_METHODS.get(type(dataset)) != _methods(type(dataset)) and type(dataset) in _OWN_METHODS:
+    if type(dataset) in _OWN_METHODS and _OWN_METHODS[type(dataset)] != _methods(type(dataset)):
         return None  # somebody has put others in their place
     if type(dataset) is Subset:
         way = way_of(dataset.dataset)
@@ -187,15 +187,7 @@ class _RowsWriter:
             self._columns = _columns_of(tensors)
             self._tensors = tensors
             self._places = _places_of(tensors) if self._columns else []
-        where = row_numbers(indices, len(self._columns[0])) if self._columns else None
-        if where is None:
-            return NotImplemented
-        try:
-            for column, place in zip(self._columns, out, strict=True):
-                gather(column, where, place)
-        except ValueError:  # the first batch had no rows, but slices perhaps
-            return NotImplemented
-        return None
+        return write_rows(self._columns, indices, out) if self._columns else NotImplemented
 
 
 def _places_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Size]]:

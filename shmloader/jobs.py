@@ -31,9 +31,7 @@ def pickled(index: Any) -> bytes:
     return file.getvalue()
 
 
-class _Pickler(pickle.Pickler):
-    dispatch_table = ForkingPickler(io.BytesIO()).dispatch_table
-
+class _Pickler(ForkingPickler):  # which reads what is registered for types each time
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, torch.Tensor):
             return NotImplemented

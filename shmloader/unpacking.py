@@ -71,8 +71,8 @@ class Unpacker:
     """
 
     def __init__(self, lends_all: bool = False) -> None:
-        self._views = _Reader(lender, _whole if lends_all else small_ranges, lambda part: part)
-        self._copies = _Reader(lambda places, apart: copier(places), _whole, np.ndarray.copy)
+        self._views = _Reader(lender, _nothing_apart if lends_all else small_ranges, lambda part: part)
+        self._copies = _Reader(lambda places, apart: copier(places), _nothing_apart, np.ndarray.copy)
 
     def views(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:
         """Returns the batch whose tail is given; its tensors and arrays are views of ``block``, but for small ones.
@@ -136,7 +136,7 @@ class _Reader:
             return _keep(self._joins, skeleton, _plain(skeleton))
 
 
-def _whole(extents: list[_Extent]) -> list[range]:
+def _nothing_apart(extents: list[_Extent]) -> list[range]:
     return []
 
 

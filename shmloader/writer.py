@@ -34,7 +34,7 @@ class SlotWriter:
     Args:
         arena: where slots lie.
         cap_text: what the pool is limited by, for an error's text.
-        ask: called with the bytes that the slot needs in all and those that are written already; asks the parent,
+        ask: called with the bytes that the slot needs in all and those that have to stay; asks the parent,
             blocks until it has answered, and returns how many bytes the slot may use now.
 
     Attributes:
