@@ -6,10 +6,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from shmloader.bench.figures import size
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.options import Parser, positive
-from shmloader.bench.progress import shown
+from shmloader.cli.bench.figures import size
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.bench.progress import shown
 
 from . import bars, suite_charts
 from .cells import CELLS, Cell

@@ -11,7 +11,7 @@ import os
 import signal
 from multiprocessing.connection import Connection
 
-from shmloader.bench.measure import Round, Track, calibrate
+from shmloader.cli.bench.measure import Round, Track, calibrate
 
 from .cells import CELLS, Cell
 from .peers import Peer, PeerLoader

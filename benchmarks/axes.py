@@ -13,9 +13,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from shmloader import ShmDataLoader
-from shmloader.bench.figures import Figure, figure, ratio
-from shmloader.bench.measure import Round, Track, calibrate, interleave
-from shmloader.bench.memory import look_ahead
+from shmloader.cli.bench.figures import Figure, figure, ratio
+from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.bench.memory import look_ahead
 
 BATCH_SIZE = 8
 WAIT_SECONDS = 5e-3

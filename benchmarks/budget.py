@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from shmloader.bench.machine import machine_line
-from shmloader.columns import ColumnCollate, write_arrays, write_numbers
-from shmloader.layouts import Layout, Layouts
-from shmloader.packing import Packer
-from shmloader.pool import Packed, Pool
-from shmloader.schedule import Schedule
-from shmloader.wire import JOB, PipeEnd, Token, pipe
-from shmloader.writer import SlotWriter
+from shmloader.batches.packing import Packer
+from shmloader.cli.bench.machine import machine_line
+from shmloader.collate.columns import ColumnCollate, write_arrays, write_numbers
+from shmloader.collate.templates import Template, Templates
+from shmloader.passes.schedule import Schedule
+from shmloader.slots.pool import Packed, Pool
+from shmloader.slots.writer import SlotWriter
+from shmloader.workers.wire import JOB, PipeEnd, Token, pipe
 
 _BATCH_SIZE = 64
 _ROOM = 1 << 20
@@ -124,8 +124,8 @@ class _Worker:
     def __init__(self) -> None:
         self._pool = Pool(num_slots=12, in_flight=4, max_bytes=1 << 30, num_workers=2)
         self._writer = SlotWriter(self._pool.arena, "", lambda need, written: need)
-        self._layouts = Layouts(self._writer)
-        self._collate = ColumnCollate(self._layouts, self._writer, lambda: True)
+        self._templates = Templates(self._writer)
+        self._collate = ColumnCollate(self._templates, self._writer, lambda: True)
         images = np.random.default_rng(0).integers(0, 256, (2048, 28, 28), dtype=np.uint8)
         self._samples = [(image, number % 10) for number, image in enumerate(images)]
         self.indices = list(range(1000, 1000 + _BATCH_SIZE))
@@ -136,11 +136,11 @@ class _Worker:
         self._writer.open(0, _ROOM)
         self._collate(samples)  # says what batch is to be learned
         batch = _laid_out(self._writer)
-        self._layouts.learn(batch, *Packer().pack(batch, self._writer))
+        self._templates.learn(batch, *Packer().pack(batch, self._writer))
         self._writer.open(0, _ROOM)
-        layout: Layout = self._collate(samples)
+        layout: Template = self._collate(samples)
         self._writer.open(0, _ROOM)
-        image_place, label_place = self._layouts.places(layout) or []
+        image_place, label_place = self._templates.places(layout) or []
         job = pickle.dumps(self.indices, 5)
         return {
             "the job unpickled": lambda: pickle.loads(job),
@@ -152,9 +152,9 @@ class _Worker:
             "the whole of it": lambda: self._make(self._fetch()),
         }
 
-    def _places(self, layout: Layout) -> Any:
+    def _places(self, layout: Template) -> Any:
         self._writer.open(0, _ROOM)
-        return self._layouts.places(layout)
+        return self._templates.places(layout)
 
     def _fetch(self) -> list[Any]:
         return [self._samples[index] for index in self.indices]

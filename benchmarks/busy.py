@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from shmloader import ShmDataLoader, scheduling
-from shmloader.bench.figures import Figure, figure, ratio, times
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.measure import Track, calibrate, interleave
-from shmloader.bench.memory import Loader
-from shmloader.bench.options import Parser, positive
-from shmloader.bench.progress import shown
+from shmloader import ShmDataLoader
+from shmloader.cli.bench.figures import Figure, figure, ratio, times
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.measure import Track, calibrate, interleave
+from shmloader.cli.bench.memory import Loader
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.bench.progress import shown
+from shmloader.workers import cpu_policy
 
 from .cells import CELLS, Samples
 from .output import chosen, command, markdown, micros, options
@@ -352,7 +353,7 @@ def _round(track: Track, count: int) -> float:
 
 
 def _run_as(policy: str, worker: int) -> None:
-    scheduling._QUICK_SECONDS = 0  # a worker would choose for itself
+    cpu_policy._QUICK_SECONDS = 0  # a worker would choose for itself
     os.sched_setscheduler(0, _POLICIES[policy], os.sched_param(0))
 
 

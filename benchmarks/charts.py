@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shmloader.bench.figures import Figure, times
+from shmloader.cli.bench.figures import Figure, times
 
 _WIDTH = 9.0
 _DPI = 100

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shmloader.bench.figures import duration, size, times
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.memory import Memory
-from shmloader.bench.options import Parser, positive
-from shmloader.bench.progress import shown
+from shmloader.cli.bench.figures import duration, size, times
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.memory import Memory
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.bench.progress import shown
 
 from . import charts
 from .cells import CELLS, Cell, Stream

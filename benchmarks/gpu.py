@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from shmloader import ShmDataLoader, cuda
-from shmloader.bench.figures import Figure, duration, figure, size
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.measure import Round, interleave
-from shmloader.bench.options import Parser, positive
+from shmloader import ShmDataLoader
+from shmloader.cli.bench.figures import Figure, duration, figure, size
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.measure import Round, interleave
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.device import cuda
 
 from .cells import Samples
 

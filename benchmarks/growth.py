@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shmloader.bench.figures import Figure, figure
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.options import Parser, positive
-from shmloader.bench.progress import shown
+from shmloader.cli.bench.figures import Figure, figure
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.bench.progress import shown
 
 from . import charts, laws
 from .axes import AXES, WAIT_SECONDS, WAITING_BATCH_SIZE, Axis, Rounds, cpu, shares, times

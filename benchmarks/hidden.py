@@ -25,11 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from shmloader import ShmDataLoader
-from shmloader.bench.figures import Figure, duration, figure, ratio
-from shmloader.bench.machine import machine, machine_line
-from shmloader.bench.measure import interleave
-from shmloader.bench.options import Parser, positive
-from shmloader.bench.progress import shown
+from shmloader.cli.bench.figures import Figure, duration, figure, ratio
+from shmloader.cli.bench.machine import machine, machine_line
+from shmloader.cli.bench.measure import interleave
+from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.bench.progress import shown
 
 from . import charts
 from .output import command, markdown, options

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmloader import ShmDataLoader, scheduling
-from shmloader.bench.machine import machine_line
-from shmloader.bench.measure import Track, calibrate
-from shmloader.dtypes import CODES
-from shmloader.placed import Placed, lender, small_ranges
+from shmloader import ShmDataLoader
+from shmloader.batches.dtypes import CODES
+from shmloader.batches.place import Place, lender, small_ranges
+from shmloader.cli.bench.machine import machine_line
+from shmloader.cli.bench.measure import Track, calibrate
+from shmloader.workers import cpu_policy
 
 from .cells import CELLS
 
@@ -219,7 +220,7 @@ def _policy() -> Iterator[Variants]:
 
     def policy(name: int) -> Callable[[int], None]:
         def choose(worker: int) -> None:
-            scheduling._QUICK_SECONDS = 0  # a worker would choose for itself
+            cpu_policy._QUICK_SECONDS = 0  # a worker would choose for itself
             os.sched_setscheduler(0, name, os.sched_param(0))
 
         return choose
@@ -311,8 +312,8 @@ def _labels() -> Iterator[Variants]:
     """A batch in the loop's hands: 64 images of 28 x 28, and their labels, which would hold them."""
     block = np.zeros(64 * 28 * 28 + 64 * 8, np.uint8)
     places = [
-        Placed(0, CODES[torch.uint8], (64, 28, 28), None),
-        Placed(64 * 28 * 28, CODES[torch.int64], (64,), None),
+        Place(0, CODES[torch.uint8], (64, 28, 28), None),
+        Place(64 * 28 * 28, CODES[torch.int64], (64,), None),
     ]
     view, lend = lender(places, []), lender(places, small_ranges([(place.offset, place.nbytes) for place in places]))
     yield {"lent": _each(lambda: view(block), 5000), "labels copied": _each(lambda: lend(block), 5000)}

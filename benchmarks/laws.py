@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shmloader.bench.figures import Figure, duration
+from shmloader.cli.bench.figures import Figure, duration
 
 # Medians of the same thing differ by a tenth or so on a machine that does other work too.
 _FLAT = 1.25

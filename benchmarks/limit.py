@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmloader.bench.measure import Round
+from shmloader.cli.bench.measure import Round
 
 from .cells import Cell, Collate
 

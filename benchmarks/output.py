@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from shmloader.bench.figures import Figure
-from shmloader.bench.options import Parser
+from shmloader.cli.bench.figures import Figure
+from shmloader.cli.bench.options import Parser
 
 from . import charts
 

@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shmloader import HeldBatchesWarning, ShmDataLoader, WorkerDiedError, WorkerRestartWarning
-from shmloader.bench.memory import now
+from shmloader.cli.bench.memory import now
 
 _TYPICAL_BYTES = 3_000
 _OUTLIER = 1_000

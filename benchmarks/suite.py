@@ -11,9 +11,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
-from shmloader.bench.compare import nbytes, tensors
-from shmloader.bench.figures import Figure, figure, ratio
-from shmloader.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.bench.compare import nbytes, tensors
+from shmloader.cli.bench.figures import Figure, figure, ratio
+from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
 
 from .apart import PeerProcess
 from .cells import Cell

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shmloader.bench.figures import Figure
-from shmloader.bench.machine import machine_line
-from shmloader.bench.options import Parser
+from shmloader.cli.bench.figures import Figure
+from shmloader.cli.bench.machine import machine_line
+from shmloader.cli.bench.options import Parser
 
 from . import charts
 from .output import chart_folder

@@ -19,9 +19,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from shmloader import ShmDataLoader
-from shmloader.bench.figures import Figure, figure, ratio
-from shmloader.bench.measure import Track, interleave
-from shmloader.bench.memory import Memory, growth
+from shmloader.cli.bench.figures import Figure, figure, ratio
+from shmloader.cli.bench.measure import Track, interleave
+from shmloader.cli.bench.memory import Memory, growth
 
 from .cells import Cell
 

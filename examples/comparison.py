@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from shmloader.bench.compare import first_difference
+from shmloader.cli.bench.compare import first_difference
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """shmloader: torch's DataLoader, with batches that workers write straight into reused shared memory."""
 
-from . import untraced
-from .arrays import ArrayDataset
+from . import torch_compile
+from .batches.spec import TensorSpec
+from .data.arrays import ArrayDataset
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
@@ -12,8 +13,7 @@ from .errors import (
     WorkerTimeoutError,
 )
 from .loader import ShmDataLoader
-from .shelf import LoaderStatistics
-from .spec import TensorSpec
+from .slots.pool_cache import LoaderStatistics
 from .version import __version__
 
 __all__ = [
@@ -31,4 +31,4 @@ __all__ = [
     "__version__",
 ]
 
-untraced.mark(__name__)
+torch_compile.mark(__name__)

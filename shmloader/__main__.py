@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .bench import cli
-from .bench.options import Parser
+from .cli.bench import cli
+from .cli.bench.options import Parser
 from .version import __version__
 
 

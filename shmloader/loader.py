@@ -31,14 +31,15 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from . import cuda, spec
-from .epoch import ShmIterator
+from .batches import spec
+from .device import cuda
+from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
-from .inprocess import CheckedInProcessIterator
-from .shelf import LoaderStatistics, PoolSettings, PoolShelf
-from .transfer import DeviceIterator
-from .workers import default_context
-from .writer import ALIGNMENT
+from .passes.in_process import CheckedInProcessIterator
+from .passes.iterator import ShmIterator
+from .slots.pool_cache import LoaderStatistics, PoolCache, PoolSettings
+from .slots.writer import ALIGNMENT
+from .workers.processes import default_context
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -74,7 +75,7 @@ class ShmDataLoader(DataLoader[T_co]):
         persistent_workers: keep the workers for the next pass.
         pin_memory_device: deprecated in torch, ignored there too.
         in_order: deliver batches in the sampler's order.
-        sample_shapes: shapes of one sample's tensors, in the sample's own structure; see `shmloader.spec`. Then the
+        sample_shapes: shapes of one sample's tensors, in the sample's own structure; see README. The
             pool is sized and made resident before the first batch, and every sample is compared with it.
         sample_dtypes: the dtypes in the same structure, or one for all.
         max_pool_bytes: what the pool may take; half of the memory that this process may use by default.
@@ -82,7 +83,7 @@ class ShmDataLoader(DataLoader[T_co]):
             ``prefetch_factor x num_workers``, and sixteen, or fewer where ``max_pool_bytes`` is a few MB.
         worker_restarts: how many workers that die in a pass are replaced, so that the stream goes on as if nothing had
             happened; see README for what that takes of a dataset. 0: a death is a `WorkerDiedError`.
-        device: a CUDA device, or its name: batches are handed out there, see `shmloader.transfer`. The slots are
+        device: a CUDA device, or its name: batches are handed out there, see `shmloader.device.transfer`. The slots are
             page-locked then, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
         device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. So many more are asked of
             the sampler ahead of it.
@@ -158,7 +159,7 @@ class ShmDataLoader(DataLoader[T_co]):
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
-        self._shelf = PoolShelf()
+        self._pool_cache = PoolCache()
         self._fell_back = False
         self._mover: DeviceIterator | None = None
 
@@ -196,7 +197,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self.check_worker_number_rationality()
         context = self._worker_context()
         settings = self._pool_settings()
-        return ShmIterator(self, self._shelf, settings, context, self._sample_spec, self.worker_restarts)
+        return ShmIterator(self, self._pool_cache, settings, context, self._sample_spec, self.worker_restarts)
 
     def _warn_of_fallback(self, missing: str) -> None:
         if not self._fell_back:
@@ -235,15 +236,15 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def statistics(self) -> LoaderStatistics | None:
         """Returns the figures of the pool that was used last, and of the workers; None before the first pass."""
-        return self._shelf.statistics()
+        return self._pool_cache.statistics()
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        return {**self.__dict__, "_iterator": None, "_mover": None, "_shelf": None}
+        return {**self.__dict__, "_iterator": None, "_mover": None, "_pool_cache": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shelf = PoolShelf()
+        self._pool_cache = PoolCache()
 
 
 def _checked(name: str, value: int, least: int) -> int:

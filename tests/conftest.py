@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from benchmarks import charts
-from shmloader import departed
-from shmloader.bench.figures import figure
-
-from . import simulated
-from .support import holdings, let_stock_end
+from shmloader.cli.bench.figures import figure
+from shmloader.slots import orphans
+from tests.helpers import simulated
+from tests.helpers.support import holdings, let_stock_end
 
 # A shell starts what runs in the background with Ctrl-C ignored, and Python leaves it at that: nothing here, and no
 # script that tests start, would ever see a KeyboardInterrupt.
@@ -74,7 +73,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
     yield driver
     gc.collect()
     driver.device.finish()
-    departed.tidy()
+    orphans.tidy()
     assert driver.ranges == {}
     assert driver.calls_elsewhere == 0
 

@@ -1,84 +1,166 @@
-"""Imports go down: a module imports from those below it in this list only."""
+"""Imports go down: between the wings of the package, and between the modules of a wing."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-import shmloader
+import pytest
 
-# From the top down. Modules of one line do not import each other.
-LAYERS = [
-    "__main__",
-    "bench",
-    "__init__",
-    "loader",
-    "transfer",
-    "epoch inprocess",
-    "production",
-    "diagnosis",
-    "shelf workers",
-    "room worker",
-    "direct pool",
-    "unpacking collation departed",
-    "columns packing checking pinned jobs",
-    "layouts",
-    "writer",
-    "placed arena stacks fence sharing starting",
-    "forks",
-    "arrays spec leases ledger schedule succession wire limits control streams scheduling lifeline interrupts cuda",
-    "dtypes file_maps culprits reducers",
-    "errors version untraced",
-]
-PURE = {"ledger", "schedule", "spec", "succession"}
-PURE_MAY_IMPORT = {
-    "__future__", "collections", "collections.abc", "dataclasses", "enum", "math", "operator", "typing",
-    "numpy", "torch", "dtypes", "errors",
-}  # fmt: skip
+import shmloader
 
 ROOT = Path(shmloader.__file__).parent
 
+# From the top down. What stands in one line does not import each other. A wing has lines of its own below.
+HOUSE = [
+    "__main__",
+    "cli",
+    "__init__",
+    "loader",
+    "observe",
+    "passes",
+    "workers",
+    "device",
+    "collate",
+    "data",
+    "slots",
+    "batches",
+    "errors interrupts version torch_compile",
+]
+WINGS = {
+    "cli": ["bench"],
+    "cli.bench": [
+        "cli",
+        "report source",
+        "measure verify",
+        "compare memory",
+        "figures machine options progress synthetic",
+    ],
+    "observe": [],
+    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts"],
+    "workers": ["processes", "process_main", "tracebacks process_start", "wire seeding parent_watch cpu_policy jobs"],
+    "device": ["transfer pinned", "fence", "cuda"],
+    "collate": ["write_into", "default", "columns checked", "templates"],
+    "data": ["arrays", "file_maps gather"],
+    "slots": [
+        "pool_cache",
+        "pool",
+        "orphans writer",
+        "arena",
+        "moved_storages shared_state",
+        "fork_copies",
+        "leases ledger limits",
+    ],
+    "batches": ["unpacking", "packing", "place reducers unpicklable", "tensors spec", "dtypes"],
+}  # fmt: skip
 
-def depth(module: str) -> int:
-    return next(level for level, names in enumerate(LAYERS) if module in names.split())
+PURE = ["slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "batches/spec.py"]
+PURE_MAY_IMPORT = {
+    "__future__", "collections", "collections.abc", "dataclasses", "enum", "math", "operator", "typing",
+    "numpy", "torch", "shmloader.batches.dtypes", "shmloader.errors",
+}  # fmt: skip
+
+MODULES = sorted(ROOT.rglob("*.py"))
 
 
-def imports(path: Path) -> list[tuple[int, str]]:
-    """Returns the modules that a file imports, with the number of leading dots."""
-    found: list[tuple[int, str]] = []
+def name_of(path: Path) -> str:
+    """Returns a module's name below the package: ``slots.pool``; a package's own is ``slots.__init__``."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(path: Path, root: Path = ROOT) -> set[str]:
+    """Returns the full names of the modules that a file imports, wherever in it; of the package, to the module."""
+    package = ["shmloader", *path.relative_to(root).parts[:-1]]
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            if node.module is None:
-                found += [(node.level, alias.name) for alias in node.names]
-            else:
-                found.append((node.level, node.module.split(".")[0] if node.level else node.module))
-        elif isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names]
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) + 1 - node.level], *([node.module] if node.module else [])]
+            source = ".".join(base if node.level else [node.module or ""])
+            found |= {_module(source, alias.name, root) for alias in node.names}
     return found
 
 
+def _module(source: str, name: str, root: Path) -> str:
+    """Returns ``source``, or the module ``name`` in it where it is a package that has one."""
+    inside = Path(root, *source.split(".")[1:], name)
+    if source.split(".")[0] == "shmloader" and (inside.with_suffix(".py").exists() or inside.is_dir()):
+        return f"{source}.{name}"
+    return source
+
+
+def violations(importer: str, imported: str) -> str | None:
+    """Says how an import breaks the order; names are below the package."""
+    here, there = importer.split("."), imported.split(".")
+    wing = ""
+    order = HOUSE
+    while here[0] == there[0] and len(here) > 1 and len(there) > 1:
+        wing = f"{wing}.{here[0]}".lstrip(".")
+        order, here, there = WINGS[wing], here[1:], there[1:]
+    if here[0] == there[0]:
+        return None if here == there else f"{importer} imports from its own package {imported}"
+    depths = [
+        next((level for level, names in enumerate(order) if one in names.split()), None) for one in (here[0], there[0])
+    ]
+    if None in depths:
+        return f"{importer} or {imported} has no place in the order"
+    above, below = depths
+    return None if above < below else f"{importer} imports {imported}, which is not below it"  # type: ignore[operator]
+
+
 def test_every_module_has_its_place() -> None:
-    modules = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
-    modules.discard("__pycache__")
-    assert modules == {name for names in LAYERS for name in names.split()}
+    names = {name_of(path) for path in MODULES}
+    placed = {name for line in HOUSE for name in line.split() if name not in WINGS}
+    for wing, order in WINGS.items():
+        placed |= {f"{wing}.{name}" for line in order for name in line.split() if f"{wing}.{name}" not in WINGS}
+        placed.add(f"{wing}.__init__")
+    assert names == placed
 
 
-def test_imports_go_down() -> None:
-    for path in ROOT.glob("*.py"):
-        for dots, module in imports(path):
-            assert dots or not module.startswith("shmloader"), f"{path.stem} imports {module} by its full name"
-            if dots:
-                assert depth(module) > depth(path.stem), f"{path.stem} imports {module}, which is not below it"
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path: Path) -> None:
+    ours = {name[len("shmloader.") :] or "__init__" for name in imports(path) if f"{name}.".startswith("shmloader.")}
+    found = [text for name in ours if (text := violations(name_of(path), name)) is not None]
+    assert not found
 
 
-def test_the_bench_uses_what_users_can_use() -> None:
-    public = set(shmloader.__all__) | {"__all__"}
-    for path in (ROOT / "bench").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 2:
-                assert {alias.name for alias in node.names} <= public, path
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("slots.pool", "passes.schedule"),  # up between wings
+        ("batches.packing", "batches.unpacking"),  # beside each other
+        ("slots.arena", "slots.pool"),  # up within a wing
+        ("errors", "loader"),
+        ("slots.pool", "slots"),  # the package itself
+        ("slots.pool", "slots.unheard_of"),
+        ("cli.bench.figures", "cli.bench.report"),
+    ],
+)
+def test_an_import_that_does_not_go_down_is_found(importer: str, imported: str) -> None:
+    assert violations(importer, imported) is not None
 
 
-def test_pure_modules_import_nothing_that_does_io() -> None:
-    for name in PURE:
-        assert {module for _, module in imports(ROOT / f"{name}.py")} <= PURE_MAY_IMPORT, name
+def test_imports_are_found_wherever_they_are(tmp_path: Path) -> None:
+    (tmp_path / "low").mkdir()
+    (tmp_path / "high.py").touch()
+    (tmp_path / "low" / "other.py").touch()
+    module = tmp_path / "low" / "module.py"
+    module.write_text(
+        "import os\nfrom . import other\nfrom .other import thing\nfrom .. import high\n"
+        "def late():\n    from shmloader import high\n    import shmloader.high\n    from shmloader import Name\n"
+    )
+    assert imports(module, tmp_path) == {"os", "shmloader.low.other", "shmloader.high", "shmloader"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "cli" / "bench").glob("*.py")), ids=lambda path: path.stem)
+def test_the_bench_uses_what_users_can_use(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("shmloader.") and not node.level:
+            assert node.module == "shmloader", f"{path.name} imports from {node.module}"
+            assert {alias.name for alias in node.names} <= {*shmloader.__all__, "__all__"}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_import_nothing_that_does_io(name: str) -> None:
+    assert imports(ROOT / name) <= PURE_MAY_IMPORT

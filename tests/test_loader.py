@@ -17,10 +17,9 @@ from torch.utils.data import DataLoader
 
 import shmloader
 from shmloader import FallbackWarning, ShmDataLoader
-from shmloader.epoch import ShmIterator
-
-from .datasets import Images, Shards
-from .support import assert_same, run_file, stream
+from shmloader.passes.iterator import ShmIterator
+from tests.helpers.datasets import Images, Shards
+from tests.helpers.support import assert_same, run_file, stream
 
 
 def test_the_iterator_is_torchs_too() -> None:

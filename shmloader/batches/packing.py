@@ -1,0 +1,325 @@
+"""Batch <-> slot.
+
+A packed batch is its tensors' elements, wherever the writer put them in the slot, and behind them a *tail*: numbers
+that say where they are, and the skeleton. The skeleton is a pickle (protocol 5) of whatever the collate function
+returned, in which every dense CPU tensor is replaced by a call of `placed.next_tensor`: it is the same for batches that
+differ in nothing but shapes. Arrays and other objects that know protocol 5 put their buffers into the slot as well;
+what is left is pickled by value.
+
+Where code of the user's has registered a reducer for a type, with multiprocessing's ``ForkingPickler`` or ``copyreg``,
+that one counts, for tensors and arrays too, as in torch's queues.
+
+All offsets are relative to the slot, so a packed batch can be read from a copy of the slot too.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.multiprocessing import reductions
+
+from .dtypes import CODES, as_bits, carried, carrier
+from .place import extent_of, next_tensor
+from .reducers import Own, bytes_of, reduce_any_tensor, typed_storage
+from .tensors import Block, is_plain
+
+# What a tail says of a tensor: offset, dtype, shape and strides, as `Place` takes them; of a buffer: offset and bytes.
+_Place = tuple[int, int, tuple[int, ...], tuple[int, ...] | None]
+_Extent = tuple[int, int]
+
+# What types go by in multiprocessing's queues, as it is at any time; of two entries the first one counts.
+_REGISTERED: dict[type, Callable[[Any], Any]] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+_COPYREG = copyreg.dispatch_table
+
+# What torch itself has registered, which moves memory: here, the slot takes its place.
+_TORCHS_TYPES = {torch.nn.Parameter, torch.UntypedStorage, torch.storage.TypedStorage, *torch._storage_classes}
+_TORCHS_REDUCERS = {reductions.reduce_tensor, reductions.reduce_storage, reductions.reduce_typed_storage}
+_TORCHS_REDUCERS.add(reductions.reduce_typed_storage_child)
+
+_U64 = struct.Struct("<Q")
+_IN_SKELETON = next_tensor, ()
+
+# What is pickled with no code of the user's.
+_CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, OrderedDict, BuiltinFunctionType}
+
+# A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
+# beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
+_MAX_GAPS = 2
+
+
+class Memory(Protocol):
+    """What a packer writes to: laid out piece by piece, then made sure of, then filled."""
+
+    def offset_of(self, address: int) -> int | None:
+        """Returns the offset of a memory address, or None if nothing was written there."""
+
+    def reserve(self, nbytes: int) -> int:
+        """Lays out ``nbytes`` aligned bytes and returns their offset."""
+
+    def rewind(self) -> None:
+        """Forgets what was laid out and not written."""
+
+    def require(self) -> None:
+        """Makes sure that all that was laid out is there."""
+
+    def view(self, offset: int, nbytes: int) -> Block:
+        """Returns the bytes at ``offset``, once they are required."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes bytes at ``offset``, once they are required."""
+
+
+class Packer:
+    """Writes batches into slots. Used in a worker."""
+
+    def __init__(self) -> None:
+        self._buffer = io.BytesIO()
+        self._pickler = _Pickler(self._buffer)
+
+    @property
+    def has_asked_others(self) -> bool:
+        """Whether the last batch's tail is partly made by what is registered for types: it may hold anything."""
+        return self._pickler.has_asked_others
+
+    def pack(self, batch: object, memory: Memory) -> tuple[int, int]:
+        """Writes ``batch`` into ``memory`` and returns the tail's offset and length.
+
+        Tensors that lie in ``memory`` already, whole or as views, stay where they are; any other is copied once.
+
+        Raises:
+            Exception: whatever pickling some object of the batch raises; what ``memory.require`` raises.
+        """
+        pickler = self._pickler
+        pickler.begin(memory)
+        try:
+            self._dump(batch)
+            extents = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
+            numbers = pickle.dumps((pickler.places, extents), 5)
+            return self._finish(_U64.pack(len(numbers)) + numbers + self._buffer.getvalue(), memory)
+        finally:
+            pickler.end()
+
+    def can_pack(self, part: object) -> bool:
+        """Whether `pack` could take ``part`` as a batch, so far as that is seen without memory."""
+        self._pickler.begin(_Nowhere())
+        try:
+            self._pickler.dump(part)
+        except Exception:
+            return False
+        finally:
+            self._pickler.end()
+        return True
+
+    def _dump(self, batch: object) -> None:
+        try:
+            self._pickler.dump(batch)
+        except RecursionError:
+            # A forked worker is as deep in the stack as the loop was when it forked, and deeper; the thread in which
+            # torch's queues pickle is not. So it gets one too, that what they can send can be sent here.
+            memory = self._pickler.memory
+            memory.rewind()
+            self._pickler.end()
+            self._pickler.begin(memory)
+            _in_a_thread(lambda: self._pickler.dump(batch))
+
+    def _finish(self, tail: bytes, memory: Memory) -> tuple[int, int]:
+        offset = memory.reserve(len(tail))
+        memory.require()
+        for tensor, place in self._pickler.tensors:
+            _copy_tensor(tensor, memory, place)
+        for buffer, place in self._pickler.buffers:
+            memory.view(place, buffer.nbytes).data[:] = buffer
+        memory.write(offset, tail)
+        return offset, len(tail)
+
+
+class _Nowhere:
+    """Memory for a batch that is pickled to see whether it can be."""
+
+    def offset_of(self, address: int) -> int | None:
+        return None
+
+    def reserve(self, nbytes: int) -> int:
+        return 0
+
+    def rewind(self) -> None: ...
+
+    def require(self) -> None: ...
+
+    def view(self, offset: int, nbytes: int) -> Block:
+        raise NotImplementedError
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues.
+
+    Attributes:
+        memory: where the batch is laid out.
+        places: of all tensors, what makes a `Place` of each.
+        tensors: those that are still to be copied, contiguous, and to where.
+        buffers: bytes that are still to be copied, and to where.
+        has_asked_others: whether anything went as it was registered.
+    """
+
+    memory: Memory
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, 5, buffer_callback=self._take_buffer)
+        self.dispatch_table = {}  # `reducer_override` reads the tables as they are at that time
+        self._file = file
+        self._tensors_are_torchs = True
+        self.has_asked_others = False
+        self._runs_code = False
+        self.places: list[_Place] = []
+        self.tensors: list[tuple[torch.Tensor, int]] = []
+        self.buffers: list[tuple[memoryview, int]] = []
+
+    def begin(self, memory: Memory) -> None:
+        """Makes ready for one batch."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.memory = memory
+        self.has_asked_others = False
+        self._runs_code = False
+        self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is reductions.reduce_tensor
+
+    def end(self) -> None:
+        """Lets go of the batch."""
+        self.clear_memo()
+        self.places.clear()
+        self.tensors.clear()
+        self.buffers.clear()
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
+        raw = buffer.raw()
+        offset = self.memory.reserve(raw.nbytes)
+        self.buffers.append((memoryview(bytes(raw)) if self._runs_code else raw, offset))
+
+    def _expect_code(self) -> None:
+        """Copies what was taken so far, and what comes: code of the user's may write there before all is pickled."""
+        if not self._runs_code:
+            self._runs_code = True
+            self.buffers[:] = [(memoryview(bytes(raw)), offset) for raw, offset in self.buffers]
+            self.tensors[:] = [(tensor.clone(), offset) for tensor, offset in self.tensors]
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is torch.Tensor and self._tensors_are_torchs:
+            return self._reduce_tensor(obj)
+        if kind is type or kind is FunctionType:  # for which pickle asks no table
+            return NotImplemented
+        reducer = _REGISTERED.get(kind) or _COPYREG.get(kind)
+        if reducer is not None and not (kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS):
+            self.has_asked_others = True
+            self._expect_code()
+            return reducer(obj)
+        ours = self._reduce_ours(obj, kind)
+        if ours is not NotImplemented:
+            return ours
+        if kind not in _CODELESS and not issubclass(kind, (np.generic, np.dtype)):
+            self._expect_code()
+        return ours if reducer is None else reducer(obj)
+
+    def _reduce_ours(self, obj: Any, kind: type) -> Any:
+        """Returns what an object consists of that has memory to put into the slot, or NotImplemented."""
+        if isinstance(obj, torch.Tensor):
+            return self._reduce_parameter(obj) if kind is torch.nn.Parameter else reduce_any_tensor(obj)
+        if kind is Own:
+            return self._reduce_tensor(obj.tensor)
+        if kind is np.ndarray and not obj.dtype.isnative:
+            return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
+        if (kind is np.ndarray or kind is np.memmap) and not obj.dtype.hasobject:
+            # Behind stock's queues arrays are in the order of C or Fortran, and not read-only.
+            if not obj.flags.forc:
+                return obj.copy(order="C").__reduce_ex__(5)
+            if not obj.flags.writeable:
+                return obj.copy(order="K").__reduce_ex__(5)
+        if isinstance(obj, torch.storage.TypedStorage):
+            return typed_storage, (obj._untyped_storage, obj.dtype)
+        if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
+            return torch.Tensor.untyped_storage, (Own(bytes_of(obj)),)
+        return NotImplemented
+
+    # What is registered for tensors sees a parameter whole in torch's queues, or not at all.
+    def _reduce_parameter(self, parameter: torch.Tensor) -> Any:
+        make, (data, *rest) = reduce_any_tensor(parameter)
+        is_apart = type(data) is torch.Tensor and not self._tensors_are_torchs
+        return make, (Own(data) if is_apart else data, *rest)
+
+    def _reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        if not is_plain(tensor) or tensor.requires_grad:
+            return reduce_any_tensor(tensor)
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
+        shape = tuple(tensor.shape)
+        stride = None if _is_canonical(tensor, shape) else tensor.stride()
+        offset = self.memory.offset_of(tensor.data_ptr()) if tensor.numel() else 0
+        if offset is None:
+            there = as_bits(tensor)
+            if not tensor.is_contiguous():
+                extent = extent_of(shape, stride)
+                if extent > _MAX_GAPS * tensor.numel():
+                    there, stride = there.contiguous(), None
+                else:
+                    there = there.as_strided((extent,), (1,))
+            offset = self.memory.reserve(there.nbytes)
+            self.tensors.append((there.clone() if self._runs_code else there, offset))
+        self.places.append((offset, CODES[tensor.dtype], shape, stride))
+        return _IN_SKELETON
+
+
+def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the strides are what any new tensor of this shape has: those of axes of no or one element are free."""
+    if not tensor.is_contiguous():
+        return False
+    if 1 not in shape and 0 not in shape:
+        return True
+    stride, step = [], 1
+    for size in reversed(shape):
+        stride.append(step)
+        step *= size or 1
+    return tensor.stride() == tuple(reversed(stride))
+
+
+def _copy_tensor(tensor: torch.Tensor, memory: Memory, offset: int) -> None:
+    block = memory.view(offset, tensor.nbytes)
+    there = np.ndarray(tuple(tensor.shape), carrier(tensor.dtype), block)
+    carried(there, tensor.dtype).copy_(tensor)
+
+
+def _in_a_thread(act: Callable[[], object]) -> None:
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            act()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised.pop()  # as it is: a frame that held it would be held by it
+
+
+def split_tail(tail: bytes) -> tuple[list[_Place], list[_Extent], bytes]:
+    """Returns what a tail consists of: its tensors' places, the extents of further buffers, and its skeleton."""
+    (length,) = _U64.unpack_from(tail)
+    end = _U64.size + length
+    places, extents = pickle.loads(tail[_U64.size : end])
+    return places, extents, tail[end:]

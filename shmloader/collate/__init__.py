@@ -1,0 +1,1 @@
+"""Samples into a slot, inside a worker."""

@@ -1,0 +1,48 @@
+"""Samples against their declaration, just before they are collated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shmloader.batches.spec import check
+
+
+class CheckedCollate:
+    """A collate function that first compares every sample with the declared spec.
+
+    Used wherever samples are fetched: in workers, and in the parent with ``num_workers=0``.
+
+    Args:
+        collate_fn: the loader's collate function.
+        spec: what `spec.declare` returned.
+        batched: whether ``collate_fn`` takes a list of samples, or one sample (``batch_size=None``).
+
+    Attributes:
+        indices: what the sampler gave for the next call; None or Nones for an iterable dataset, whose samples are
+            counted instead.
+    """
+
+    def __init__(self, collate_fn: Callable[[Any], Any], spec: Any, batched: bool) -> None:
+        self._collate_fn = collate_fn
+        self._spec = spec
+        self._batched = batched
+        self._seen = 0
+        self.indices: Any = None
+
+    def __call__(self, data: Any) -> Any:
+        """Collates ``data`` if it is as declared.
+
+        Raises:
+            SpecMismatchError: a sample is not.
+        """
+        samples = data if self._batched else [data]
+        check(self._spec, samples, self._names(len(samples)))
+        self._seen += len(samples)
+        return self._collate_fn(data)
+
+    def _names(self, count: int) -> list[Any]:
+        names = list(self.indices) if self._batched else [self.indices]
+        if names and len(names) == count and names[0] is not None:
+            return names
+        return list(range(self._seen, self._seen + count))

@@ -1,0 +1,121 @@
+"""Direct collation: torch's default collate functions, writing into the slot.
+
+torch's ``collate`` looks each element type up in ``default_collate_fn_map``. A worker process adds entries of its own
+to that map, so that `default_collate` stacks into slot memory whoever calls it, a user's own collate function
+included. Whatever an entry is not certain to treat as torch does, it leaves to torch's function: there the result is
+torch's, and so is the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data._utils.collate import (
+    collate_float_fn,
+    collate_int_fn,
+    collate_numpy_array_fn,
+    collate_tensor_fn,
+    default_collate_fn_map,
+)
+
+from shmloader.batches.dtypes import TO_TORCH, carried, carrier
+from shmloader.batches.tensors import hold, is_plain
+from shmloader.slots.writer import SlotWriter
+
+from .columns import write_arrays, write_numbers
+
+_CollateFn = Callable[..., Any]
+_NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+# torch's keys. With any other there is an entry of the user's, perhaps for a base class of what samples are.
+_KNOWN_KEYS = {torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes}
+
+
+class DirectCollation:
+    """Replaces entries of torch's map in this process. Used in a worker.
+
+    An entry that the user has replaced or added stays the user's. Ours write into the slot while the batch's own
+    collate function runs (`SlotWriter.is_collating`), and into private memory at any other time: what a dataset
+    collates may be a source of the batch.
+    """
+
+    def __init__(self, writer: SlotWriter) -> None:
+        self._writer = writer
+        self._values: list[_CollateFn] = []  # the map's, if none is the user's
+
+    def install(self) -> None:
+        """Makes the default collate functions of this process write into the writer's slot."""
+        for kind, torchs, ours in self._entries():
+            if default_collate_fn_map.get(kind) is torchs:
+                default_collate_fn_map[kind] = ours
+        if default_collate_fn_map.keys() == _KNOWN_KEYS and all(
+            default_collate_fn_map[kind] == ours for kind, _, ours in self._entries()
+        ):
+            self._values = list(default_collate_fn_map.values())
+
+    def _entries(self) -> list[tuple[type, _CollateFn, _CollateFn]]:
+        """Returns the types, torch's functions for them, and ours."""
+        return [
+            (torch.Tensor, collate_tensor_fn, self._stack_tensors),
+            (np.ndarray, collate_numpy_array_fn, self._stack_arrays),
+            (float, collate_float_fn, self._join_numbers),
+            (int, collate_int_fn, self._join_numbers),
+        ]
+
+    def is_default(self) -> bool:
+        """Whether no entry of the map is the user's. Asked for every batch, since code of a dataset may change it."""
+        return list(default_collate_fn_map.values()) == self._values
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+        """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it.
+
+        Else it is private: torch's own function would take shared memory, of a size that is limited on many machines.
+        """
+        array = self._writer.array(shape, carrier(dtype))
+        return _private(shape, dtype) if array is None else (carried(array, dtype), array)
+
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+        """Does the same for code that may not be the batch's own collate function."""
+        return self.empty(shape, dtype) if self._writer.is_collating else _private(shape, dtype)
+
+    def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+        first = batch[0]
+        if type(first) is torch.Tensor and is_plain(first):
+            # What cannot be stacked, torch's own function refuses in its own words.
+            with contextlib.suppress(RuntimeError, TypeError):
+                out, _ = self._new((len(batch), *first.shape), first.dtype)
+                return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
+        return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
+
+    def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+        first = batch[0]
+        # torch makes tensors of arrays and collates those, by whatever entry there is for them.
+        is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
+        if is_ours and first.dtype in TO_TORCH and first.ndim and first.flags.c_contiguous:
+            tensor, out = self._new((len(batch), *first.shape), TO_TORCH[first.dtype])
+            if write_arrays(batch, out):
+                return tensor
+        return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
+
+    def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+        dtype = _NUMBERS.get(type(batch[0]))
+        if dtype is not None:
+            tensor, out = self._new((len(batch),), dtype)
+            if write_numbers(batch, out):
+                return tensor
+        torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
+        return torchs(batch, collate_fn_map=collate_fn_map)
+
+
+def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    array = np.empty(shape, carrier(dtype))
+    if 0 in shape:  # numpy has other strides for these
+        return torch.empty(shape, dtype=dtype, device="cpu"), array
+    tensor = carried(array, dtype)
+    hold(tensor.untyped_storage(), array)  # torch's own would be shared memory, which does not move
+    return tensor, array

@@ -1,0 +1,1 @@
+"""The way to a device: page-locked slots, and copies from them."""

@@ -1,0 +1,1 @@
+"""What loaders tell of themselves. Nothing here decides anything."""

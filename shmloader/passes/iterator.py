@@ -1,0 +1,251 @@
+"""One pass over the data: the iterator that the training loop steps.
+
+It is a torch ``_BaseDataLoaderIter``, which draws the seeds and makes the sampler's iterator where stock does, and
+warns as stock warns. Everything else happens in `_next_data`: take the next batch, waiting for it if need be; hand it
+over; ask for one more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
+from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn
+
+from shmloader import interrupts
+from shmloader.errors import WorkerDiedError, WorkerFault
+from shmloader.slots.pool import Packed, Pool
+from shmloader.slots.pool_cache import PoolCache, PoolSettings
+from shmloader.workers.process_main import Assignment
+
+from .dispatcher import Dispatcher, Terms, close_all
+
+_profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
+
+
+class ShmIterator(_BaseDataLoaderIter):
+    """Iterates over the dataset with worker processes that write batches into a pool's slots.
+
+    It belongs to the process that made it; in a process forked from that one it does nothing.
+
+    Args:
+        loader: whose data to load; it is not kept.
+        pool_cache: where the pool comes from and goes to.
+        settings: of the pool.
+        context: the multiprocessing context that makes the workers.
+        sample_spec: what `spec.declare` returned, or None.
+        worker_restarts: how many workers that die are replaced in a pass.
+
+    Raises:
+        AssertionError: ``prefetch_factor`` is 0, as in stock's iterator.
+        ValueError, PoolMemoryError: the pool cannot be made; see `Pool`.
+    """
+
+    _IterableDataset_len_called: int | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        pool_cache: PoolCache,
+        settings: PoolSettings,
+        context: Any,
+        sample_spec: Any,
+        worker_restarts: int,
+    ) -> None:
+        super().__init__(loader)
+        if not loader.prefetch_factor or loader.prefetch_factor <= 0:
+            raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
+        self._owner_pid = os.getpid()
+        self._is_exhausted = False
+        self._pool_cache = pool_cache
+        terms = Terms(
+            self._num_workers,
+            loader.prefetch_factor,
+            loader.in_order,
+            self._persistent_workers,
+            worker_restarts,
+            *settings.populated,
+        )
+        assignment = self._assignment(loader.worker_init_fn, sample_spec)
+        with interrupts.deferred():
+            self._pool = pool_cache.take(settings)
+            try:
+                self._dispatcher = Dispatcher(assignment, terms, self._pool, context, pool_cache.tally)
+            except BaseException:
+                pool_cache.put(self._pool)
+                raise
+            self._keeper = interrupts.at_drop(functools.partial(_end, self._dispatcher, pool_cache, self._pool))
+        try:
+            with interrupts.deferred():
+                self._dispatcher.start()
+            self._reset(loader, first_iter=True)
+        except BaseException:
+            self._shutdown_workers()
+            raise
+
+    def _assignment(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> Assignment:
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
+        return Assignment(
+            dataset=self._dataset,
+            dataset_kind=self._dataset_kind,
+            auto_collation=self._auto_collation,
+            collate_fn=self._collate_fn,
+            drop_last=self._drop_last,
+            init_fn=init_fn,
+            base_seed=int(self._base_seed),
+            shared_seed=self._shared_seed,
+            sample_spec=sample_spec,
+        )
+
+    @property
+    def _workers(self) -> list[Any]:
+        """The worker processes, under the name that tools know from stock's iterator."""
+        return self._dispatcher.processes
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether persistent workers are there for another pass, and are this process's."""
+        return self._dispatcher.is_open
+
+    def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
+        """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
+
+        In later passes of persistent workers it first waits until every worker is done with the pass before.
+        """
+        super()._reset(loader, first_iter)
+        self._has_more = True
+        self._is_exhausted = False
+        with self._closing_on_failure():
+            if not first_iter:
+                self._dispatcher.resume(self._shared_seed, self._timeout)
+            for _ in range(self._dispatcher.look_ahead):
+                self._dispatch()
+
+    @contextlib.contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except WorkerDiedError:
+            self._shutdown_workers()
+            raise
+        except Exception:
+            raise
+        except BaseException:
+            self._dispatcher.give_up()
+            raise
+
+    # -- stepping ------------------------------------------------------------------------------------------------
+
+    def __next__(self) -> Any:
+        limit = self._IterableDataset_len_called
+        if _profiler_enabled() or (limit is not None and self._num_yielded >= limit):
+            return super().__next__()  # with a profiler's label, and the warning about a length that lied
+        data = self._next_data()
+        self._num_yielded += 1
+        return data
+
+    def _next_data(self) -> Any:
+        try:
+            return self._step()
+        except Exception as error:
+            if _is_exiting and not isinstance(error, StopIteration):
+                # This is a daemon thread, and the main thread, on its way out, has closed the iterator under it.
+                threading.Event().wait()
+            raise
+        except BaseException:
+            self._dispatcher.give_up()
+            raise
+
+    def _step(self) -> Any:
+        if not self._dispatcher.is_open:
+            self._raise_closed()
+        self._pool.collect()
+        packed = self._take()
+        try:
+            data = self._pool.hand_over(packed)
+        finally:  # a batch that cannot be unpickled is an error, and not the end
+            self._dispatch()
+        if packed.is_fault and isinstance(data, WorkerFault):
+            data.reraise()
+        if self._pin_memory:
+            data = pin_memory(data, self._pin_memory_device)
+        return data
+
+    def is_ready(self) -> bool:
+        """Whether `next` would have a batch without waiting for a worker. Does not block."""
+        if not self._dispatcher.is_open:
+            return False
+        with self._closing_on_failure():
+            return self._dispatcher.is_ready(self._dispatch)
+
+    def settle(self, addresses: Iterable[int]) -> None:
+        """Notes that nothing copies from the slot of a batch that is about to be dropped; see `Pool.settle`."""
+        self._pool.settle(addresses)
+
+    def _take(self) -> Packed:
+        try:
+            packed = self._dispatcher.take(self._dispatch, self._timeout)
+        except WorkerDiedError:
+            self._shutdown_workers()
+            raise
+        if packed is None:
+            self._is_exhausted = True
+            if not self._persistent_workers:
+                self._shutdown_workers()
+            raise StopIteration
+        return packed
+
+    def _dispatch(self) -> None:
+        """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do."""
+        if self._has_more:
+            try:
+                index = self._next_index()  # type: ignore[no-untyped-call]
+            except StopIteration:
+                self._has_more = False
+            else:
+                self._dispatcher.ask(index)
+                return
+        if not self._persistent_workers:
+            self._dispatcher.dismiss_idle()
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    def _raise_closed(self) -> NoReturn:
+        if self._owner_pid != os.getpid():
+            raise RuntimeError("this iterator of ShmDataLoader belongs to the process that made it; use iter(loader)")
+        if self._is_exhausted:
+            raise StopIteration
+        raise RuntimeError("this iterator of ShmDataLoader is closed; make a new one with iter(loader)")
+
+    def _shutdown_workers(self) -> None:
+        """Ends the workers and passes the pool on to the loader's next iterator. Safe to call again.
+
+        Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
+        """
+        _end(self._dispatcher, self._pool_cache, self._pool)
+
+
+def _end(production: Dispatcher, pool_cache: PoolCache, pool: Pool) -> None:
+    with interrupts.deferred():
+        if production.close():
+            pool_cache.put(pool)
+
+
+_is_exiting = False
+
+
+@atexit.register
+def _close_all() -> None:
+    global _is_exiting
+    _is_exiting = True
+    # multiprocessing would terminate the workers too, but later, and joins without a time limit.
+    close_all()

@@ -1,0 +1,173 @@
+"""What a process that is forked sees of batches: copies of its own, at the same addresses.
+
+Slots are shared memory. Without this, a child would see its batches change when the parent lets go of them, and what it
+writes to them would reach the parent. So what somebody holds is copied before a fork, and in the child the copies take
+the place of the slots. The parent's memory stays as it is, which may be page-locked, or written to by other threads
+meanwhile. Where nothing is held, a fork costs a look at each pool.
+
+Rejected: to turn the parent's slots into private memory before a fork, and into shared memory again when the leases
+end. That copies once a lease and not once a fork, but page-locked memory does not allow it, and every page has to be
+faulted in again afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from shmloader.batches.tensors import Block
+
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_MADV_HUGEPAGE = 14
+_FAILED = ctypes.c_void_p(-1).value
+
+
+class Source(Protocol):
+    """What knows of shared memory that is held in this process."""
+
+    def blocks(self) -> list[Block]:
+        """Returns the memory that is held, from the beginnings of slots. Safe from any thread."""
+
+
+class _Copy(NamedTuple):
+    address: int
+    nbytes: int  # whole pages
+    copy: int
+    block: Block  # which is not used again before the child is there
+
+
+class _Thread(threading.local):
+    """What one thread is about to fork with.
+
+    Attributes:
+        copies: by the address that they are for.
+        is_gathering: whether the copies are kept for further forks.
+    """
+
+    def __init__(self) -> None:
+        self.copies: dict[int, _Copy] = {}
+        self.is_gathering = False
+
+
+_sources: list[weakref.ref[Source]] = []
+_inherited: list[Source] = []  # of the parent, whose batches are this process's own now
+_replaced: list[tuple[int, int]] = []  # addresses and sizes of slots whose place a copy has taken
+_never_freed: list[Block] = []
+_thread = _Thread()
+
+
+def _find(name: str, restype: Any, *argtypes: Any) -> Any:
+    """Returns a function of the C library, found before there is a fork: looking takes the linker's lock."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # on other platforms
+        function = getattr(ctypes.PyDLL(None), name)
+        function.restype, function.argtypes = restype, argtypes
+        return function
+    return None
+
+
+_address, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_mmap = _find("mmap", _address, _address, _size, _int, _int, _int, ctypes.c_long)
+_mremap = _find("mremap", _address, _address, _size, _size, _int, _address)
+_munmap = _find("munmap", _int, _address, _size)
+_madvise = _find("madvise", _int, _address, _size, _int)
+
+
+def watch(source: Source) -> None:
+    """Has what ``source`` holds copied for processes that are forked from now on, as long as it is alive itself."""
+    _sources[:] = [one for one in _sources if one() is not None]
+    _sources.append(weakref.ref(source))
+
+
+def blocks() -> list[Block]:
+    """Returns all memory of slots that is held in this process, what was inherited by a fork included."""
+    return [block for source in (*_watched(), *_inherited) for block in source.blocks()]
+
+
+def is_replaced(address: int, nbytes: int) -> bool:
+    """Whether a copy has taken the place of any of the ``nbytes`` bytes at ``address``, which are not shared then."""
+    return any(start < address + nbytes and address < start + size for start, size in _replaced)
+
+
+@contextlib.contextmanager
+def gathered() -> Iterator[None]:
+    """Has all forks of this thread in the block use the same copies."""
+    _thread.is_gathering = True
+    try:
+        yield
+    finally:
+        _thread.is_gathering = False
+        _drop_copies()
+
+
+def _make_copies() -> None:
+    for block in [block for source in _watched() for block in source.blocks()]:
+        address = address_of(block)
+        if address not in _thread.copies:
+            copy = _copy(block)
+            if copy is None:
+                # There is no memory. Its slot is never used again, so that the child sees it unchanged at least.
+                _never_freed.append(block)
+            else:
+                _thread.copies[address] = copy
+
+
+def _watched() -> list[Source]:
+    return [source for one in list(_sources) if (source := one()) is not None]
+
+
+def address_of(block: Block) -> int:
+    """Returns where a block begins."""
+    return int(block.__array_interface__["data"][0])
+
+
+def _copy(block: Block) -> _Copy | None:
+    nbytes = -(-block.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    if not nbytes:
+        return None
+    protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    copy = _mmap(None, nbytes, protection, flags, -1, 0)
+    if copy == _FAILED:
+        return None
+    _madvise(copy, nbytes, _MADV_HUGEPAGE)  # a fifth of the time; where it is refused, pages will do
+    memory: Any = (ctypes.c_uint8 * block.nbytes).from_address(copy)
+    np.frombuffer(memory, np.uint8)[:] = block
+    return _Copy(address_of(block), nbytes, copy, block)
+
+
+def _drop_copies() -> None:
+    copies, _thread.copies = _thread.copies, {}
+    for one in copies.values():
+        _munmap(one.copy, one.nbytes)
+
+
+def _takes_its_place(one: _Copy) -> bool:
+    flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+    return bool(_mremap(one.copy, one.nbytes, one.nbytes, flags, one.address) == one.address)
+
+
+def _after_in_parent() -> None:
+    if not _thread.is_gathering:
+        _drop_copies()
+
+
+def _after_in_child() -> None:
+    # What another thread was handed meanwhile is copied now. The parent may let go of it at the same time, but hardly
+    # before this.
+    _make_copies()
+    _replaced.extend((one.address, one.nbytes) for one in _thread.copies.values() if _takes_its_place(one))
+    _thread.copies.clear()
+    _thread.is_gathering = False
+    _inherited.extend(_watched())
+    _sources.clear()
+
+
+if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
+    os.register_at_fork(before=_make_copies, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,175 @@
+"""Where a loader's pool stays between two passes over the data."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+
+from shmloader import interrupts
+from shmloader.passes.restarts import Tally
+
+from .arena import tight_limit
+from .ledger import MIN_SLOT_BYTES
+from .limits import available_memory, memory_limit
+from .pool import Pool, PoolStatistics
+
+# Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
+# next, and more for libraries that look ahead, or collect the batches of one optimizer step. Untouched slots take no
+# memory, but each counts for a little of the cap: where that is tight, there are fewer.
+_SPARE_SLOTS = 16
+_LEAST_SPARE_SLOTS = 4
+_SLOTS_SHARE_OF_CAP = 8
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """What a loader's pool must be.
+
+    Attributes:
+        num_workers: worker processes.
+        in_flight: how many batches may be under way.
+        num_slots: slots; None: enough for a loop that holds as many as are under way, and a few.
+        max_bytes: the cap; None: half of the memory that this process may use.
+        declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
+        pinned: whether it is page-locked.
+        on_the_way: how many batches are copied to a device ahead of the loop.
+    """
+
+    num_workers: int
+    in_flight: int
+    num_slots: int | None
+    max_bytes: int | None
+    declared_bytes: int
+    pinned: bool = False
+    on_the_way: int = 0
+
+    @property
+    def populated(self) -> tuple[int, int]:
+        """How many slots a pool has resident from the start, and how many bytes of each.
+
+        So many are used by a plain loop: those in flight, the batch in the loop's hands, and the one before it.
+        """
+        return (self.in_flight + 2, self.declared_bytes) if self.declared_bytes else (0, 0)
+
+    def _slots(self, max_bytes: int) -> int:
+        if self.num_slots is not None:
+            return self.num_slots
+        least = 2 * self.in_flight + self.on_the_way + _LEAST_SPARE_SLOTS
+        most = least + _SPARE_SLOTS - _LEAST_SPARE_SLOTS
+        if tight_limit():  # the more slots, the smaller are they
+            return least
+        return max(least, min(most, max_bytes // _SLOTS_SHARE_OF_CAP // MIN_SLOT_BYTES))
+
+    def make(self) -> Pool:
+        """Makes the pool.
+
+        Raises:
+            ValueError: there are too few slots, or too few bytes for them.
+            PoolMemoryError: see `Pool` and `Pool.populate`.
+        """
+        if self.num_slots is not None and self.num_slots < self.in_flight + 2:
+            raise ValueError(
+                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
+                f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
+            )
+        max_bytes = self.max_bytes or memory_limit() // 2
+        pool = Pool(
+            self._slots(max_bytes),
+            self.in_flight,
+            max_bytes,
+            available_memory(),
+            self.num_workers,
+            self.pinned,
+            self.declared_bytes,
+        )
+        if self.declared_bytes:
+            try:
+                pool.populate(*self.populated)
+            except BaseException:
+                pool.close()  # what is page-locked would stay
+                raise
+        return pool
+
+
+@dataclass(frozen=True)
+class LoaderStatistics(PoolStatistics):
+    """What a loader's pool is and has done, and what its workers have gone through.
+
+    Attributes:
+        restarts: workers that have died and were replaced, over all passes.
+    """
+
+    restarts: int
+
+
+@dataclass
+class _Kept:
+    """What a pool_cache keeps. Apart from the pool_cache, whose end it must survive.
+
+    Attributes:
+        pool: the pool that no iterator uses, if any.
+        is_over: whether the loader is gone; of a reference cycle, it may go before its iterators.
+    """
+
+    pool: Pool | None = None
+    is_over: bool = False
+
+
+class PoolCache:
+    """Keeps a loader's pool from pass to pass: its memory is touched once and its sizes are known.
+
+    Iterators that live side by side have a pool each.
+    """
+
+    def __init__(self) -> None:
+        self._settings: PoolSettings | None = None
+        self._last: Pool | None = None
+        self._begin()
+        self.tally = Tally()  # here, since a pool and an iterator may be gone before the loader
+
+    def _begin(self) -> None:
+        self._owner_pid = os.getpid()
+        self._kept = _Kept()
+        self._keeper = interrupts.at_drop(functools.partial(_close_kept, self._kept))
+
+    def take(self, settings: PoolSettings) -> Pool:
+        """Returns the kept pool if it is as ``settings`` say, else a new one.
+
+        Raises:
+            ValueError, PoolMemoryError: see `PoolSettings.make`.
+        """
+        if self._owner_pid != os.getpid():
+            self._begin()
+        pool, self._kept.pool = self._kept.pool, None
+        if pool is not None and settings != self._settings:
+            pool.close()
+            pool = None
+        if pool is None:
+            pool = settings.make()
+        self._settings = settings
+        self._last = pool
+        return pool
+
+    def put(self, pool: Pool) -> None:
+        """Keeps ``pool`` for the next iterator, or closes it: if one is kept already, it is not the last one's, or the
+        loader is gone.
+        """
+        if self._kept.pool is None and pool is self._last and not self._kept.is_over:
+            self._kept.pool = pool
+        else:
+            pool.close()
+
+    def statistics(self) -> LoaderStatistics | None:
+        """Returns the figures of the pool that was taken last, or None before that."""
+        if self._last is None:
+            return None
+        return LoaderStatistics(**vars(self._last.statistics()), restarts=self.tally.restarts)
+
+
+def _close_kept(kept: _Kept) -> None:
+    with interrupts.deferred():
+        kept.is_over = True
+        pool, kept.pool = kept.pool, None
+        if pool is not None:
+            pool.close()

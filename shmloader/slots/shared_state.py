@@ -1,0 +1,95 @@
+"""What the parent and its workers can read of each other at any time: some words at the beginning of the arena.
+
+A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
+one writer: `stopped` the parent, the others the worker that they are about.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+
+_LINE = 64  # a cache line: no two processes write to the same one
+_PROGRESS = struct.Struct("<qq")  # the batch's number, and when it was begun, in nanoseconds
+_SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: nothing is saved here
+_SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
+_IDLE = -1
+
+
+class SharedState:
+    """The words of one arena.
+
+    Args:
+        memory: the arena's mapping.
+        workers: how many workers there are words for.
+    """
+
+    def __init__(self, memory: mmap.mmap, workers: int) -> None:
+        self._memory = memory
+        self._saved_start = _LINE * (1 + workers)
+
+    @staticmethod
+    def size(workers: int) -> int:
+        """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
+        return -(-(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    @property
+    def stopped(self) -> bool:
+        """Whether jobs that were sent and not begun are to be dropped. Workers read it before each job."""
+        return self._memory[0] != 0
+
+    @stopped.setter
+    def stopped(self, stopped: bool) -> None:
+        self._memory[0] = stopped
+
+    def begin(self, worker: int, seq: int) -> None:
+        """Notes that ``worker`` begins batch ``seq`` now."""
+        _PROGRESS.pack_into(self._memory, _LINE * (1 + worker), seq, time.monotonic_ns())
+
+    def idle(self, worker: int) -> None:
+        """Notes that ``worker`` has begun nothing yet."""
+        _PROGRESS.pack_into(self._memory, _LINE * (1 + worker), _IDLE, 0)
+
+    def begun(self, worker: int) -> tuple[int, float] | None:
+        """Returns the batch that ``worker`` began last, and how many seconds ago; None before its first."""
+        seq, since = _PROGRESS.unpack_from(self._memory, _LINE * (1 + worker))
+        return None if seq == _IDLE else (seq, (time.monotonic_ns() - since) / 1e9)
+
+    def save(self, worker: int, tag: int, data: bytes) -> None:
+        """Keeps ``data`` for the successor of ``worker``, beside what was kept by the call before.
+
+        The two take turns: whoever is killed in the middle of this has left the one before untouched.
+
+        Args:
+            worker: whose data it is.
+            tag: one more than at the call before; or the same, if what it replaces will not be needed.
+            data: some KB; more than there is room for is dropped.
+        """
+        if len(data) > _SAVED_BYTES - _SAVED.size:
+            return
+        place = self._place(worker, tag)
+        start = place + _SAVED.size
+        _SAVED.pack_into(self._memory, place, tag, 0)
+        self._memory[start : start + len(data)] = data
+        _SAVED.pack_into(self._memory, place, tag, len(data))
+
+    def saved(self, worker: int, tag: int) -> bytes | None:
+        """Returns what was kept last with a tag of ``tag`` at most, or None."""
+        found = []
+        for place in (self._place(worker, 0), self._place(worker, 1)):
+            its_tag, nbytes = _SAVED.unpack_from(self._memory, place)
+            if nbytes and its_tag <= tag:
+                found.append((its_tag, place + _SAVED.size, nbytes))
+        if not found:
+            return None
+        _, start, nbytes = max(found)
+        return self._memory[start : start + nbytes]
+
+    def forget(self, worker: int) -> None:
+        """Drops what was kept for the successor of ``worker``. Called while that worker is not running."""
+        for tag in (0, 1):
+            _SAVED.pack_into(self._memory, self._place(worker, tag), 0, 0)
+
+    def _place(self, worker: int, tag: int) -> int:
+        return self._saved_start + _SAVED_BYTES * (2 * worker + tag % 2)

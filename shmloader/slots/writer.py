@@ -1,0 +1,219 @@
+"""A worker's slot as memory to write to: laid out first, then made sure of, then filled."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from shmloader.batches.tensors import Block
+from shmloader.errors import PoolMemoryError
+
+from .arena import Arena
+from .ledger import MIN_SLOT_BYTES
+
+# Cache lines, and what vector instructions want.
+ALIGNMENT = 64
+
+# What is never lent of a slot's room: an exception's text must find a place behind what user code may hold.
+_FAULT_BYTES = 16 * 1024
+
+
+class SlotWriter:
+    """Lays out one batch at a time in its slot, from the bottom up. Used in a worker.
+
+    What does not fit into the bytes that the slot may use is asked for once a batch, when all of it is laid out: a
+    worker that waits for room holds as little as can be, so that workers cannot keep it from each other.
+
+    Memory that was lent in a batch is not written a second time in it while anything in this process refers to it: what
+    is laid out later lies behind it.
+
+    Args:
+        arena: where slots lie.
+        cap_text: what the pool is limited by, for an error's text.
+        ask: called with the bytes that the slot needs in all and those that have to stay; asks the parent,
+            blocks until it has answered, and returns how many bytes the slot may use now.
+
+    Attributes:
+        address: where the slot begins, in this process.
+        is_collating: whether the batch's own collate function runs. What user code collates at any other time, a sample
+            perhaps, may be a source of the batch, and must not lie where that is going to be written.
+    """
+
+    def __init__(self, arena: Arena, cap_text: str, ask: Callable[[int, int], int]) -> None:
+        self._arena = arena
+        self._cap_text = cap_text
+        self._thread = threading.get_ident()
+        self._ask = ask
+        self._slot = -1
+        self._room = 0
+        self._top = 0
+        self._written = 0
+        self.address = 0
+        self.is_collating = False
+        self._is_direct = True
+        self._block: Block | None = None
+        self._held: weakref.ref[Block] | None = None
+        self._kept: list[tuple[weakref.ref[Block], int]] = []
+        self._is_inherited = False
+
+    def open(self, slot: int, room: int) -> None:
+        """Begins a batch in ``slot``, of which ``room`` bytes may be used."""
+        self._slot = slot
+        self._room = room
+        self._top = self._written = 0
+        self.address = self._arena.address + self._arena.start(slot)
+        self._block = self._held = None
+
+    def close(self) -> None:
+        """Ends the batch: nothing more is written."""
+        self._slot = -1
+        self._block = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something in this process holds a tensor of the batch that was closed last.
+
+        A collate function may keep what it returned, as a cache or for statistics. Such a tensor must not change
+        under it, as it would when the slot was used again.
+        """
+        return self._held is not None and self._held() is not None
+
+    def keep_out(self) -> None:
+        """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
+        self._is_direct = False
+        if self._held is not None:
+            self._kept.append((self._held, self._written))
+
+    def blocks(self) -> list[Block]:
+        """Returns what was written of the slots of which something in this process holds a tensor."""
+        lent = [*self._kept, *([] if self._held is None else [(self._held, self._written)])]
+        return [block[:written] for held, written in lent if (block := held()) is not None]
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a process that user code has forked in the worker; the slot is not its."""
+        return self._is_inherited
+
+    def leave_to_parent(self) -> None:
+        """Writes nothing from now on. Called in a process that user code has forked in the worker.
+
+        It may go on as the worker does, and would write its samples to the worker's slot.
+        """
+        self._is_direct = False
+        self._is_inherited = True
+        self._slot = self._room = -1
+
+    def lending_to(self, collate_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Returns the batch's collate function, with `is_collating` set while it runs."""
+
+        def collate(samples: Any) -> Any:
+            self.is_collating = True
+            try:
+                return collate_fn(samples)
+            finally:
+                self.is_collating = False
+
+        return collate
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+        """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
+
+        None where there is no slot for it: it is empty, or larger than what may be lent of the slot at present; no
+        batch is open; this is another thread than the worker's own, such as a dataset may collate in; or after
+        `keep_out`.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
+        offset = -(-self._top // ALIGNMENT) * ALIGNMENT
+        if not nbytes or offset + nbytes > self._room - _FAULT_BYTES:
+            return None
+        if not self._is_direct or self._slot < 0 or threading.get_ident() != self._thread:
+            return None
+        self._top = self._written = offset + nbytes
+        return np.ndarray(shape, dtype, self._whole(), offset)
+
+    def lay_out(self, nbytes: int, room: int) -> int | None:
+        """Lays out the slot's first ``nbytes`` bytes, for whoever writes them now, and returns the slot's number.
+
+        None where no batch is open, something of it is written already, or it may not use ``room`` bytes at present.
+        """
+        if self._slot < 0 or self._top or room > self._room:
+            return None
+        self._top = self._written = nbytes
+        return self._slot
+
+    def lend(self, nbytes: int, room: int) -> Block | None:
+        """Does the same and returns the slot, to make arrays of that user code may hold; or None after `keep_out`."""
+        if not self._is_direct or self.lay_out(nbytes, room + _FAULT_BYTES) is None:
+            return None
+        return self._whole()
+
+    def _whole(self) -> Block:
+        if self._block is None:
+            self._block = self._arena.block(self._slot, self._room)
+            self._held = weakref.ref(self._block)
+        return self._block
+
+    def offset_of(self, address: int) -> int | None:
+        """Returns where in the slot ``address`` lies, or None if nothing was written there."""
+        offset = address - self.address
+        return offset if 0 <= offset < self._written else None
+
+    def reserve(self, nbytes: int) -> int:
+        """Lays out ``nbytes`` bytes and returns their offset, a multiple of ALIGNMENT. They are not there yet."""
+        offset = -(-self._top // ALIGNMENT) * ALIGNMENT
+        self._top = offset + nbytes
+        return offset
+
+    def rewind(self) -> None:
+        """Forgets what was laid out and not written."""
+        self._top = self._written
+
+    def reclaim(self) -> None:
+        """Forgets what was written too, unless something in this process holds it."""
+        self._block = None
+        if self._held is None or (block := self._held()) is None:
+            self._held = None
+            self._written = 0
+        else:
+            self._block = block
+        self.rewind()
+
+    def require(self) -> None:
+        """Makes sure that all that was laid out is there.
+
+        Blocks while the parent decides whether the slot may grow; the parent's answer or its end wakes it.
+
+        Raises:
+            PoolMemoryError: the pool cannot hold a batch of this size.
+            SystemExit: this is a process that user code has forked, while a batch was being packed perhaps.
+        """
+        if self._top > self._room:
+            if self._is_inherited:
+                raise SystemExit(1)
+            # A refused worker keeps the minimum slot size, and room for the exception's text behind what is written.
+            kept = self._written + _FAULT_BYTES if self._written else 0
+            self._room = self._ask(self._top, kept) or max(MIN_SLOT_BYTES, kept)
+        if self._top > self._room:
+            raise PoolMemoryError(
+                f"a batch takes {self._top} bytes of shared memory, which do not fit under "
+                f"{self._cap_text} beside the batches that the loop holds; raise it, or make batches smaller"
+            )
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Writes bytes at ``offset``."""
+        start = self._arena.start(self._slot) + offset
+        self._arena.memory[start : start + len(data)] = data
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Returns bytes that were written at ``offset``."""
+        start = self._arena.start(self._slot) + offset
+        return self._arena.memory[start : start + nbytes]
+
+    def view(self, offset: int, nbytes: int) -> Block:
+        """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""
+        return np.ndarray((nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset)

@@ -1,0 +1,135 @@
+"""Starting worker processes, so that no signal and no early death of theirs harms the parent.
+
+A process that is not forked is sent what it needs by multiprocessing, over a pipe. It may end before it has read that,
+as one does that cannot import the main module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing import reduction, resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from shmloader.errors import WorkerDiedError
+
+# What multiprocessing's pipe takes of a brief; 64 KB are there, and what else it sends needs some.
+_MAX_BRIEF_BYTES = 1 << 15
+
+
+class Parcel:
+    """A brief on its way to a process that is not forked, where it arrives as the brief itself.
+
+    multiprocessing writes what a process is given to a pipe. If the process ends before it has read that, as one does
+    that cannot import the main module, the write would block for ever, or meet a pipe that nobody reads: so what a pipe
+    does not hold goes into a file in memory.
+
+    Attributes:
+        is_packed: whether it has been pickled.
+    """
+
+    def __init__(self, brief: Any) -> None:
+        self._brief = brief
+        self._fd = -1
+        self.is_packed = False
+
+    def close(self) -> None:
+        """Closes the file, once the process has it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        data = reduction.ForkingPickler.dumps(self._brief)
+        self.is_packed = True
+        if len(data) > _MAX_BRIEF_BYTES:
+            with contextlib.suppress(OSError):  # a limit on descriptors or on file sizes: it goes through the pipe then
+                self._fd = os.memfd_create("shmloader-brief", os.MFD_CLOEXEC)
+                with open(self._fd, "wb", closefd=False) as file:
+                    file.write(data)
+                return _unpack_file, (reduction.DupFd(self._fd),)
+        return pickle.loads, (bytes(data),)
+
+
+def _unpack_file(duplicate: Any) -> Any:
+    fd = duplicate.detach()
+    try:
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
+            return pickle.loads(data)
+    finally:
+        os.close(fd)
+
+
+def start(process: BaseProcess) -> int:
+    """Starts a process, and returns its descriptor."""
+    _start(process)
+    return os.pidfd_open(process.pid)  # type: ignore[arg-type]
+
+
+def start_elsewhere(process: BaseProcess, method: str, parcel: Parcel, name: str) -> int:
+    """Starts a process that is not forked from this one, and returns its descriptor.
+
+    Args:
+        process: what is started.
+        method: spawn or forkserver.
+        parcel: what the process is given.
+        name: how an error calls the worker.
+
+    Raises:
+        WorkerDiedError: it, or the fork server, ended meanwhile.
+    """
+    # First, and apart: it would open the signals that _start blocks.
+    with _without_sigpipe():
+        resource_tracker.ensure_running()
+    try:
+        if method == "forkserver":
+            _start_by_server(process)
+        else:
+            _start(process)
+        return os.pidfd_open(process.pid)  # type: ignore[arg-type]
+    except (ConnectionError, EOFError, ProcessLookupError) as error:
+        if not parcel.is_packed:  # code of the user's raised it
+            raise
+        raise WorkerDiedError(
+            f"DataLoader worker {name} ended while it was being started ({error!r}). If it printed an error, that is "
+            f"why; the start method {method!r} imports the main module anew"
+        ) from error
+
+
+@contextlib.contextmanager
+def _without_sigpipe() -> Iterator[None]:
+    """Keeps writes of this thread to pipes that nobody reads from raising SIGPIPE, and so from ending the program.
+
+    What is started meanwhile inherits that, so it must be nothing that runs code of the user's.
+    """
+    was_pending = signal.SIGPIPE in signal.sigpending()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if not was_pending and signal.SIGPIPE in signal.sigpending():
+            signal.sigtimedwait({signal.SIGPIPE}, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start_by_server(process: BaseProcess) -> None:
+    # The pipe's other end is the new process's alone.
+    from multiprocessing import forkserver  # not there on all platforms that import this
+
+    forkserver.ensure_running()  # what it inherits, its processes do
+    with _without_sigpipe():
+        _start(process)
+
+
+def _start(process: BaseProcess) -> None:
+    # A Ctrl-C between the fork and the moment when the worker can ignore it would end the worker with a traceback:
+    # workers are born with the signal blocked, and open up when they are ready.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -1,0 +1,348 @@
+"""The parent's side of the worker processes: start, tell, wait, replace, stop, reap.
+
+The parent waits in one place, on the pipe that all workers write to and on every worker's process descriptor, so
+that a batch, a death and a timeout all wake it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import process as multiprocessing_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from shmloader.errors import WorkerTimeoutError
+from shmloader.slots import fork_copies
+from shmloader.slots.limits import oom_kills
+
+from . import process_start
+from .tracebacks import TracebackPipe
+from .wire import Fields, Outbox, PipeEnd, Token, pipe
+
+# How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
+GRACE_SECONDS = 5.0
+_TERM_SECONDS = 1.0
+
+# What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
+# time that the wait for its answer ran out. Only these last could be more than there is room for.
+_CONTROL_TOKENS = 8
+
+MakeBrief = Callable[[int, PipeEnd, list[int]], Any]
+
+
+@functools.cache
+def default_context() -> Any:
+    """Returns the context that makes workers where the user has chosen none: fork.
+
+    Forked workers need nothing to be picklable, and start fastest; Python 3.14's own default is another. To ask
+    multiprocessing for its default would also settle that for good, and the user may still want to.
+    """
+    from multiprocessing.context import ForkContext, ForkProcess  # not there on all platforms that import this
+
+    class Process(ForkProcess):  # which gives processes the name that they have in torch's loader: Process-1
+        pass
+
+    context = ForkContext()
+    context.Process = Process  # type: ignore[misc]
+    return context
+
+
+class SilenceError(Exception):
+    """No token came in time. Not a TimeoutError, which a signal handler of the user's may raise at any moment."""
+
+
+@dataclass
+class _Member:
+    """One worker, as the parent sees it."""
+
+    process: BaseProcess
+    pidfd: int
+    down: PipeEnd
+    inbox: PipeEnd  # the other end of `down`, which is never read here, so that a write never meets a closed pipe
+    is_leaving: bool = False  # it was told that no job will follow, so that its end is no news
+
+    def close_pipe(self) -> None:
+        """Closes both ends, once."""
+        self.down.close()
+        self.inbox.close()
+
+
+class ProcessWorkers:
+    """The worker processes of one iterator.
+
+    Args:
+        context: the multiprocessing context that makes processes.
+        num_workers: how many.
+        max_jobs: how many jobs may be under way to one worker.
+
+    Raises:
+        ValueError: so many jobs do not fit into a pipe.
+    """
+
+    def __init__(self, context: Any, num_workers: int, max_jobs: int) -> None:
+        self._context = context
+        self.method: str = context.get_start_method()
+        self.num_workers = num_workers
+        self._max_jobs = max_jobs
+        self._members: list[_Member] = []
+        with contextlib.ExitStack() as undo:
+            self._up, outbox = self._pipe()
+            self.outbox = Outbox(outbox.fd)
+            undo.callback(self._up.close)
+            undo.callback(self.outbox.close)
+            os.set_blocking(self._up.fd, False)
+            self.stacks = TracebackPipe()
+            undo.callback(self.stacks.close)
+            # The waits of poll(2) grow with the number of workers.
+            self._poll = select.epoll()
+            self._poll.register(self._up.fd, select.EPOLLIN)
+            undo.pop_all()
+        self.oom_kills_before = oom_kills()
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """The processes, by worker."""
+        return [member.process for member in self._members]
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether workers are forked from this process, and nothing has to be pickled."""
+        return self.method == "fork"
+
+    @property
+    def has_own_children(self) -> bool:
+        """Whether workers are this process's children, and not a fork server's."""
+        return self.method != "forkserver"
+
+    def _pipe(self) -> tuple[PipeEnd, PipeEnd]:
+        try:
+            return pipe(2 * self._max_jobs + _CONTROL_TOKENS)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise ValueError(
+                f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
+            ) from error
+
+    def start(self, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
+        """Starts the processes.
+
+        Args:
+            run: what a process runs; called there with its brief.
+            make_brief: makes the brief of a worker from its number, the end of its pipe, and the descriptors that
+                it has to close first.
+        """
+        _crews.add(self)
+        with fork_copies.gathered():
+            for worker in range(self.num_workers):
+                self._members.append(self._start_one(worker, run, make_brief))
+
+    def replace(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
+        """Starts a process in the place of a worker that has died; see `start`."""
+        dead = self._members[worker]
+        self._poll.unregister(dead.pidfd)
+        # Marked first: should the start fail, nothing of the dead one is used again.
+        pidfd, dead.pidfd = dead.pidfd, -1
+        os.close(pidfd)
+        dead.close_pipe()
+        self._members[worker] = self._start_one(worker, run, make_brief)
+
+    def _start_one(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> _Member:
+        inbox, down = self._pipe()
+        os.set_blocking(down.fd, False)
+        process = None
+        try:
+            brief = make_brief(worker, inbox, [*self._foreign_descriptors(), down.fd] if self.is_forked else [])
+            if self.is_forked:
+                process = self._context.Process(target=run, args=(brief,), daemon=True)
+                pidfd = process_start.start(process)
+            else:
+                with contextlib.closing(process_start.Parcel(brief)) as parcel:
+                    process = self._context.Process(target=run, args=(parcel,), daemon=True)
+                    pidfd = process_start.start_elsewhere(
+                        process, self.method, parcel, f"{worker} of {self.num_workers}"
+                    )
+            member = _Member(process, pidfd, down, inbox)
+        except BaseException:
+            down.close()
+            inbox.close()
+            if process is not None and process.pid is not None:
+                process.kill()
+                process.join()
+            raise
+        self._poll.register(member.pidfd, select.EPOLLIN)
+        return member
+
+    def _foreign_descriptors(self) -> list[int]:
+        """The parent's ends of this crew's pipes, which a forked child inherits and has no use for.
+
+        Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
+        its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
+        """
+        ours = [self._up.fd, self.stacks.fd, self._poll.fileno()]
+        theirs = [fd for member in self._members for fd in (member.down.fd, member.inbox.fd, member.pidfd)]
+        return ours + [fd for fd in theirs if fd >= 0]
+
+    def send(self, worker: int, token: Fields) -> None:
+        """Sends a token to a worker. Does not block: the pipe has room for all that may be under way.
+
+        To one that has ended it goes nowhere; `wait` tells of that.
+
+        Raises:
+            WorkerTimeoutError: the worker has not read what it was sent for so long that there is no room for more.
+        """
+        try:
+            self._members[worker].down.write(token)
+        except BlockingIOError:
+            pid = self._members[worker].process.pid
+            raise WorkerTimeoutError(f"DataLoader worker {worker} (pid {pid}) does not read what it is sent") from None
+
+    def dismiss(self, worker: int, token: Fields) -> None:
+        """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
+        if not self._members[worker].is_leaving:
+            self._members[worker].is_leaving = True
+            self.send(worker, token)
+
+    def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
+        """Waits for workers.
+
+        Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
+
+        Returns:
+            Tokens, and the workers that have ended without being told to; not both are empty. While there are tokens,
+            the dead are not mentioned: they may have finished their work before they died.
+
+        Raises:
+            SilenceError: nothing came in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Reading first: where workers are ahead of the loop, that is the only system call.
+        while not (tokens := self._up.read_ready()):
+            ready = self._poll_once(deadline)
+            # The kernel looks at one descriptor after the other: what a worker wrote before it ended may have come in
+            # after the pipe's turn. So that is read again before anybody is taken for dead.
+            if tokens := self._up.read_ready():
+                break
+            ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
+            dead = [worker for worker in ended if not self._members[worker].is_leaving]
+            if dead:
+                return [], dead
+            for worker in ended:
+                self._poll.unregister(self._members[worker].pidfd)
+        return tokens, []
+
+    def read(self) -> list[Token]:
+        """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
+        return self._up.read_ready()
+
+    def _poll_once(self, deadline: float | None) -> list[int]:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = [fd for fd, _ in self._poll.poll(left)]
+        if not ready:
+            raise SilenceError
+        return ready
+
+    def exit_code(self, worker: int) -> int | None:
+        """Returns how a worker has ended: an exit code, or a signal's number below zero; None if it has not."""
+        process = self._members[worker].process
+        process.join(_TERM_SECONDS)
+        return process.exitcode
+
+    def state(self, worker: int) -> str:
+        """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
+        try:
+            stat = Path(f"/proc/{self._members[worker].process.pid}/stat").read_text()
+            letter = stat.rpartition(")")[2].split()[0]
+        except OSError:
+            letter = "Z"
+        return _STATES.get(letter, letter)
+
+    def stack(self, worker: int) -> list[str]:
+        """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
+        return self.stacks.ask(self._members[worker].pidfd)
+
+    def stop(self, token: Fields, grace: float) -> None:
+        """Ends all workers and reaps them: tells each with ``token``, then waits.
+
+        Blocks until they have finished the sample that they are at, ``grace`` seconds at most; whoever has not ended
+        then is terminated, and after another second killed, which reaches stopped processes too; or at once, by `kill`
+        in a signal handler.
+        """
+        _crews.discard(self)
+        for worker, member in enumerate(self._members):
+            if member.down.fd >= 0:
+                with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
+                    self.dismiss(worker, token)
+                member.close_pipe()
+        try:
+            self._reap(grace, None)
+            self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
+        finally:  # whatever comes, nobody is left behind
+            self._reap(None, signal.SIGKILL)
+            for member in self._members:
+                if member.pidfd >= 0:
+                    os.close(member.pidfd)
+                    member.pidfd = -1
+                _close_files(member.process)
+            self._poll.close()
+            self._up.close()
+            self.outbox.close()
+            self.stacks.close()
+
+    def kill(self) -> None:
+        """Kills all workers, and does not wait for their end."""
+        for member in self._members:
+            self._signal(member, signal.SIGKILL)
+
+    def _signal(self, member: _Member, number: signal.Signals) -> None:
+        if member.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(member.pidfd, number)
+
+    def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for member in self._members:
+            if first_send is not None and member.process.exitcode is None:
+                self._signal(member, first_send)
+        for member in self._members:
+            member.process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+_STATES = {
+    "R": "running",
+    "S": "waiting",
+    "D": "in a wait that nothing interrupts, of a disk or a device",
+    "T": "stopped by a signal",
+    "t": "held by a debugger",
+    "Z": "ended",
+}
+
+_crews: set[ProcessWorkers] = set()  # those that are not stopped
+
+
+def _forget_in_child() -> None:
+    # At its exit multiprocessing terminates whatever it takes for its children, and in a forked process it takes the
+    # parent's children for its own.
+    for crew in _crews:
+        multiprocessing_process._children.difference_update(crew.processes)  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _close_files(process: BaseProcess) -> None:
+    # Left to the garbage collector, multiprocessing's finalizer would swallow a Ctrl-C that came meanwhile. Closing the
+    # process would do it too, but no one could ask it for its exit code then.
+    finalizer = getattr(getattr(process, "_popen", None), "finalizer", None)
+    if finalizer is not None:
+        finalizer()

@@ -1,0 +1,69 @@
+"""Where a worker is in its code, asked from outside while it is there.
+
+The worker's side is faulthandler's: its C code answers a signal even while Python code hangs or a C function does not
+return. The answer comes over a pipe, since a worker that hangs has nothing else to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import time
+
+from .wire import PipeEnd
+
+# An answer takes microseconds; a worker that has been silent for so long does not answer.
+_SILENCE_SECONDS = 0.1
+_LIMIT_SECONDS = 1.0
+_FRAMES = 12
+_OWN_FRAMES = os.path.join("shmloader", "workers", "process_main.py")  # noqa: PTH118 - a part of a path, as text
+
+
+def answer(outlet: PipeEnd) -> None:
+    """Makes this process write its main thread's stack to ``outlet`` whenever it is asked. Used in the worker.
+
+    The signal is SIGURG, which hardly anybody uses, and which is ignored where nothing has been set up for it yet.
+    """
+    faulthandler.register(signal.SIGURG, outlet.fd, all_threads=False, chain=False)
+
+
+class TracebackPipe:
+    """The pipe that the workers of one crew answer on. Used in the parent."""
+
+    def __init__(self) -> None:
+        self.fd, outlet = os.pipe()
+        # Nobody must ever be held up by this pipe: a worker drops what does not fit.
+        os.set_blocking(self.fd, False)
+        os.set_blocking(outlet, False)
+        self.outlet = PipeEnd(outlet)
+
+    def ask(self, pidfd: int) -> list[str]:
+        """Returns the frames of a worker, the innermost first, as far as they are the user's or called by theirs.
+
+        Blocks until the worker has answered, or for a tenth of a second if it does not, as one that is stopped.
+        """
+        self._read(0)  # what came too late for an earlier question
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGURG)
+        frames = [line.strip() for line in self._read(_SILENCE_SECONDS).splitlines() if line.startswith("  File ")]
+        own = next((number for number, frame in enumerate(frames) if _OWN_FRAMES in frame), len(frames))
+        return frames[: min(own, _FRAMES)]
+
+    def _read(self, silence: float) -> str:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        data = b""
+        while time.monotonic() < deadline and poll.poll(silence * 1000):
+            data += os.read(self.fd, 1 << 16)
+        return data.decode(errors="replace")
+
+    def close(self) -> None:
+        """Closes both ends, once."""
+        self.outlet.close()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
