@@ -13,7 +13,7 @@ from .errors import (
     WorkerTimeoutError,
 )
 from .loader import ShmDataLoader
-from .slots.pool_cache import LoaderStatistics
+from .observe.statistics import LoaderStatistics
 from .version import __version__
 
 __all__ = [

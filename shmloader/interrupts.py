@@ -43,7 +43,7 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
 
 
 def at_drop(act: Callable[[], object]) -> Generator[None]:
-    """Returns a keeper; once nobody refers to it any more, ``act`` is called, in whichever thread dropped it.
+    """Returns an object; once nobody refers to it any more, ``act`` is called, in whichever thread dropped it.
 
     Not in a forked process, and not at the interpreter's end, when modules may be gone. It may be called twice, where
     a Ctrl-C comes in the way.
@@ -52,12 +52,12 @@ def at_drop(act: Callable[[], object]) -> Generator[None]:
     that comes while one runs. ``__del__`` cannot prevent that: Python looks for signals before its first line. A
     generator that is closed goes on in its handler, without such a look.
     """
-    keeper = _keep(act)
-    next(keeper)
-    return keeper
+    generator = _suspended(act)
+    next(generator)
+    return generator
 
 
-def _keep(act: Callable[[], object]) -> Generator[None]:
+def _suspended(act: Callable[[], object]) -> Generator[None]:
     owner, getpid, is_finalizing = os.getpid(), os.getpid, sys.is_finalizing
 
     def act_if_due() -> None:

@@ -33,11 +33,16 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from .batches import spec
 from .device import cuda
+from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
+from .observe import statistics
+from .observe.statistics import LoaderStatistics
 from .passes.in_process import CheckedInProcessIterator
 from .passes.iterator import ShmIterator
-from .slots.pool_cache import LoaderStatistics, PoolCache, PoolSettings
+from .passes.restarts import RestartCount
+from .slots.pool import SharedMemory
+from .slots.pool_cache import PoolCache, PoolSettings
 from .slots.writer import ALIGNMENT
 from .workers.processes import default_context
 
@@ -160,6 +165,7 @@ class ShmDataLoader(DataLoader[T_co]):
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
         self._pool_cache = PoolCache()
+        self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._fell_back = False
         self._mover: DeviceIterator | None = None
 
@@ -197,7 +203,15 @@ class ShmDataLoader(DataLoader[T_co]):
         self.check_worker_number_rationality()
         context = self._worker_context()
         settings = self._pool_settings()
-        return ShmIterator(self, self._pool_cache, settings, context, self._sample_spec, self.worker_restarts)
+        return ShmIterator(
+            self,
+            self._pool_cache,
+            settings,
+            context,
+            self._sample_spec,
+            self.worker_restarts,
+            self._restart_count,
+        )
 
     def _warn_of_fallback(self, missing: str) -> None:
         if not self._fell_back:
@@ -218,13 +232,14 @@ class ShmDataLoader(DataLoader[T_co]):
     def _pool_settings(self) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.
         is_moved = _cuda_device(self.device) is not None
+        is_pinned = (bool(self.pin_memory) or is_moved) and cuda.is_available()
         return PoolSettings(
             num_workers=self.num_workers,
             in_flight=self.num_workers * (self.prefetch_factor or 0),
             num_slots=self.num_slots,
             max_bytes=self.max_pool_bytes,
             declared_bytes=self._declared_bytes(),
-            pinned=(bool(self.pin_memory) or is_moved) and cuda.is_available(),
+            memory=PinnedMemory() if is_pinned else SharedMemory(),
             on_the_way=self.device_prefetch if is_moved else 0,
         )
 
@@ -236,7 +251,8 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def statistics(self) -> LoaderStatistics | None:
         """Returns the figures of the pool that was used last, and of the workers; None before the first pass."""
-        return self._pool_cache.statistics()
+        pool = self._pool_cache.last
+        return None if pool is None else statistics.collect(pool, self._restart_count)
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
@@ -245,6 +261,7 @@ class ShmDataLoader(DataLoader[T_co]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pool_cache = PoolCache()
+        self._restart_count = RestartCount()
 
 
 def _checked(name: str, value: int, least: int) -> int:

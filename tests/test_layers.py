@@ -25,7 +25,7 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "errors interrupts version torch_compile",
+    "errors interrupts libc process_exit torch_compile version",
 ]
 WINGS = {
     "cli": ["bench"],
@@ -36,9 +36,14 @@ WINGS = {
         "compare memory",
         "figures machine options progress synthetic",
     ],
-    "observe": [],
+    "observe": ["statistics"],
     "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts"],
-    "workers": ["processes", "process_main", "tracebacks process_start", "wire seeding parent_watch cpu_policy jobs"],
+    "workers": [
+        "processes",
+        "process_main",
+        "batch_maker protocol process_start tracebacks",
+        "brief wire seeding parent_watch cpu_policy jobs",
+    ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["write_into", "default", "columns checked", "templates"],
     "data": ["arrays", "file_maps gather"],
@@ -47,17 +52,17 @@ WINGS = {
         "pool",
         "orphans writer",
         "arena",
-        "moved_storages shared_state",
+        "moved_storages shared_state results",
         "fork_copies",
-        "leases ledger limits",
+        "leases ledger limits pages",
     ],
-    "batches": ["unpacking", "packing", "place reducers unpicklable", "tensors spec", "dtypes"],
+    "batches": ["unpacking", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
 }  # fmt: skip
 
-PURE = ["slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "batches/spec.py"]
+PURE = ["slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "batches/spec.py", "batches/structure.py"]
 PURE_MAY_IMPORT = {
-    "__future__", "collections", "collections.abc", "dataclasses", "enum", "math", "operator", "typing",
-    "numpy", "torch", "shmloader.batches.dtypes", "shmloader.errors",
+    "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "itertools", "math", "operator",
+    "typing", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure", "shmloader.errors",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

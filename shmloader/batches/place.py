@@ -1,18 +1,19 @@
-"""A tensor's place in a packed batch, and the tensor from its place.
+"""Where a tensor lies in a packed batch, and the tensor from its place.
 
-What a packed batch is, `packing` says; it writes places, `unpacking` reads them.
+What a packed batch is, `packing` says; it writes places, `unpacking` and templates read them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 
-from .dtypes import ALL, CODES, TO_NUMPY, TO_TORCH, carried, carrier
-from .tensors import Block, hold
+from .dtypes import ALL, TO_NUMPY, TO_TORCH, carried, carrier
+from .tensors import Array, Block, hold
 
 # A part of a batch is small up to so many bytes, if all small parts are together at most so large a part of it.
 _SMALL_BYTES = 16 * 1024
@@ -22,61 +23,40 @@ _NEAR = 64  # bytes between two parts that are copied together
 _ndarray = np.ndarray
 _from_numpy = torch.from_numpy
 
+_ToTensor = Callable[[Block], torch.Tensor]
+_ToTensors = Callable[[Block], list[torch.Tensor]]
 
-class Place:
-    """A tensor that lies in the slot: where, and of what dtype, shape and strides.
 
-    Args:
-        offset: bytes from the slot's beginning.
+class Place(NamedTuple):
+    """Where a dense tensor lies, and how. A plain tuple of these is how it travels.
+
+    Attributes:
+        offset: bytes from the beginning of the slot, or of whatever it is copied to.
         code: the dtype's number in `dtypes.ALL`.
         shape: sizes of the axes.
         stride: steps along the axes, in elements; None: contiguous.
     """
 
-    __slots__ = ("_carrier", "_dtype", "_steps", "offset", "shape", "stride")
+    offset: int
+    code: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None
 
-    def __init__(self, offset: int, code: int, shape: tuple[int, ...], stride: tuple[int, ...] | None) -> None:
-        self.offset = offset
-        self.shape = shape
-        self.stride = stride
-        self._dtype = ALL[code]
-        self._carrier = carrier(self._dtype)
-        self._steps = None if stride is None else tuple(step * self._carrier.itemsize for step in stride)
-
-    def over(self, block: Block) -> torch.Tensor:
-        """Returns the tensor as a view of ``block``, with a storage of its own that ends where its elements end."""
-        if 0 in self.shape:
-            return self._without_elements()
-        return carried(_ndarray(self.shape, self._carrier, block, self.offset, self._steps), self._dtype)
-
-    def _without_elements(self) -> torch.Tensor:
-        dtype = TO_TORCH[self._carrier]  # a new tensor of a quantized dtype is more than its elements
-        if self.stride is None:
-            return torch.empty(self.shape, dtype=dtype, device="cpu").view(self._dtype)
-        return torch.empty_strided(self.shape, self.stride, dtype=dtype, device="cpu").view(self._dtype)
-
-    def copied(self, block: Block) -> torch.Tensor:
-        """Returns the tensor in memory of its own, its strides as they are in ``block``."""
-        memory = block[self.offset : self.offset + self.nbytes].copy()
-        tensor = self.moved(0).over(memory)
-        hold(tensor.untyped_storage(), memory)
-        return tensor
-
-    def moved(self, offset: int) -> Place:
-        """Returns what is the same but for its offset."""
-        return Place(offset, CODES[self._dtype], self.shape, self.stride)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The tensor's dtype."""
+        return ALL[self.code]
 
     @property
     def nbytes(self) -> int:
         """Bytes from the tensor's first element to its last."""
-        return extent_of(self.shape, self.stride) * self._carrier.itemsize
+        return extent_of(self.shape, self.stride) * self.dtype.itemsize
 
-    @property
-    def as_array(self) -> tuple[tuple[int, ...], np.dtype[Any], int, tuple[int, ...] | None] | None:
-        """What makes an array that is all of the tensor: shape, dtype, offset, strides; None where there is more."""
-        if 0 in self.shape or self._dtype not in TO_NUMPY:
-            return None
-        return self.shape, self._carrier, self.offset, self._steps
+    def array_arguments(self) -> tuple[tuple[int, ...], np.dtype[Any], int, tuple[int, ...] | None]:
+        """Returns shape, dtype, offset and strides of the array over its elements."""
+        its_carrier = carrier(self.dtype)
+        steps = None if self.stride is None else tuple(step * its_carrier.itemsize for step in self.stride)
+        return self.shape, its_carrier, self.offset, steps
 
 
 def next_tensor() -> NoReturn:
@@ -84,47 +64,83 @@ def next_tensor() -> NoReturn:
     raise NotImplementedError("only an unpickler that has the tensors can read this")
 
 
-def viewer(places: Sequence[Place]) -> Callable[[Block], list[torch.Tensor]]:
-    """Returns what makes views of a block, as `Place.over` does, for all places in one loop."""
-    arrays = [place.as_array for place in places]
-    plain = [array for array in arrays if array is not None]
-    if len(plain) < len(arrays):
-        return lambda block: [place.over(block) for place in places]
+def arrays_over(places: Sequence[Place], block: Block) -> list[Array]:
+    """Returns the elements at ``places`` as new arrays over ``block``; of dtypes that NumPy lacks, their carriers."""
+    arguments = [place.array_arguments() for place in places]
+    return [_ndarray(shape, dtype, block, offset, steps) for shape, dtype, offset, steps in arguments]
+
+
+def viewer(places: Sequence[Place]) -> _ToTensors:
+    """Returns what makes views of a block, each with a storage of its own that ends where its elements end."""
+    if not all(place.dtype in TO_NUMPY and 0 not in place.shape for place in places):
+        makers = list(map(_view_maker, places))
+        return lambda block: [make(block) for make in makers]
+    # All in one loop, since this is what most batches cost.
+    arguments = [place.array_arguments() for place in places]
     return lambda block: [
-        _from_numpy(_ndarray(shape, dtype, block, offset, strides)) for shape, dtype, offset, strides in plain
+        _from_numpy(_ndarray(shape, dtype, block, offset, steps)) for shape, dtype, offset, steps in arguments
     ]
 
 
-def lender(places: Sequence[Place], apart: Sequence[range]) -> Callable[[Block], list[torch.Tensor]]:
-    """Returns what makes views of a block, or of copies of the ranges ``apart`` of it, for all places in one loop."""
+def _view_maker(place: Place) -> _ToTensor:
+    dtype = place.dtype
+    if 0 in place.shape:
+        return lambda block: _without_elements(place)
+    shape, its_carrier, offset, steps = place.array_arguments()
+    return lambda block: carried(_ndarray(shape, its_carrier, block, offset, steps), dtype)
+
+
+def _without_elements(place: Place) -> torch.Tensor:
+    dtype = TO_TORCH[carrier(place.dtype)]  # a new tensor of a quantized dtype is more than its elements
+    if place.stride is None:
+        return torch.empty(place.shape, dtype=dtype, device="cpu").view(place.dtype)
+    return torch.empty_strided(place.shape, place.stride, dtype=dtype, device="cpu").view(place.dtype)
+
+
+def copier(places: Sequence[Place]) -> _ToTensors:
+    """Returns what copies tensors out of a block, each to memory of its own, with its strides."""
+    copiers = [_copies_of([place], slice(place.offset, place.offset + place.nbytes)) for place in places]
+    return lambda block: [copy(block)[0] for copy in copiers]
+
+
+def _copies_of(places: Sequence[Place], where: slice) -> _ToTensors:
+    """Returns what makes tensors over a copy of a part of a block."""
+    view = viewer([place._replace(offset=place.offset - where.start) for place in places])
+
+    def copy(block: Block) -> list[torch.Tensor]:
+        memory = block[where].copy()
+        tensors = view(memory)
+        for tensor in tensors:
+            hold(tensor.untyped_storage(), memory)
+        return tensors
+
+    return copy
+
+
+def lender(places: Sequence[Place], apart: Sequence[range]) -> _ToTensors:
+    """Returns what makes views of a block, or of copies of the ranges ``apart`` of it."""
     if not apart:
         return viewer(places)
-    # For each place the number of its block: 0 is all of it, the others are the copies.
-    numbers = [
-        next((n for n, one in enumerate(apart, 1) if place.nbytes and place.offset in one), 0) for place in places
+    groups: list[list[int]] = [[] for _ in (None, *apart)]  # numbers of places: the views first, then by range
+    for number, place in enumerate(places):
+        group = next((n for n, one in enumerate(apart, 1) if place.nbytes and place.offset in one), 0)
+        groups[group].append(number)
+    view = viewer([places[number] for number in groups[0]])
+    copies = [
+        _copies_of([places[number] for number in group], slice(one.start, one.stop))
+        for group, one in zip(groups[1:], apart, strict=True)
+        if group  # else there are only other things than tensors in that range
     ]
-    starts = [0, *(one.start for one in apart)]
-    moved = [place.moved(place.offset - starts[n]) for place, n in zip(places, numbers, strict=True)]
-    arrays = [place.as_array for place in moved]
-    plain = [(n, *array) for n, array in zip(numbers, arrays, strict=True) if array is not None]
-    ranges = [slice(one.start, one.stop) for one in apart]
-    copied = [(index, n) for index, n in enumerate(numbers) if n]
-    is_plain = len(plain) == len(arrays)
+    made = [number for group in groups for number in group]
+    numbers = list(range(len(places)))
+    order = [made.index(number) for number in numbers]
+    is_in_order = order == numbers
 
     def lend(block: Block) -> list[torch.Tensor]:
-        blocks = [block]
-        for one in ranges:
-            blocks.append(block[one].copy())  # noqa: PERF401 - twice as fast as to extend, for one or two
-        if is_plain:
-            tensors = [
-                _from_numpy(_ndarray(shape, dtype, blocks[n], offset, strides))
-                for n, shape, dtype, offset, strides in plain
-            ]
-        else:
-            tensors = [place.over(blocks[n]) for place, n in zip(moved, numbers, strict=True)]
-        for index, n in copied:
-            hold(tensors[index].untyped_storage(), blocks[n])
-        return tensors
+        tensors = view(block)
+        for copy in copies:
+            tensors += copy(block)
+        return tensors if is_in_order else [tensors[number] for number in order]
 
     return lend
 
@@ -156,18 +172,10 @@ def small_ranges(extents: Sequence[tuple[int, int]]) -> list[range]:
     return ranges
 
 
-def copier(places: Sequence[Place]) -> Callable[[Block], list[torch.Tensor]]:
-    """Returns what copies tensors out of a block, for all places."""
-    return lambda block: [place.copied(block) for place in places]
-
-
 def extent_of(shape: tuple[int, ...], stride: tuple[int, ...] | None) -> int:
     """Returns how many elements lie between a tensor's first and last element, both included."""
     if 0 in shape:
         return 0
     if stride is None:
-        count = 1
-        for size in shape:
-            count *= size
-        return count
+        return math.prod(shape)
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -23,6 +23,7 @@ import torch
 from shmloader.errors import SpecMismatchError
 
 from .dtypes import TO_TORCH, as_torch_dtype
+from .structure import take_apart
 
 _ARRAYS = {torch.Tensor, np.ndarray, np.memmap}
 _SCALARS: dict[type, torch.dtype] = {kind: as_torch_dtype(kind) for kind in (bool, int, float)}
@@ -183,17 +184,10 @@ def _check(spec: Any, value: Any, index: Any, path: str) -> None:
         expected = f"a mapping with keys {list(spec)}"
     if not fits:
         raise _mismatch(index, path, expected, describe(value))
-    for name, part, item in _parts(spec, value):
-        _check(part, item, index, path + name)
-
-
-def _parts(spec: Any, value: Any) -> Iterator[tuple[str, Any, Any]]:
-    if type(spec) is tuple:
-        for position, part in enumerate(spec):
-            yield f"[{position}]", part, value[position]
-    elif type(spec) is dict:
-        for key, part in spec.items():
-            yield f"[{key!r}]", part, value[key]
+    if type(spec) is not TensorSpec:
+        keys = spec if type(spec) is dict else range(len(spec))
+        for (name, part), key in zip(_fields(spec) or (), keys, strict=True):
+            _check(part, value[key], index, path + name)
 
 
 def _fits(spec: TensorSpec, value: Any) -> bool:
@@ -250,11 +244,8 @@ def _is_dtype(value: Any) -> bool:
 
 def _fields(value: Any) -> list[tuple[str, Any]] | None:
     """Returns the parts of a structure with their paths, or None if ``value`` is no structure."""
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", part) for key, part in value.items()]
-    if _is_sequence(value):
-        return [(f"[{position}]", part) for position, part in enumerate(value)]
-    return None
+    parts = take_apart(value)
+    return None if parts is None else list(zip(parts.paths, parts.values, strict=True))
 
 
 def _names(value: Any) -> str:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .packing import split_tail
 from .place import Place, copier, lender, next_tensor, small_ranges
+from .structure import Join, NotPlainError, joiner
 from .tensors import Block
 
-# Tails and skeletons as long as this are too seldom equal to be worth keeping.
-_MAX_KEPT_BYTES = 1 << 16
-_MAX_KEPT = 64
-
-# What is nested deeper is unpickled each time: that takes no Python frames, of which a loop may have few left.
-_MAX_DEPTH = 16
+# Tails and skeletons as long as this are too seldom equal to be worth caching.
+_MAX_CACHED_BYTES = 1 << 16
+_MAX_CACHED = 64
 
 _NEXT_TENSOR = next_tensor.__module__, next_tensor.__name__
 
@@ -41,14 +38,10 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _NotPlainError(Exception):
-    """A skeleton has more in it than lists, tuples and dicts of tensors and constants."""
-
-
 class _PlainUnpickler(_Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != _NEXT_TENSOR:
-            raise _NotPlainError
+            raise NotPlainError
         return super().find_class(module, name)
 
 
@@ -57,7 +50,6 @@ _Build = Callable[[Block], Any]
 _Make = Callable[[Sequence[Place], Sequence[range]], Callable[[Block], list[Any]]]
 _Extent = tuple[int, int]
 _Part = tuple[slice, Callable[[Block], Block]]
-_Join = Callable[[Iterator[Any]], Any]  # makes a structure of its tensors
 
 
 class Unpacker:
@@ -102,18 +94,17 @@ class _Reader:
         self._apart = apart
         self._take = take
         self._builds: dict[bytes, _Build] = {}  # by tail
-        self._joins: dict[bytes, _Join | None] = {}  # by skeleton; None: not plain
+        self._joins: dict[bytes, Join | None] = {}  # by skeleton; None: not plain
 
     def read(self, block: Block, offset: int, nbytes: int) -> Any:
         tail = block[offset : offset + nbytes].tobytes()
         build = self._builds.get(tail)
         if build is None:
-            build = _keep(self._builds, tail, self._builder(tail))
+            build = _cached(self._builds, tail, self._builder(tail))
         return build(block)
 
     def _builder(self, tail: bytes) -> _Build:
-        numbers, extents, skeleton = split_tail(tail)
-        places = [Place(*place) for place in numbers]
+        places, extents, skeleton = split_tail(tail)
         apart = self._apart([*((place.offset, place.nbytes) for place in places), *extents])
         make = self._make(places, apart)
         join = self._join(skeleton)
@@ -129,63 +120,43 @@ class _Reader:
         buffers = (take(block[where]) for where, take in parts)
         return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
-    def _join(self, skeleton: bytes) -> _Join | None:
+    def _join(self, skeleton: bytes) -> Join | None:
         try:
             return self._joins[skeleton]
         except KeyError:
-            return _keep(self._joins, skeleton, _plain(skeleton))
+            return _cached(self._joins, skeleton, _plain(skeleton))
 
 
 def _nothing_apart(extents: list[_Extent]) -> list[range]:
     return []
 
 
-def _keep(cache: dict[bytes, _T], key: bytes, value: _T) -> _T:
-    if len(key) <= _MAX_KEPT_BYTES:
-        if len(cache) >= _MAX_KEPT:
+def _cached(cache: dict[bytes, _T], key: bytes, value: _T) -> _T:
+    if len(key) <= _MAX_CACHED_BYTES:
+        if len(cache) >= _MAX_CACHED:
             cache.clear()
         cache[key] = value
     return value
 
 
-def _plain(skeleton: bytes) -> _Join | None:
-    """Returns what makes a batch of its tensors, or None if unpickling alone can."""
+def _plain(skeleton: bytes) -> Join | None:
+    """Returns what makes a batch of its tensors, or None if unpickling alone can.
+
+    Unpickling is for what is nested deep, too: it takes no Python frames, of which a loop may have few left.
+    """
+    seen = set()
+
+    def is_tensor(part: Any) -> bool:
+        if type(part) is not _Tensor:
+            return False
+        if part in seen:  # it occurs twice: then it must be one object in each batch too
+            raise NotPlainError
+        seen.add(part)
+        return True
+
     try:
         batch = _PlainUnpickler(skeleton, (), _Tensor).load()
-        join = _compile(batch, set())
+        join = joiner(batch, is_tensor)
         return list if type(batch) is list and set(map(type, batch)) == {_Tensor} else join
-    except (_NotPlainError, pickle.UnpicklingError):
+    except (NotPlainError, pickle.UnpicklingError):
         return None
-
-
-def _compile(node: Any, seen: set[int], depth: int = 0) -> _Join:
-    """Returns a function that builds what ``node`` describes of its tensors, in their order.
-
-    Raises:
-        _NotPlainError: an object is of another type, is nested too deep, or occurs twice: then it must be one object in
-            the batch too.
-    """
-    kind = type(node)
-    if kind is bool or kind is int or kind is float or kind is str or kind is bytes or node is None:
-        return lambda tensors: node
-    if depth > _MAX_DEPTH or (id(node) in seen and node != ()):
-        raise _NotPlainError
-    seen.add(id(node))
-    if kind is _Tensor:
-        return next
-    if kind is dict:
-        keys = list(node)
-        if not all(type(key) in (bool, int, float, str, bytes) for key in keys):
-            raise _NotPlainError
-        join = _join_all([_compile(value, seen, depth + 1) for value in node.values()])
-        return lambda tensors: dict(zip(keys, join(tensors), strict=True))
-    if kind is list or kind is tuple:
-        join = _join_all([_compile(child, seen, depth + 1) for child in node])
-        return join if kind is list else lambda tensors: tuple(join(tensors))
-    raise _NotPlainError
-
-
-def _join_all(parts: list[_Join]) -> _Join:
-    if all(part is next for part in parts):
-        return lambda tensors: list(islice(tensors, len(parts)))
-    return lambda tensors: [part(tensors) for part in parts]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
+from .structure import take_apart
+
 # What cannot be pickled is looked for this deep.
 _MAX_PATH = 20
+_MAX_KEY = 50
 
 
 def describe(batch: object, error: Exception, can_pickle: Callable[[object], bool]) -> str:
@@ -31,14 +34,18 @@ def describe(batch: object, error: Exception, can_pickle: Callable[[object], boo
     return f"the {_name_of(part)}{path and f' at {path}'} cannot be pickled"
 
 
-def _parts(whole: Any) -> Iterator[tuple[str, object]]:
-    """Yields what a container or an object consists of, and how one writes that behind its name."""
-    if isinstance(whole, Mapping):
-        yield from ((f"[{key!r:.50}]", value) for key, value in whole.items())
-    elif isinstance(whole, (list, tuple)):
-        yield from ((f"[{number}]", part) for number, part in enumerate(whole))
-    elif not isinstance(whole, (type, ModuleType, FunctionType)):
-        yield from ((f".{name}", value) for name, value in getattr(whole, "__dict__", {}).items())
+def _parts(whole: Any) -> list[tuple[str, object]]:
+    """Returns what a container or an object consists of, and how one writes that behind its name."""
+    parts = take_apart(whole)
+    if parts is not None:
+        return [(_shortened(path), part) for path, part in zip(parts.paths, parts.values, strict=True)]
+    if isinstance(whole, (type, ModuleType, FunctionType)):
+        return []
+    return [(f".{name}", value) for name, value in getattr(whole, "__dict__", {}).items()]
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _MAX_KEY else f"{path[:_MAX_KEY]}]"
 
 
 def _name_of(thing: object) -> str:

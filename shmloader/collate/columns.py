@@ -63,7 +63,7 @@ class ColumnCollate:
         return self._collate(samples)
 
     def _is_filled(self, template: Template, columns: list[tuple[_Write, _Column]]) -> bool:
-        arrays = self._templates.places(template)
+        arrays = self._templates.arrays(template)
         if arrays is None:
             return False
         for (write, column), array in zip(columns, arrays, strict=True):

@@ -8,18 +8,17 @@ is pickled.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from shmloader.batches.dtypes import carrier
-from shmloader.batches.tensors import Block, is_dense
+from shmloader.batches.packing import Packed
+from shmloader.batches.place import Place, arrays_over
+from shmloader.batches.structure import leaves
+from shmloader.batches.tensors import Array, is_dense
 from shmloader.slots.writer import SlotWriter
-
-_Array = np.ndarray[Any, np.dtype[Any]]
 
 # Where batches are alike, there are few templates; where they are not, a few are as good as many.
 _MAX_KNOWN = 64
@@ -33,27 +32,23 @@ class Template:
     """A batch but for its elements. It stands for the batch, once these are written.
 
     Attributes:
-        places: shape, dtype and offset of each tensor, in the order of the batch.
+        places: of its tensors, in the order of the batch.
         end: where the last of them ends.
         tail_offset: where the tail lies.
         tail: what `packing` puts there.
         arrays: the places as arrays, in the slots that batches were written to so far.
     """
 
-    places: list[tuple[tuple[int, ...], np.dtype[Any], int]]
+    places: list[Place]
     end: int
     tail_offset: int
     tail: bytes
-    arrays: dict[int, list[_Array]] = field(default_factory=dict)
+    arrays: dict[int, list[Array]] = field(default_factory=dict)
 
     @property
     def room(self) -> int:
         """Bytes of a slot that the batch takes."""
         return self.tail_offset + len(self.tail)
-
-    def over(self, block: Block) -> list[_Array]:
-        """Returns the places of the tensors in a slot, as new arrays."""
-        return [np.ndarray(shape, dtype, block, offset) for shape, dtype, offset in self.places]
 
 
 class Templates:
@@ -78,15 +73,15 @@ class Templates:
         self._wanted = key if found is None else None
         return found
 
-    def lend(self, template: Template) -> list[_Array] | None:
+    def lend(self, template: Template) -> list[Array] | None:
         """Returns the places of a batch's tensors in the slot that is open, for user code to fill, which may hold them.
 
         None where that has no room for the batch, or is not lent.
         """
         block = self._writer.lend(template.end, template.room)
-        return None if block is None else template.over(block)
+        return None if block is None else arrays_over(template.places, block)
 
-    def places(self, template: Template) -> list[_Array] | None:
+    def arrays(self, template: Template) -> list[Array] | None:
         """Returns the places of a batch's tensors in the slot that is open, to be filled and not to be held.
 
         They are the same arrays for each batch in that slot: making new ones for many small tensors takes as long as
@@ -99,7 +94,7 @@ class Templates:
         if found is None:
             if len(template.arrays) >= _MAX_SLOTS:
                 template.arrays.clear()
-            found = template.arrays[slot] = template.over(self._writer.view(0, template.end))
+            found = template.arrays[slot] = arrays_over(template.places, self._writer.view(0, template.end))
         return found
 
     def forget(self) -> None:
@@ -112,32 +107,15 @@ class Templates:
         """Whether the batch that is being made should be learned."""
         return self._wanted is not None
 
-    def learn(self, batch: Any, tail_offset: int, tail_bytes: int) -> None:
-        """Learns the template of a batch that was packed, if all that there is to it are tensors in the slot."""
-        places, end = [], 0
-        for tensor in _leaves(batch):
-            if not (isinstance(tensor, torch.Tensor) and is_dense(tensor) and tensor.is_contiguous()):
-                return
-            offset = self._writer.offset_of(tensor.data_ptr())
-            if offset is None or not tensor.numel():
-                return
-            places.append((tuple(tensor.shape), carrier(tensor.dtype), offset))
-            end = max(end, offset + tensor.nbytes)
-        if not places:
+    def learn(self, batch: Any, packed: Packed) -> None:
+        """Learns the template of a batch that was packed, if all that there is to it are dense tensors."""
+        tensors = list(leaves(batch))
+        places = packed.places
+        if len(tensors) != len(places) or not all(isinstance(one, torch.Tensor) and is_dense(one) for one in tensors):
+            return
+        if not places or any(place.stride is not None or not place.nbytes for place in places):
             return
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        tail = self._writer.read(tail_offset, tail_bytes)
-        self._known[self._wanted] = Template(places, end, tail_offset, tail)
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    parts = [batch]
-    while parts:  # and not by calling itself: a batch may be nested deeper than calls can be
-        part = parts.pop()
-        if isinstance(part, (list, tuple)):
-            parts.extend(reversed(part))
-        elif type(part) is dict:
-            parts.extend(reversed(part.values()))
-        else:
-            yield part
+        end = max(place.offset + place.nbytes for place in places)
+        self._known[self._wanted] = Template(places, end, packed.tail_offset, packed.tail)

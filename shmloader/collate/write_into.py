@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 from torch.utils.data import Subset, TensorDataset
 
 from shmloader.batches.dtypes import TO_NUMPY, carried
+from shmloader.batches.structure import NotPlainError, joiner
+from shmloader.batches.structure import leaves as structure_leaves
 from shmloader.batches.tensors import Array, as_rows, is_dense
 from shmloader.data.gather import write_rows
 from shmloader.slots.writer import SlotWriter
@@ -31,16 +34,9 @@ from .default import DirectCollation
 from .templates import Templates
 
 _Indices = Sequence[Any]
-_Write = Callable[[_Indices, Any], Any]  # returns NotImplemented where the batch has to be read as always
-_Join = Callable[[Iterator[Any]], Any]  # makes a structure of its leaves
-
 
 # Reading from these has no effect, so that it does no harm to read them again as torch's fetcher does.
 _PLAIN_INDICES = {list, tuple, range, array, np.ndarray, np.memmap, torch.Tensor}
-
-
-class _NoTensorsError(Exception):
-    """Batches have parts that nothing can be written to."""
 
 
 class DirectFetcher:
@@ -63,36 +59,37 @@ class DirectFetcher:
         self._templates = templates
         self._writer = writer
         self._way = way
-        self._places = templates.places if way.is_ours else templates.lend
-        self._shape: _Shape | None = None
+        self._arrays = templates.lend if way.lends else templates.arrays
+        self._structure: SampleStructure | None = None
         fetcher.collate_fn = self._learn
 
     def fetch(self, indices: Any) -> Any:
         """Returns the batch of ``indices``, or its template if all of it is in the slot."""
-        if self._shape is not None and (count := len(indices) if type(indices) is list else _count(indices)):
-            out, batch = self._room_for(count, self._shape)
-            if self._way.write(indices, out) is not NotImplemented:
+        structure = self._structure
+        if structure is not None and (count := len(indices) if type(indices) is list else _count(indices)):
+            arrays, batch = self._room_for(count, structure)
+            if self._way.write(indices, arrays, structure) is not NotImplemented:
                 return batch
-            del out, batch  # which hold the slot
+            del arrays, batch  # which hold the slot
             self._writer.reclaim()
         return self._fetcher.fetch(indices)
 
-    def _room_for(self, count: int, shape: _Shape) -> tuple[Any, Any]:
+    def _room_for(self, count: int, structure: SampleStructure) -> tuple[list[Array], Any]:
         """Returns what is written to, and the loop's batch or its template."""
         template = self._templates.find(count)
-        if template is not None and (arrays := self._places(template)) is not None:
-            return (arrays if self._way.is_ours else shape.out(arrays)), template
+        if template is not None and (arrays := self._arrays(template)) is not None:
+            return arrays, template
         tensors, arrays = [], []
-        for dtype, row in shape.leaves:
+        for dtype, row in structure.leaves:
             tensor, array = self._collation.empty((count, *row), dtype)
             tensors.append(tensor)
             arrays.append(array)
-        return shape.out(arrays), shape.batch(tensors)
+        return arrays, structure.batch(tensors)
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
-        with contextlib.suppress(_NoTensorsError, RecursionError):
-            self._shape = _Shape(samples[0], batch)
+        with contextlib.suppress(NotPlainError, RecursionError):
+            self._structure = SampleStructure(samples[0], batch)
         self._fetcher.collate_fn = self._collate
         return batch
 
@@ -104,16 +101,73 @@ def _count(indices: Any) -> int:
     return len(indices) if isinstance(indices, Sequence) else 0
 
 
+class SampleStructure:
+    """What samples, and batches of them, consist of.
+
+    Args:
+        sample: the first of a batch. Nothing of it is held, nor of the batch, whose memory will be another batch's.
+        batch: the whole of it, collated.
+
+    Attributes:
+        leaves: of each tensor of a batch the dtype, and the sizes of its axes behind that of samples.
+
+    Raises:
+        NotPlainError: a part is not a tensor, or the two differ.
+    """
+
+    def __init__(self, sample: Any, batch: Any) -> None:
+        self._join_out = joiner(sample, lambda part: isinstance(part, _COLLATED))
+        self._join_batch = joiner(batch, lambda part: isinstance(part, torch.Tensor))
+        tensors = list(structure_leaves(batch))
+        is_writable = all(isinstance(one, torch.Tensor) and is_dense(one) and one.numel() for one in tensors)
+        if not tensors or not is_writable or len(tensors) != len(list(structure_leaves(sample))):
+            raise NotPlainError
+        self.leaves: list[tuple[torch.dtype, tuple[int, ...]]] = [(one.dtype, tuple(one.shape[1:])) for one in tensors]
+
+    def batch(self, tensors: list[torch.Tensor]) -> Any:
+        """Returns the batch, of one tensor for each leaf."""
+        return self._join_batch(iter(tensors))
+
+    def out(self, arrays: list[Array]) -> Any:
+        """Returns what a dataset writes a whole batch to, of one array for each leaf."""
+        return self._join_out(iter(self._as_users_know(arrays)))
+
+    def rows(self, arrays: list[Array], count: int) -> Iterator[Any]:
+        """Yields what a dataset writes one sample to, for each of ``count`` samples."""
+        columns = [self._rows(leaf, count) for leaf in self._as_users_know(arrays)]
+        return (self._join_out(iter(row)) for row in zip(*columns, strict=True))
+
+    def _as_users_know(self, arrays: list[Array]) -> list[Any]:
+        """Returns arrays, but tensors for dtypes that NumPy does not have."""
+        pairs = zip(arrays, self.leaves, strict=True)
+        return [array if dtype in TO_NUMPY else carried(array, dtype) for array, (dtype, _) in pairs]
+
+    @staticmethod
+    def _rows(leaf: Any, count: int) -> Sequence[Any]:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.unbind(0)
+        # Of one axis the rows would be numbers, which nothing can be written to.
+        return list(leaf) if leaf.ndim > 1 else [leaf[row, ...] for row in range(count)]
+
+
+# What the default collate function makes tensors of.
+_COLLATED = (torch.Tensor, np.ndarray, np.bool_, np.number, int, float)
+
+# Returns NotImplemented where the batch has to be read as always.
+_Write = Callable[[_Indices, list[Array], SampleStructure], Any]
+
+
 class Way(NamedTuple):
     """How samples of a dataset are written into arrays.
 
     Attributes:
-        write: called with indices and arrays; returns NotImplemented where it does not know how.
-        is_ours: whether that is code of this module, which takes a plain list of arrays and holds none.
+        write: called with indices, an array for each leaf of the batch, and the structure of samples; returns
+            NotImplemented where it does not know how.
+        lends: whether that gives the arrays to code of the user's, which may hold them.
     """
 
     write: _Write
-    is_ours: bool
+    lends: bool
 
 
 def _methods(kind: type) -> tuple[Any, Any]:
@@ -138,10 +192,10 @@ def way_of(dataset: Any) -> Way | None:
         way = way_of(dataset.dataset)
         return None if way is None else way._replace(write=_subset_writer(dataset, way.write))
     if _defines(type(dataset), "__getitems_into__"):
-        return Way(dataset.__getitems_into__, False)
+        return Way(partial(_write_batch, dataset.__getitems_into__), lends=True)
     if _defines(type(dataset), "__getitem_into__"):
-        return Way(lambda indices, out: _write_each(dataset.__getitem_into__, indices, out), False)
-    return Way(_RowsWriter(dataset), True) if type(dataset) is TensorDataset else None
+        return Way(partial(_write_each, dataset.__getitem_into__), lends=True)
+    return Way(_RowsWriter(dataset), lends=False) if type(dataset) is TensorDataset else None
 
 
 def _defines(kind: type, method: str) -> bool:
@@ -154,7 +208,7 @@ def _defines(kind: type, method: str) -> bool:
 
 
 def _subset_writer(subset: Subset[Any], write: _Write) -> _Write:
-    def write_chosen(indices: _Indices, out: Any) -> Any:
+    def write_chosen(indices: _Indices, arrays: list[Array], structure: SampleStructure) -> Any:
         all_indices: Any = subset.indices
         if type(all_indices) not in _PLAIN_INDICES:
             return NotImplemented
@@ -162,13 +216,21 @@ def _subset_writer(subset: Subset[Any], write: _Write) -> _Write:
             chosen = [all_indices[i] for i in indices]
         except Exception:  # which comes before this in torch's fetcher, if a sample before it is an error too
             return NotImplemented
-        return write(chosen, out)
+        return write(chosen, arrays, structure)
 
     return write_chosen
 
 
-def _write_each(write: Callable[[Any, Any], Any], indices: _Indices, out: Any) -> Any:
-    for index, row in zip(indices, _rows(out, len(indices)), strict=True):
+def _write_batch(
+    write: Callable[[_Indices, Any], Any], indices: _Indices, arrays: list[Array], structure: SampleStructure
+) -> Any:
+    return write(indices, structure.out(arrays))
+
+
+def _write_each(
+    write: Callable[[Any, Any], Any], indices: _Indices, arrays: list[Array], structure: SampleStructure
+) -> Any:
+    for index, row in zip(indices, structure.rows(arrays, len(indices)), strict=True):
         if write(index, row) is NotImplemented:
             return NotImplemented
     return None
@@ -181,14 +243,14 @@ class _RowsWriter:
         self._places: list[tuple[int, torch.Size]] = []
         self._columns: list[Array] = []
 
-    def __call__(self, indices: _Indices, out: Any) -> Any:
+    def __call__(self, indices: _Indices, arrays: list[Array], structure: SampleStructure) -> Any:
         # An init function may replace them, and a thread of the user's, or an index that runs code, their memory.
         tensors = self._dataset.tensors
         if tensors is not self._tensors or (self._columns and _places_of(tensors) != self._places):
             self._columns = _columns_of(tensors)
             self._tensors = tensors
             self._places = _places_of(tensors) if self._columns else []
-        return write_rows(self._columns, indices, out) if self._columns else NotImplemented
+        return write_rows(self._columns, indices, arrays) if self._columns else NotImplemented
 
 
 def _places_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Size]]:
@@ -201,69 +263,3 @@ def _columns_of(tensors: Any) -> list[Array]:
     if not is_plain or len(set(map(len, tensors))) != 1:
         return []
     return list(map(as_rows, tensors))
-
-
-def _rows(out: Any, count: int) -> Sequence[Any]:
-    """Returns ``out`` as a sequence of samples."""
-    if isinstance(out, np.ndarray):
-        return list(out) if out.ndim > 1 else [out[row, ...] for row in range(count)]
-    if isinstance(out, torch.Tensor):
-        return out.unbind(0)
-    if isinstance(out, dict):
-        return [dict(zip(out, row, strict=True)) for row in zip(*(_rows(out[key], count) for key in out), strict=True)]
-    rows = zip(*(_rows(part, count) for part in out), strict=True)
-    return list(rows) if type(out) is tuple else list(map(_joiner(type(out)), rows))
-
-
-def _joiner(kind: Any) -> Callable[[Any], Any]:
-    """Returns what makes a list, a tuple or a named tuple of its parts."""
-    return kind._make if hasattr(kind, "_fields") else kind  # type: ignore[no-any-return]
-
-
-class _Shape:
-    """What samples, and batches of them, consist of.
-
-    Args:
-        sample: the first of a batch. Nothing of it is held, nor of the batch, whose memory will be another batch's.
-        batch: the whole of it, collated.
-
-    Raises:
-        _NoTensorsError: a part is not a tensor.
-    """
-
-    def __init__(self, sample: Any, batch: Any) -> None:
-        self.leaves: list[tuple[torch.dtype, tuple[int, ...]]] = []
-        self._join_out, self._join_batch = self._joiners(sample, batch)
-
-    def out(self, arrays: list[Array]) -> Any:
-        """Returns what the dataset writes to, of one array for each leaf."""
-        pairs = zip(arrays, self.leaves, strict=True)
-        return self._join_out(array if dtype in TO_NUMPY else carried(array, dtype) for array, (dtype, _) in pairs)
-
-    def batch(self, tensors: list[torch.Tensor]) -> Any:
-        """Returns the batch, of one tensor for each leaf."""
-        return self._join_batch(iter(tensors))
-
-    def _joiners(self, sample: Any, batch: Any) -> tuple[_Join, _Join]:
-        if isinstance(batch, torch.Tensor) and is_dense(batch) and batch.numel():
-            self.leaves.append((batch.dtype, tuple(batch.shape[1:])))
-            return next, next
-        if type(sample) is dict and type(batch) is dict and sample:
-            keys = list(batch)
-            parts = [self._joiners(sample[key], batch[key]) for key in keys]
-            join_out = join_batch = lambda found: dict(zip(keys, found, strict=True))
-        elif _is_sequence(sample) and isinstance(batch, (list, tuple)) and sample:
-            parts = [self._joiners(*pair) for pair in zip(sample, batch, strict=True)]
-            join_out, join_batch = _joiner(type(sample)), _joiner(type(batch))
-        else:
-            raise _NoTensorsError
-        outs, batches = zip(*parts, strict=True)
-        return _joining(join_out, outs), _joining(join_batch, batches)
-
-
-def _is_sequence(sample: Any) -> bool:
-    return type(sample) in (list, tuple) or (isinstance(sample, tuple) and hasattr(sample, "_fields"))
-
-
-def _joining(join: Callable[[list[Any]], Any], parts: Sequence[_Join]) -> _Join:
-    return lambda leaves: join([part(leaves) for part in parts])

@@ -12,14 +12,17 @@ and the mapping is held as long as any range of it is registered.
 
 from __future__ import annotations
 
-import atexit
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from shmloader import process_exit
 from shmloader.batches.tensors import Block
 from shmloader.errors import FallbackWarning
-from shmloader.slots.arena import Arena, round_up
-from shmloader.slots.leases import Leases
+from shmloader.slots.arena import Arena
+from shmloader.slots.leases import Lease, Leases
+from shmloader.slots.pages import round_up
 
 from . import cuda
 from .fence import Fence
@@ -62,7 +65,7 @@ class PinnedArena(Arena):
         nbytes = round_up(nbytes)
         if self._registered.get(slot, 0) >= nbytes or not self.is_mine:
             return
-        if not self._unpin(slot) or self.driver is None or self._failure or _is_exiting:
+        if not self._unpin(slot) or self.driver is None or self._failure or process_exit.is_exiting():
             return
         # Noted first: what comes in between, a Ctrl-C, leaves a note of what may not be registered, and to undo that
         # does no harm.
@@ -95,10 +98,19 @@ class PinnedArena(Arena):
         super().populate(slot, nbytes)
         self.pin(slot, nbytes)
 
-    def give_back(self, slot: int, keep: int = 0) -> None:
+    def give_back(self, slot: int, after: int = 0) -> None:
         """Unregisters ``slot`` and gives its memory back, see `Arena.give_back`; or neither, where that is refused."""
         if self._unpin(slot):
-            super().give_back(slot, keep)
+            super().give_back(slot, after)
+
+    def giving_back_later(self) -> Callable[[int], bool]:
+        """Returns what gives back the memory of a slot. It keeps the mapping alive, which a copy may still read."""
+
+        def give_back(slot: int) -> bool:
+            self.give_back(slot)
+            return True
+
+        return give_back
 
     def announce(self) -> None:
         """Says that slots cannot be page-locked, if so.
@@ -121,49 +133,57 @@ class PinnedArena(Arena):
 class PinnedLeases(Leases):
     """The leases of a `PinnedArena`'s slots: what is leased is page-locked, and what has ended no device reads."""
 
+    other_holders = ", or copies of them to a device are under way"
+
     def __init__(self, arena: PinnedArena) -> None:
         super().__init__()
         self._arena = arena
         self._fence = None if arena.driver is None else Fence(arena.driver)
-        self._settled: set[int] = set()
 
     def __len__(self) -> int:
         return super().__len__() + (0 if self._fence is None else len(self._fence))
 
-    def open(self, slot: int, block: Block) -> None:
+    def open(self, slot: int, block: Block) -> Lease:
         """Begins a lease, see `Leases.open`. Until there is a tensor over ``block``, it is page-locked."""
         self._arena.pin(slot, block.nbytes)
-        super().open(slot, block)
+        return super().open(slot, block)
 
     def announce(self) -> None:
         """Says that slots cannot be page-locked, if so; see `PinnedArena.announce`."""
         self._arena.announce()
 
-    def settle(self, slot: int) -> None:
-        """Notes that when the lease of ``slot`` ends, no copy from there will be in flight."""
-        self._settled.add(slot)
-
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended, and which no copy reads, since the last call."""
-        ended = super().drain()
-        if self._fence is None:
-            return ended
-        free = [slot for slot in ended if slot in self._settled]
-        self._settled.difference_update(free)
-        return free + self._fence.pass_on([slot for slot in ended if slot not in free])
+        ended = self.ended()
+        settled = [lease.slot for lease in ended if lease.is_settled]
+        others = [lease.slot for lease in ended if not lease.is_settled]
+        return settled + (others if self._fence is None else self._fence.pass_on(others))
+
+
+@dataclass(frozen=True)
+class PinnedMemory:
+    """Page-locked shared memory, as what a pool is made of; see `slots.pool.Memory`."""
+
+    lends_small_parts = True  # a tensor has to lie in the slot to be page-locked
+
+    def make(
+        self, slots: int, max_slot_bytes: int, workers: int, declared_bytes: int
+    ) -> tuple[PinnedArena, PinnedLeases]:
+        """Returns a new arena and its leases; see `PinnedArena`."""
+        arena = PinnedArena(slots, max_slot_bytes, workers, declared_bytes)
+        return arena, PinnedLeases(arena)
 
 
 _all: set[PinnedArena] = set()  # those with ranges that are registered; it holds their mappings
-_is_exiting = False
 
 
-@atexit.register
 def _unpin_all() -> None:
     """Unregisters everything, since the interpreter ends, and the driver after it. Blocks until all copies are over."""
-    global _is_exiting
-    _is_exiting = True
     arenas = [arena for arena in _all if arena.is_mine]
     if arenas and arenas[0].driver is not None:
         arenas[0].driver.finish()
     for arena in arenas:
         arena.unpin_all()
+
+
+process_exit.at_exit(process_exit.AtExit.UNPIN, _unpin_all)

@@ -13,26 +13,37 @@ What moves when:
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, MutableSequence, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from shmloader.passes.iterator import ShmIterator
+from shmloader.batches.structure import take_apart
+from shmloader.slots.leases import Lease
 
 from . import cuda
 
 _Change = Callable[[Any], Any]
 
-# Sequences of nothing that could move.
-_FLAT = (str, bytes, bytearray, memoryview, range)
-# What holds no tensor, and containers that hold nothing but their items.
+# What holds no tensor.
 _VALUES = (type(None), bool, int, float, complex, str, bytes)
-_CONTAINERS = (list, tuple, dict)
+
+
+@runtime_checkable
+class LookAhead(Protocol):
+    """What an iterator has that may be asked for batches ahead of the loop."""
+
+    @property
+    def last_lease(self) -> Lease | None:
+        """The lease of the batch that `next` returned last; None where it lies in no slot."""
+
+    def is_ready(self) -> bool:
+        """Whether `next` would have a batch without waiting. Does not block."""
+
+    def settle(self, lease: Lease) -> None:
+        """Notes that when ``lease`` ends no copy from its slot is in flight."""
 
 
 class DeviceIterator(_BaseDataLoaderIter):
@@ -55,6 +66,7 @@ class DeviceIterator(_BaseDataLoaderIter):
         self.host = host
         self.device = device
         self.depth = depth
+        self._source = host if isinstance(host, LookAhead) else None
         self._lane = cuda.Lane(cuda.resolve(device))
         self._ahead: deque[_Parcel | Exception] = deque()
         self._under_way: deque[_Parcel] = deque()
@@ -95,13 +107,14 @@ class DeviceIterator(_BaseDataLoaderIter):
 
     def _take(self) -> _Parcel:
         """Takes the host's next batch and begins to copy it."""
-        parcel = _Parcel(next(self.host), self._lane)
+        batch = next(self.host)
+        parcel = _Parcel(batch, self._lane, None if self._source is None else self._source.last_lease)
         self._under_way.append(parcel)
         return parcel
 
     def _look_ahead(self) -> None:
         """Takes what is made already. What goes wrong, or that there is no more, is told when it is its turn."""
-        while len(self._ahead) < self.depth and isinstance(self.host, ShmIterator) and self.host.is_ready():
+        while self._source is not None and len(self._ahead) < self.depth and self._source.is_ready():
             self._ahead.append(self._taken())
 
     def _taken(self) -> _Parcel | Exception:
@@ -114,8 +127,8 @@ class DeviceIterator(_BaseDataLoaderIter):
     def _drop_what_is_copied(self) -> None:
         while self._under_way and self._lane.has_passed(self._under_way[0].mark):
             parcel = self._under_way.popleft()
-            if parcel.is_alone and isinstance(self.host, ShmIterator):
-                self.host.settle(tensor.data_ptr() for tensor in parcel.sources)
+            if self._source is not None and parcel.lease is not None and parcel.is_alone:
+                self._source.settle(parcel.lease)
             parcel.sources.clear()
 
 
@@ -125,6 +138,7 @@ class _Parcel:
     Args:
         batch: what is moved.
         lane: on which stream.
+        lease: of the slot that the batch lies in, if it does.
 
     Attributes:
         sources: the tensors that are copied; to be held until ``mark`` has passed.
@@ -132,7 +146,8 @@ class _Parcel:
         is_alone: whether nothing of the batch's slot can be in anybody else's hands.
     """
 
-    def __init__(self, batch: Any, lane: cuda.Lane) -> None:
+    def __init__(self, batch: Any, lane: cuda.Lane, lease: Lease | None) -> None:
+        self.lease = lease
         self.sources: list[torch.Tensor] = []
         self.is_alone = True
         self._lane = lane
@@ -166,27 +181,16 @@ class _Parcel:
             return part.to(self._lane.device)
 
     def _rebuilt(self, data: Any, change: _Change) -> Any:
-        """Returns ``data`` with its parts changed; a container of which nothing changes stays itself.
-
-        How containers are made anew is torch's way (torch/utils/data/_utils/pin_memory.py).
-        """
-        if _can_move(data) or isinstance(data, (type, *_FLAT)):
+        """Returns ``data`` with its parts changed; a container of which nothing changes stays itself."""
+        parts = None if _can_move(data) else take_apart(data, with_dataclasses=True)
+        if parts is None:
             return change(data)
-        if isinstance(data, Mapping):
-            keys, parts, make = list(data), list(data.values()), _as_mapping
-        elif isinstance(data, Sequence):
-            keys, parts, make = [], list(data), _as_sequence
-        elif dataclasses.is_dataclass(data):
-            keys = [field.name for field in dataclasses.fields(data) if hasattr(data, field.name)]
-            parts, make = [getattr(data, name) for name in keys], _as_dataclass
-        else:
-            return change(data)
-        is_bare = type(data) in _CONTAINERS or (hasattr(data, "_fields") and not hasattr(data, "__dict__"))
-        self.is_alone &= is_bare and all(type(key) in _VALUES for key in keys)
-        changed = [self._rebuilt(part, change) for part in parts]
-        if all(new is old for new, old in zip(changed, parts, strict=True)):
+        has_plain_keys = not isinstance(data, Mapping) or all(type(key) in _VALUES for key in data)
+        self.is_alone &= parts.is_bare and has_plain_keys
+        changed = [self._rebuilt(part, change) for part in parts.values]
+        if all(new is old for new, old in zip(changed, parts.values, strict=True)):
             return data
-        return make(data, keys, changed)
+        return parts.rebuilt(changed)
 
 
 def _is_dense(part: Any) -> bool:
@@ -195,36 +199,3 @@ def _is_dense(part: Any) -> bool:
 
 def _can_move(part: Any) -> bool:
     return isinstance(part, torch.Tensor) or (callable(getattr(part, "to", None)) and not isinstance(part, type))
-
-
-def _as_mapping(data: Any, keys: list[Any], parts: list[Any]) -> Any:
-    items = dict(zip(keys, parts, strict=True))
-    try:
-        if not isinstance(data, MutableMapping):
-            return type(data)(items)
-        clone = copy.copy(data)  # it may have more than its items
-        clone.update(items)
-    except TypeError:
-        return items
-    return clone
-
-
-def _as_sequence(data: Any, keys: list[Any], parts: list[Any]) -> Any:
-    if isinstance(data, tuple):
-        return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
-    try:
-        if not isinstance(data, MutableSequence):
-            return type(data)(parts)
-        clone = copy.copy(data)
-        for place, part in enumerate(parts):
-            clone[place] = part
-    except TypeError:
-        return parts
-    return clone
-
-
-def _as_dataclass(data: Any, keys: list[Any], parts: list[Any]) -> Any:
-    clone = copy.copy(data)
-    for name, part in zip(keys, parts, strict=True):
-        object.__setattr__(clone, name, part)  # frozen ones too
-    return clone

@@ -1,6 +1,6 @@
 """What is said of workers that have died, that keep the loop waiting, or that could not be started.
 
-Used in the parent. Facts come from the crew, the schedule and the arena's words; here they become sentences that name
+Used in the parent. Facts come from the workers, the schedule and the shared state; here they become sentences that name
 the worker, the batch and what can be done.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from shmloader.slots.limits import memory_limit, oom_kills
 from shmloader.slots.shared_state import SharedState
-from shmloader.workers.processes import ProcessWorkers
+from shmloader.workers.protocol import Workers
 
 from .schedule import Schedule, Task
 
@@ -21,48 +21,48 @@ _INDICES_LENGTH = 200
 _STACKS = 8  # each may take a tenth of a second, if its worker does not answer
 
 
-def current(worker: int, schedule: Schedule[Any], control: SharedState) -> tuple[Task[Any], float] | None:
+def current(worker: int, schedule: Schedule[Any], shared_state: SharedState) -> tuple[Task[Any], float] | None:
     """Returns the batch that a worker is making, or was making when it died, and for how many seconds."""
-    begun = control.begun(worker)
+    begun = shared_state.begun(worker)
     owed = schedule.outstanding(worker)
     if begun is None or not owed or owed[0].seq != begun[0]:
         return None
     return owed[0], begun[1]
 
 
-def death(worker: int, crew: ProcessWorkers, schedule: Schedule[Any], control: SharedState) -> str:
+def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
     """Says which worker has died, how, and what it was at."""
-    text = f"{_ending(worker, crew)}It was worker {worker} of {crew.num_workers}, "
-    at, owed = current(worker, schedule, control), schedule.outstanding(worker)
+    text = f"{_ending(worker, workers)}It was worker {worker} of {workers.num_workers}, "
+    at, owed = current(worker, schedule, shared_state), schedule.outstanding(worker)
     if at is not None:
         text += f"and at {_name(at[0])}, for {at[1]:.3g} s. "
     elif owed:
         text += f"and owed {_name(owed[0])}, which it had not begun. "
     else:
         text += "and owed nothing. "
-    if control.begun(worker) is None and not crew.is_forked:
+    if shared_state.begun(worker) is None and not workers.is_forked:
         text += (
-            f"If it printed an error while it was being started: the start method {crew.method!r} imports the main "
+            f"If it printed an error while it was being started: the start method {workers.method!r} imports the main "
             "module anew, where all that the dataset is made of must be found; multiprocessing_context='fork' does "
             "not. "
         )
     return text
 
 
-def _ending(worker: int, crew: ProcessWorkers) -> str:
-    pid, code = crew.processes[worker].pid, crew.exit_code(worker)
+def _ending(worker: int, workers: Workers) -> str:
+    pid, code = workers.processes[worker].pid, workers.exit_code(worker)
     if code is None or code >= 0:
         return f"DataLoader worker (pid(s) {pid}) exited unexpectedly with exit code {code}. "
     text = f"DataLoader worker (pid {pid}) is killed by signal: {signal.strsignal(-code)}. "
     if -code == signal.SIGKILL:
-        text += _suspicion(crew)
+        text += _suspicion(workers)
     elif -code == signal.SIGBUS:
         text += "There was no memory for what it wrote: lower max_pool_bytes, batch_size or prefetch_factor. "
     return text
 
 
-def _suspicion(crew: ProcessWorkers) -> str:
-    before, now = crew.oom_kills_before, oom_kills()
+def _suspicion(workers: Workers) -> str:
+    before, now = workers.oom_kills_before, oom_kills()
     if before is None or now is None:
         return "The kernel's out-of-memory killer does that; its log says so (dmesg). "
     if now == before:
@@ -74,48 +74,50 @@ def _suspicion(crew: ProcessWorkers) -> str:
     )
 
 
-def timeout(seconds: float, crew: ProcessWorkers, schedule: Schedule[Any], control: SharedState) -> str:
+def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
     """Says what every worker does while the loop waits: its state, its batch, for how long, and its Python stack."""
     text = f"DataLoader timed out after {seconds} seconds"
     if (awaited := schedule.awaited) is not None:
         text += f", waiting for {_name(awaited)}, of worker {awaited.worker}"
     lines = [text]
     asked = 0
-    for worker in range(crew.num_workers):
-        pid = crew.processes[worker].pid
-        lines.append(f"  worker {worker} (pid {pid}) is {crew.state(worker)}{_occupation(worker, schedule, control)}")
+    for worker in range(workers.num_workers):
+        pid = workers.processes[worker].pid
+        lines.append(
+            f"  worker {worker} (pid {pid}) is {workers.state(worker)}{_occupation(worker, schedule, shared_state)}"
+        )
         if schedule.outstanding(worker) and asked < _STACKS:
             asked += 1
-            lines += [f"    {frame}" for frame in crew.stack(worker)]
+            lines += [f"    {frame}" for frame in workers.traceback(worker)]
     return "\n".join(lines)
 
 
-def _occupation(worker: int, schedule: Schedule[Any], control: SharedState) -> str:
-    if (at := current(worker, schedule, control)) is not None:
+def _occupation(worker: int, schedule: Schedule[Any], shared_state: SharedState) -> str:
+    if (at := current(worker, schedule, shared_state)) is not None:
         return f", and at {_name(at[0])}, for {at[1]:.3g} s"
     if owed := schedule.outstanding(worker):
         return f", and has not begun {_name(owed[0])}"
     return ", and owes nothing"
 
 
-def failed_start(error: Exception, crew: ProcessWorkers, parts: dict[str, Any]) -> Exception | None:
+def failed_start(error: Exception, workers: Workers, parts: dict[str, Any]) -> Exception | None:
     """Says which of the things that a worker needs cannot be pickled, where that is why it could not be started.
 
     Args:
-        error: what `ProcessWorkers.start` raised.
-        crew: whose.
+        error: what `Workers.start` raised.
+        workers: whose.
         parts: what of the user's goes to the worker, by the argument's name.
 
     Returns:
         An error of the same type where that type takes a message, else a RuntimeError; None if it is something else.
     """
-    culprit = None if crew.is_forked else _find_unpicklable(error, parts)
+    culprit = None if workers.is_forked else _find_unpicklable(error, parts)
     if culprit is None:
         return None
     text = (
         f"{culprit} (a {type(parts[culprit]).__qualname__}) cannot be pickled, which the start method "
-        f"{crew.method!r} needs: {error}. Define what it is made of at the top level of a module, open what belongs to "
-        "one process in worker_init_fn, or use multiprocessing_context='fork', which pickles nothing"
+        f"{workers.method!r} needs: {error}. Define what it is made of at the top level of a module, open what belongs "
+        "to one process in worker_init_fn, or use multiprocessing_context='fork', which pickles nothing"
     )
     try:
         return type(error)(text)

@@ -1,28 +1,29 @@
-"""Batches in the making: jobs go out to the workers, tokens come in, and batches leave in their turn.
+"""Jobs go out to the workers, tokens come in, and batches leave in their turn.
 
 Everything that the parent knows of one set of workers meets here: the schedule says who is asked, the pool where the
-batch goes, the crew carries the tokens, and a worker that dies is replaced or ends it all.
+batch goes, the workers carry the tokens, and one that dies is replaced or ends it all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from shmloader import interrupts
+from shmloader import interrupts, process_exit
 from shmloader.errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
-from shmloader.slots.pool import NO_SLOT, Packed, Pool
-from shmloader.workers import jobs, parent_watch, process_main, processes, wire
-from shmloader.workers.process_main import Assignment
-from shmloader.workers.processes import ProcessWorkers, SilenceError
-from shmloader.workers.wire import PipeEnd, Token
+from shmloader.slots.pool import NO_SLOT, Pool
+from shmloader.slots.results import Made, Result, Retained, Unsent
+from shmloader.workers import jobs, protocol, wire
+from shmloader.workers.brief import BatchSource, Brief, Takeover
+from shmloader.workers.protocol import SilenceError, Workers
+from shmloader.workers.wire import Token
 
 from . import diagnosis
-from .growth_requests import GrowthRequests
-from .restarts import RestartPolicy, Tally
+from .growth_requests import GrowthRequests, Reply
+from .restarts import RestartCount, RestartPolicy
 from .schedule import Schedule
 
 # What workers may take to end after a Ctrl-C, before they are ended; whoever pressed it is waiting.
@@ -30,11 +31,11 @@ _IMPATIENCE_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Terms:
+class DispatchOptions:
     """How batches are made.
 
     Attributes:
-        num_workers: worker processes.
+        num_workers: how many workers.
         prefetch_factor: batches per worker that may be under way.
         in_order: whether batches leave by number.
         persistent: whether workers stay for another pass.
@@ -51,52 +52,54 @@ class Terms:
     slots_to_map: int
     bytes_to_map: int
 
+    @property
+    def look_ahead(self) -> int:
+        """How many batches may be under way."""
+        return self.num_workers * self.prefetch_factor
+
 
 class Dispatcher:
     """The workers of one iterator, and the batches that they make. Used in the parent.
 
     Args:
-        assignment: what is loaded.
-        terms: how.
+        source: what batches are made of.
+        options: how.
         pool: where batches go.
-        context: the multiprocessing context that makes the workers.
-        tally: counts the workers that are replaced.
+        workers: who makes them; not started yet.
+        restart_count: counts the workers that are replaced.
 
-    Raises:
-        ValueError: so many batches cannot be under way.
+    Attributes:
+        is_open: whether there are workers, and they are this process's.
     """
 
-    def __init__(self, assignment: Assignment, terms: Terms, pool: Pool, context: Any, tally: Tally) -> None:
+    def __init__(
+        self, source: BatchSource, options: DispatchOptions, pool: Pool, workers: Workers, restart_count: RestartCount
+    ) -> None:
         self.is_open = True
-        self._assignment = self._assignment_before = assignment
-        self._terms = terms
+        self._source = self._source_before = source
+        self._options = options
         self._pool = pool
         self._shared_state = pool.arena.shared_state
         self._schedule = self._new_schedule()
-        self._restarts = RestartPolicy(terms.worker_restarts, tally)
+        self._restarts = RestartPolicy(options.worker_restarts, restart_count)
         self._requests = GrowthRequests(pool)
         self._generation = 0
         self._resuming: set[int] = set()
-        self._received = [0] * terms.num_workers  # batches and faults, of each worker and those that it succeeds
-        self._received_before = [0] * terms.num_workers  # those of earlier passes
+        self._received = [0] * options.num_workers  # batches and faults, of each worker and those that it succeeds
+        self._received_before = [0] * options.num_workers  # those of earlier passes
         self._job = b""
-        self._workers = ProcessWorkers(context, terms.num_workers, self._schedule.look_ahead)
+        self._workers = workers
         _open.add(self)
 
     # -- passes --------------------------------------------------------------------------------------------------
-
-    @property
-    def look_ahead(self) -> int:
-        """How many batches may be under way."""
-        return self._schedule.look_ahead
 
     @property
     def processes(self) -> list[Any]:
         """The worker processes."""
         return self._workers.processes
 
-    def _new_schedule(self) -> Schedule[Packed]:
-        return Schedule(self._terms.num_workers, self._terms.prefetch_factor, self._terms.in_order)
+    def _new_schedule(self) -> Schedule[Result]:
+        return Schedule(self._options.num_workers, self._options.prefetch_factor, self._options.in_order)
 
     def start(self) -> None:
         """Starts the workers.
@@ -105,14 +108,14 @@ class Dispatcher:
             Exception: one cannot be started; where something of the user's cannot be pickled, the error names it.
         """
         self._shared_state.stopped = False
-        for number in range(self._terms.num_workers):
+        for number in range(self._options.num_workers):
             self._shared_state.idle(number)
             self._shared_state.forget(number)
         try:
-            self._workers.start(process_main.run, self._make_brief)
+            self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
         except Exception as error:
             names = {"dataset": "dataset", "collate_fn": "collate_fn", "init_fn": "worker_init_fn"}
-            parts = {name: getattr(self._assignment, field) for field, name in names.items()}
+            parts = {name: getattr(self._source, field) for field, name in names.items()}
             raise (diagnosis.failed_start(error, self._workers, parts) or error) from error.__cause__
 
     def resume(self, shared_seed: int | None, timeout: float) -> None:
@@ -122,35 +125,32 @@ class Dispatcher:
 
         Args:
             shared_seed: what DataPipes are shuffled by.
-            timeout: as for `take`.
+            timeout: as for `receive`.
 
         Raises:
-            WorkerTimeoutError, WorkerDiedError: as `take`.
+            WorkerTimeoutError, WorkerDiedError: as `receive`.
         """
-        self._assignment_before = self._assignment
-        self._assignment = dataclasses.replace(self._assignment, shared_seed=shared_seed)
+        self._source_before = self._source
+        self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
+        self._shared_state.shared_seed = shared_seed or 0
         self._drop_batches()
         self._generation += 1
-        self._restarts = RestartPolicy(self._terms.worker_restarts, self._restarts.tally)
-        self._resuming = set(range(self._terms.num_workers))
-        for number in range(self._terms.num_workers):
-            self._tell_to_resume(number)
+        self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
+        self._resuming = set(range(self._options.num_workers))
+        for number in range(self._options.num_workers):
+            self._tell(number, wire.RESUME)
         while self._resuming:
-            for token in self._receive(timeout):
-                self._handle(token)
+            self.receive(timeout)
             self._drop_batches()
         self._pool.withdraw_all()
         self._schedule = self._new_schedule()
-
-    def _tell_to_resume(self, number: int) -> None:
-        self._tell(number, wire.RESUME, size=self._assignment.shared_seed or 0)
 
     def _drop_batches(self) -> None:
         for task in self._schedule.made():
             assert task.result is not None
             self._pool.release(task.result)
             self._schedule.forget(task.seq)
-        self._requests.refuse_all(self._tell)
+        self._send_all(self._requests.refuse_all())
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -164,11 +164,11 @@ class Dispatcher:
             slot, room = self._pool.claim(job)
         except Exception as error:  # its batch cannot be had; those before it can, and those after
             task = self._schedule.send(number, b"", NO_SLOT)
-            self._schedule.arrive(task.seq, Packed(NO_SLOT, 0, 0, error=error))
+            self._schedule.arrive(task.seq, Unsent(error))
             return
         self._job = job
         task = self._schedule.send(number, job, slot)
-        self._tell(number, wire.JOB, slot, task.seq, len(job), room)
+        self._workers.send(number, (wire.JOB, 0, number, self._generation, slot, task.seq, room, 0, len(job)))
 
     def dismiss_idle(self) -> None:
         """Lets workers end that owe nothing, since no more will be asked for. Does not block.
@@ -177,47 +177,43 @@ class Dispatcher:
         of other devices may be in these, which end with the process that has made them; such workers are not forked.
         """
         if self._workers.is_forked:
-            for number in range(self._terms.num_workers):
+            for number in range(self._options.num_workers):
                 if not self._schedule.load(number):
-                    self._workers.dismiss(number, Token(wire.STOP, number, self._generation))
+                    self._workers.dismiss(number, self._stop_token(number))
 
-    def take(self, ask_for_more: Callable[[], None], timeout: float) -> Packed | None:
-        """Returns the next batch, or None when there is none in this pass.
+    def take(self) -> Result | None:
+        """Returns what has become of the batch whose turn it is, or None where it is not made, or there is none."""
+        task = self._schedule.take()
+        return None if task is None else task.result
 
-        Blocks until it is made; a worker's end and the timeout wake it too.
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` has a batch."""
+        return self._schedule.is_ready
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was asked for in this pass was taken, or will never be made."""
+        return self._schedule.done
+
+    def receive(self, timeout: float) -> int:
+        """Waits for workers, and acts on what they tell.
+
+        Blocks until one of them tells something; a worker's end and the timeout wake it too.
 
         Args:
-            ask_for_more: called for each worker that has no more data, since others may have.
-            timeout: seconds to wait for a token; 0: for ever.
+            timeout: seconds to wait; 0: for ever.
+
+        Returns:
+            How many workers have found that they have no more data in this pass. Others may have, so that as many
+            batches can be asked for.
 
         Raises:
             WorkerTimeoutError: nothing came within the timeout. It can be called again.
             WorkerDiedError: a worker has ended, and is not replaced. All that is left to do is to close.
         """
-        while (task := self._schedule.take()) is None:
-            if self._schedule.done:
-                return None
-            if self._requests:
-                self._requests.answer(self._schedule, self._tell)
-            for token in self._receive(timeout):
-                if self._handle(token):
-                    ask_for_more()
-        return task.result
-
-    def is_ready(self, ask_for_more: Callable[[], None]) -> bool:
-        """Whether `take` would have a batch without waiting. Does not block; acts on what tokens there are.
-
-        Args:
-            ask_for_more: see `take`.
-        """
-        if not self._schedule.is_ready:
-            for token in self._workers.read():
-                if self._handle(token):
-                    ask_for_more()
-        return self._schedule.is_ready
-
-    def _receive(self, timeout: float) -> list[Token]:
-        """Waits for tokens, and for whatever may come in their place. Returns none where workers were replaced."""
+        if self._requests:
+            self._send_all(self._requests.answer(self._schedule))
         try:
             tokens, dead = self._workers.wait(timeout or None)
         except SilenceError:
@@ -225,31 +221,40 @@ class Dispatcher:
             raise WorkerTimeoutError(text) from None
         for number in dead:
             self._bury(number)
-        return tokens
+        return self._handle(tokens)
 
-    def _handle(self, token: Token) -> bool:
-        """Acts on a token; returns whether it says that a worker has no more data in this pass."""
-        kind = token.kind & ~wire.KEPT
-        is_current = token.generation == self._generation
-        if kind == wire.ASK:
-            self._requests.add(token)
-        elif kind == wire.ENDED:
-            self._end_worker(token)
-            return is_current
-        elif kind == wire.RESUMED:
-            if is_current:  # one of an older pass comes if the wait for it timed out
+    def receive_ready(self) -> int:
+        """Does the same with what is there. Does not block; `receive` tells of workers that have ended."""
+        return self._handle(self._workers.read())
+
+    def _handle(self, tokens: list[Token]) -> int:
+        ended = 0
+        for token in tokens:
+            is_current = token.generation == self._generation
+            if token.kind == wire.BATCH or token.kind == wire.FAULT:
+                self._arrive(token, is_current)
+            elif token.kind == wire.ASK:
+                self._requests.add(token)
+            elif token.kind == wire.ENDED:
+                self._end_worker(token)
+                ended += is_current
+            elif is_current:  # a RESUMED of an older pass comes if the wait for it timed out
                 self._resumed(token.worker)
+        return ended
+
+    def _arrive(self, token: Token, is_current: bool) -> None:
+        self._received[token.worker] += 1
+        is_fault = token.kind == wire.FAULT
+        if token.is_retained:
+            made: Made = Retained(token.slot, token.offset, token.nbytes, is_fault, token.worker)
         else:
-            self._received[token.worker] += 1
-            keeper = token.worker if token.kind != kind else None
-            packed = Packed(token.slot, token.size, token.room, kind == wire.FAULT, keeper)
-            self._pool.ready(packed)
-            if is_current:
-                self._schedule.arrive(token.seq, packed)
-            else:
-                self._pool.release(packed)
-                self._schedule.forget(token.seq)
-        return False
+            made = Made(token.slot, token.offset, token.nbytes, is_fault)
+        self._pool.ready(made)
+        if is_current:
+            self._schedule.arrive(token.seq, made)
+        else:
+            self._pool.release(made)
+            self._schedule.forget(token.seq)
 
     def _resumed(self, number: int) -> None:
         self._resuming.discard(number)
@@ -258,34 +263,37 @@ class Dispatcher:
 
     def _end_worker(self, token: Token) -> None:
         for task in self._schedule.end_worker(token.worker):
-            if task.seq == token.seq and token.kind & wire.KEPT:
-                self._pool.keep(task.slot, token.worker)
+            if task.seq == token.seq and token.is_retained:
+                self._pool.retain(task.slot, token.worker)
             else:
                 self._pool.withdraw(task.slot)
-        if token.generation == self._generation and not self._terms.persistent:
-            self._workers.dismiss(token.worker, Token(wire.STOP, token.worker, self._generation))
+        if token.generation == self._generation and not self._options.persistent:
+            self._workers.dismiss(token.worker, self._stop_token(token.worker))
 
-    def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, size: int = 0, room: int = 0) -> None:
-        self._workers.send(number, (kind, number, self._generation, slot, seq, size, room))
+    def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, room: int = 0) -> None:
+        self._workers.send(number, (kind, 0, number, self._generation, slot, seq, room, 0, 0))
+
+    def _send_all(self, replies: list[Reply]) -> None:
+        """Sends replies; one that cannot be sent does not stop the others."""
+        with contextlib.ExitStack() as stack:
+            for reply in reversed(replies):
+                stack.callback(self._tell, *reply)
+
+    def _stop_token(self, number: int) -> Token:
+        return Token(wire.STOP, 0, number, self._generation)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def _make_brief(self, number: int, inbox: PipeEnd, close_first: list[int]) -> process_main.Brief:
-        return process_main.Brief(
+    def _brief(self, number: int) -> Brief:
+        return Brief(
             worker=number,
-            num_workers=self._terms.num_workers,
-            assignment=self._assignment,
-            parent_pid=os.getpid(),
-            dies_by_kernel=self._workers.has_own_children and parent_watch.in_first_thread(),
+            num_workers=self._options.num_workers,
+            source=self._source,
             arena=self._pool.arena,
             cap_text=self._pool.cap_text,
-            inbox=inbox,
-            outbox=self._workers.outbox,
-            stack_outlet=self._workers.stacks.outlet,
-            slots_to_map=self._terms.slots_to_map,
-            bytes_to_map=self._terms.bytes_to_map,
-            close_first=close_first,
-            keeps_streams=self._terms.worker_restarts > 0,
+            slots_to_map=self._options.slots_to_map,
+            bytes_to_map=self._options.bytes_to_map,
+            saves_rng_state=self._options.worker_restarts > 0,
             generation=self._generation,
         )
 
@@ -313,45 +321,46 @@ class Dispatcher:
         """Starts a worker that takes up where a dead one was: with its random streams, and at its first lost batch."""
         owed = self._schedule.outstanding(number)
         for task in self._schedule.made():
-            if task.result is not None and task.result.keeper == number:
-                task.result = task.result._replace(keeper=None)
+            held = task.result
+            if isinstance(held, Retained) and held.worker == number:  # nobody holds it any more
+                task.result = Made(held.slot, held.tail_offset, held.tail_bytes, held.is_fault)
         self._requests.forget(number)
         self._pool.inherit(number, [task.slot for task in owed])
         self._shared_state.idle(number)
-        is_stream = self._assignment.is_stream
         # Where the pass before is still to be finished, that comes first, and then this one as for everybody.
-        is_behind = number in self._resuming and (is_stream or bool(owed))
-        generation = self._generation - is_behind
-        succession: dict[str, Any] = {"generation": generation, "predecessor": self._received[number]}
-        if is_behind:
-            succession["assignment"] = self._assignment_before
-        if is_stream:
-            delivered = self._received[number] - self._received_before[number] + self._schedule.has_ended(number)
-            succession |= {"predecessor": generation, "to_skip": delivered, "any_job": self._job}
-
-        def make_brief(number: int, inbox: PipeEnd, close_first: list[int]) -> process_main.Brief:
-            return dataclasses.replace(self._make_brief(number, inbox, close_first), **succession)
-
-        self._workers.replace(number, process_main.run, make_brief)
+        is_behind = number in self._resuming and (self._source.is_stream or bool(owed))
+        brief = self._successors_brief(number, is_behind)
+        self._workers.replace(brief)
         for task in owed:
             task.slot, room = self._pool.claim(task.job)
-            self._workers.send(number, (wire.JOB, number, generation, task.slot, task.seq, len(task.job), room))
+            head = wire.JOB, 0, number, brief.generation
+            self._workers.send(number, (*head, task.slot, task.seq, room, 0, len(task.job)))
         if is_behind:
-            self._tell_to_resume(number)
+            self._tell(number, wire.RESUME)
         elif number in self._resuming:
             self._resumed(number)
+
+    def _successors_brief(self, number: int, is_behind: bool) -> Brief:
+        generation = self._generation - is_behind
+        if self._source.is_stream:
+            delivered = self._received[number] - self._received_before[number] + self._schedule.has_ended(number)
+            takeover = Takeover(generation, delivered, self._job)
+        else:
+            takeover = Takeover(self._received[number])
+        source = self._source_before if is_behind else self._source
+        return dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> bool:
         """Ends the workers, and leaves the pool to others. Safe to call again; in a forked process it does nothing.
 
-        Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
+        Blocks until the workers have ended, `protocol.GRACE_SECONDS` if they are in the middle of a sample.
 
         Returns:
             Whether the pool may be used again.
         """
-        return self._stop(processes.GRACE_SECONDS, self._pool.abandon)
+        return self._stop(protocol.GRACE_SECONDS, self._pool.abandon)
 
     def give_up(self) -> None:
         """Ends the workers at once, and the pool with them.
@@ -369,7 +378,7 @@ class Dispatcher:
             _open.discard(self)
             self._shared_state.stopped = True
             try:
-                self._workers.stop(Token(wire.STOP, 0, self._generation), grace)
+                self._workers.stop(self._stop_token(0), grace)
             finally:
                 dispose_of_pool()
         return True
@@ -379,17 +388,20 @@ _open: set[Dispatcher] = set()  # by their own hands; a WeakSet's callback would
 
 
 def close_all() -> None:
-    """Closes all productions of this process, since it ends."""
-    for production in list(_open):
-        production.close()
+    """Closes all dispatchers of this process, since it ends.
+
+    multiprocessing would terminate the workers too, but later, and joins without a time limit.
+    """
+    for dispatcher in list(_open):
+        dispatcher.close()
 
 
 def _close_in_child() -> None:
     # Workers, slots and tokens are the parent's: here, nothing of them may be touched.
-    for production in list(_open):
-        production.is_open = False
+    for dispatcher in list(_open):
+        dispatcher.is_open = False
     _open.clear()
 
 
-if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
-    os.register_at_fork(after_in_child=_close_in_child)
+process_exit.at_exit(process_exit.AtExit.CLOSE_PASSES, close_all)
+process_exit.in_child(process_exit.InChild.DISOWN_PASSES, _close_in_child)

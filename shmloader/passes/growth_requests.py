@@ -6,23 +6,36 @@ its batch in private memory and waits; the parent answers when it has room, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
-from shmloader.slots.pool import Packed, Pool
+from shmloader.slots.pool import Pool
+from shmloader.slots.results import Result
 from shmloader.workers import wire
 from shmloader.workers.wire import Token
 
 from .schedule import Schedule
 
-Tell = Callable[..., None]
+
+class Reply(NamedTuple):
+    """What a worker is to be told.
+
+    Attributes:
+        worker: who.
+        kind: GRANT or CURB.
+        slot: of which slot.
+        seq: of which batch.
+        room: bytes of the slot that it may use.
+    """
+
+    worker: int
+    kind: int
+    slot: int
+    seq: int
+    room: int
 
 
 class GrowthRequests:
     """The ASKs of a pass that are not answered. Used in the parent.
-
-    Methods that answer take ``tell``, which sends a token to a worker: called with the worker, the token's kind, and
-    its fields by name. Kept here, it would tie the iterator, whose method it is, into a reference cycle, and dropping
-    the iterator would no longer end its workers.
 
     Args:
         pool: which has the room.
@@ -41,23 +54,27 @@ class GrowthRequests:
         """Takes up an ASK."""
         self._asks[ask.seq] = ask
 
-    def answer(self, schedule: Schedule[Packed], tell: Tell) -> None:
+    def answer(self, schedule: Schedule[Result]) -> list[Reply]:
         """Grants what can be granted, and sees to it that the batch which the loop waits for is not held up for ever.
 
         Called before the loop waits. The batches that are needed soonest come first.
-        """
-        for seq in sorted(self._asks):
-            if not self._try_to_grant(seq, tell):
-                break
-        blocked = self._blocked(schedule)
-        if blocked is not None:
-            self._unblock(blocked, schedule, tell)
 
-    def refuse_all(self, tell: Tell) -> None:
-        """Tells all who wait that there is no more room, since the pass is over."""
-        for seq in list(self._asks):
-            self._refuse(seq, tell)
+        Returns:
+            What workers are to be told.
+        """
+        replies = []
+        for seq in sorted(self._asks):
+            granted = self._granted(seq)
+            if not granted:
+                break
+            replies += granted
+        blocked = self._blocked(schedule)
+        return replies if blocked is None else replies + self._unblock(blocked, schedule)
+
+    def refuse_all(self) -> list[Reply]:
+        """Answers all who wait that there is no more room, since the pass is over."""
         self._curbed.clear()
+        return [self._reply(seq, 0) for seq in list(self._asks)]
 
     def forget(self, worker: int) -> None:
         """Drops the ASK of a worker that has died, and what its jobs were told."""
@@ -67,53 +84,49 @@ class GrowthRequests:
                 del self._asks[seq]
                 self._moved_out.pop(seq, None)
 
-    def _unblock(self, blocked: int, schedule: Schedule[Packed], tell: Tell) -> None:
+    def _unblock(self, blocked: int, schedule: Schedule[Result]) -> list[Reply]:
         """Makes room for the batch that the loop waits for.
 
-        Whoever waits keeps no more than is written, batches that wait for their turn are moved out of the pool, and
-        jobs that cannot begin have to make do with little. If that does not make room, and no other batch is being
-        made, whose end would, then what the others have written is moved out until they get room again. If even that
-        is not enough, the batch cannot be had: its worker is told so, which makes an exception of it.
+        A worker that waits gets no more than what it has written, batches that wait for their turn are moved out of the
+        pool, and jobs that cannot begin have to make do with little. If that does not make room, and no other batch is
+        being made, whose end would, then what the others have written is moved out until they get room again. If even
+        that is not enough, the batch cannot be had: its worker is told so, which makes an exception of it.
         """
         for seq, ask in self._asks.items():
-            self._pool.curb(ask.slot, 0 if seq in self._moved_out else ask.room)
+            self._pool.curb(ask.slot, 0 if seq in self._moved_out else ask.nbytes)
         for task in schedule.made():
             assert task.result is not None
             task.result = self._pool.spill(task.result)
         stuck = schedule.stuck_behind(self._asks)
+        replies = []
         for task in stuck:
             # Once: a worker that is stopped, or dead and not known to be, reads none of them, and this may come again
             # with every batch of the others'. Its pipe has room for one a job.
             if task.seq not in self._curbed:
                 self._curbed[task.seq] = task.worker
                 room = self._pool.curb(task.slot, len(task.job))
-                tell(task.worker, wire.CURB, slot=task.slot, seq=task.seq, room=room)
-        if self._try_to_grant(blocked, tell) or schedule.unmade() > len(self._asks) + len(stuck):
-            return
+                replies.append(Reply(task.worker, wire.CURB, task.slot, task.seq, room))
+        granted = self._granted(blocked)
+        if granted or schedule.unmade() > len(self._asks) + len(stuck):
+            return replies + granted
         for seq, ask in self._asks.items():
             if seq != blocked and seq not in self._moved_out:
-                self._moved_out[seq] = self._pool.move_out(ask.slot, ask.room)
-        if not self._try_to_grant(blocked, tell):
-            self._refuse(blocked, tell)
+                self._moved_out[seq] = self._pool.move_out(ask.slot, ask.nbytes)
+        return replies + (self._granted(blocked) or [self._reply(blocked, 0)])
 
-    def _blocked(self, schedule: Schedule[Packed]) -> int | None:
+    def _blocked(self, schedule: Schedule[Result]) -> int | None:
         awaited = schedule.awaited
         seq = awaited.seq if awaited is not None else min(self._asks, default=-1)
         return seq if seq in self._asks else None
 
-    def _try_to_grant(self, seq: int, tell: Tell) -> bool:
+    def _granted(self, seq: int) -> list[Reply]:
+        """Returns the reply that grants an ASK, or nothing where there is no room now."""
         ask = self._asks[seq]
-        room = self._pool.grant(ask.slot, ask.size)
-        if room is None:
-            return False
-        self._reply(seq, room, tell)
-        return True
+        room = self._pool.grant(ask.slot, ask.room)
+        return [] if room is None else [self._reply(seq, room)]
 
-    def _refuse(self, seq: int, tell: Tell) -> None:
-        self._reply(seq, 0, tell)
-
-    def _reply(self, seq: int, room: int, tell: Tell) -> None:
+    def _reply(self, seq: int, room: int) -> Reply:
         ask = self._asks.pop(seq)
         # Back also where it is refused: code in the worker may hold what is written.
         self._pool.move_in(ask.slot, self._moved_out.pop(seq, b""))
-        tell(ask.worker, wire.GRANT, slot=ask.slot, seq=seq, room=room)
+        return Reply(ask.worker, wire.GRANT, ask.slot, seq, room)

@@ -7,12 +7,11 @@ over; ask for one more.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -20,13 +19,17 @@ from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
 from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn
 
-from shmloader import interrupts
-from shmloader.errors import WorkerDiedError, WorkerFault
-from shmloader.slots.pool import Packed, Pool
+from shmloader import interrupts, process_exit
+from shmloader.errors import WorkerDiedError
+from shmloader.slots.leases import Lease
+from shmloader.slots.pool import Pool
 from shmloader.slots.pool_cache import PoolCache, PoolSettings
-from shmloader.workers.process_main import Assignment
+from shmloader.slots.results import Result
+from shmloader.workers.brief import BatchSource
+from shmloader.workers.processes import ProcessWorkers
 
-from .dispatcher import Dispatcher, Terms, close_all
+from .dispatcher import Dispatcher, DispatchOptions
+from .restarts import RestartCount
 
 _profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
@@ -37,12 +40,16 @@ class ShmIterator(_BaseDataLoaderIter):
     It belongs to the process that made it; in a process forked from that one it does nothing.
 
     Args:
-        loader: whose data to load; it is not kept.
+        loader: whose data to load; it is not held.
         pool_cache: where the pool comes from and goes to.
         settings: of the pool.
         context: the multiprocessing context that makes the workers.
         sample_spec: what `spec.declare` returned, or None.
         worker_restarts: how many workers that die are replaced in a pass.
+        restart_count: counts them.
+
+    Attributes:
+        last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
 
     Raises:
         AssertionError: ``prefetch_factor`` is 0, as in stock's iterator.
@@ -50,6 +57,7 @@ class ShmIterator(_BaseDataLoaderIter):
     """
 
     _IterableDataset_len_called: int | None  # type: ignore[assignment]
+    last_lease: Lease | None
 
     def __init__(
         self,
@@ -59,6 +67,7 @@ class ShmIterator(_BaseDataLoaderIter):
         context: Any,
         sample_spec: Any,
         worker_restarts: int,
+        restart_count: RestartCount,
     ) -> None:
         super().__init__(loader)
         if not loader.prefetch_factor or loader.prefetch_factor <= 0:
@@ -66,7 +75,8 @@ class ShmIterator(_BaseDataLoaderIter):
         self._owner_pid = os.getpid()
         self._is_exhausted = False
         self._pool_cache = pool_cache
-        terms = Terms(
+        self.last_lease = None
+        self._options = DispatchOptions(
             self._num_workers,
             loader.prefetch_factor,
             loader.in_order,
@@ -74,15 +84,16 @@ class ShmIterator(_BaseDataLoaderIter):
             worker_restarts,
             *settings.populated,
         )
-        assignment = self._assignment(loader.worker_init_fn, sample_spec)
+        source = self._source(loader.worker_init_fn, sample_spec)
         with interrupts.deferred():
             self._pool = pool_cache.take(settings)
             try:
-                self._dispatcher = Dispatcher(assignment, terms, self._pool, context, pool_cache.tally)
+                workers = ProcessWorkers(context, self._num_workers, self._options.look_ahead)
+                self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count)
             except BaseException:
                 pool_cache.put(self._pool)
                 raise
-            self._keeper = interrupts.at_drop(functools.partial(_end, self._dispatcher, pool_cache, self._pool))
+            self._at_drop = interrupts.at_drop(functools.partial(_end, self._dispatcher, pool_cache, self._pool))
         try:
             with interrupts.deferred():
                 self._dispatcher.start()
@@ -91,10 +102,10 @@ class ShmIterator(_BaseDataLoaderIter):
             self._shutdown_workers()
             raise
 
-    def _assignment(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> Assignment:
+    def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> BatchSource:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
-        return Assignment(
+        return BatchSource(
             dataset=self._dataset,
             dataset_kind=self._dataset_kind,
             auto_collation=self._auto_collation,
@@ -127,7 +138,7 @@ class ShmIterator(_BaseDataLoaderIter):
         with self._closing_on_failure():
             if not first_iter:
                 self._dispatcher.resume(self._shared_seed, self._timeout)
-            for _ in range(self._dispatcher.look_ahead):
+            for _ in range(self._options.look_ahead):
                 self._dispatch()
 
     @contextlib.contextmanager
@@ -157,7 +168,7 @@ class ShmIterator(_BaseDataLoaderIter):
         try:
             return self._step()
         except Exception as error:
-            if _is_exiting and not isinstance(error, StopIteration):
+            if process_exit.is_exiting() and not isinstance(error, StopIteration):
                 # This is a daemon thread, and the main thread, on its way out, has closed the iterator under it.
                 threading.Event().wait()
             raise
@@ -169,13 +180,11 @@ class ShmIterator(_BaseDataLoaderIter):
         if not self._dispatcher.is_open:
             self._raise_closed()
         self._pool.collect()
-        packed = self._take()
+        result = self._take()
         try:
-            data = self._pool.hand_over(packed)
+            data, self.last_lease = self._pool.hand_over(result)
         finally:  # a batch that cannot be unpickled is an error, and not the end
             self._dispatch()
-        if packed.is_fault and isinstance(data, WorkerFault):
-            data.reraise()
         if self._pin_memory:
             data = pin_memory(data, self._pin_memory_device)
         return data
@@ -185,24 +194,34 @@ class ShmIterator(_BaseDataLoaderIter):
         if not self._dispatcher.is_open:
             return False
         with self._closing_on_failure():
-            return self._dispatcher.is_ready(self._dispatch)
+            if not self._dispatcher.is_ready:
+                self._dispatch_for(self._dispatcher.receive_ready())
+        return self._dispatcher.is_ready
 
-    def settle(self, addresses: Iterable[int]) -> None:
+    def settle(self, lease: Lease) -> None:
         """Notes that nothing copies from the slot of a batch that is about to be dropped; see `Pool.settle`."""
-        self._pool.settle(addresses)
+        self._pool.settle(lease)
 
-    def _take(self) -> Packed:
-        try:
-            packed = self._dispatcher.take(self._dispatch, self._timeout)
-        except WorkerDiedError:
-            self._shutdown_workers()
-            raise
-        if packed is None:
-            self._is_exhausted = True
-            if not self._persistent_workers:
+    def _take(self) -> Result:
+        dispatcher = self._dispatcher
+        while (result := dispatcher.take()) is None:
+            if dispatcher.is_done:
+                self._is_exhausted = True
+                if not self._persistent_workers:
+                    self._shutdown_workers()
+                raise StopIteration
+            try:
+                ended = dispatcher.receive(self._timeout)
+            except WorkerDiedError:
                 self._shutdown_workers()
-            raise StopIteration
-        return packed
+                raise
+            self._dispatch_for(ended)
+        return result
+
+    def _dispatch_for(self, ended: int) -> None:
+        """Asks for as many batches as workers have ended, since others may have more data."""
+        for _ in range(ended):
+            self._dispatch()
 
     def _dispatch(self) -> None:
         """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do."""
@@ -229,23 +248,12 @@ class ShmIterator(_BaseDataLoaderIter):
     def _shutdown_workers(self) -> None:
         """Ends the workers and passes the pool on to the loader's next iterator. Safe to call again.
 
-        Blocks until the workers have ended, `workers.GRACE_SECONDS` if they are in the middle of a sample.
+        Blocks until the workers have ended, `protocol.GRACE_SECONDS` if they are in the middle of a sample.
         """
         _end(self._dispatcher, self._pool_cache, self._pool)
 
 
-def _end(production: Dispatcher, pool_cache: PoolCache, pool: Pool) -> None:
+def _end(dispatcher: Dispatcher, pool_cache: PoolCache, pool: Pool) -> None:
     with interrupts.deferred():
-        if production.close():
+        if dispatcher.close():
             pool_cache.put(pool)
-
-
-_is_exiting = False
-
-
-@atexit.register
-def _close_all() -> None:
-    global _is_exiting
-    _is_exiting = True
-    # multiprocessing would terminate the workers too, but later, and joins without a time limit.
-    close_all()

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Tally:
-    """The replacements of all passes.
+class RestartCount:
+    """The replacements of all passes of a loader.
 
     Attributes:
-        restarts: how many there were.
+        total: how many there were.
     """
 
-    restarts: int = 0
+    total: int = 0
 
 
 @dataclass
@@ -22,12 +22,12 @@ class RestartPolicy:
 
     Attributes:
         limit: how many there may be.
-        tally: counts those of all passes.
+        all_passes: counts those of all passes.
         count: how many there were.
     """
 
     limit: int
-    tally: Tally = field(default_factory=Tally)
+    all_passes: RestartCount = field(default_factory=RestartCount)
     count: int = 0
     _fatal: set[tuple[int, int]] = field(default_factory=set)  # passes and batches that a worker has died at
 
@@ -47,5 +47,5 @@ class RestartPolicy:
         if batch is not None:
             self._fatal.add((generation, batch))
         self.count += 1
-        self.tally.restarts += 1
+        self.all_passes.total += 1
         return None

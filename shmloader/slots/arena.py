@@ -24,9 +24,8 @@ from shmloader.errors import PoolMemoryError
 
 from . import fork_copies
 from .limits import address_space_left, addresses_left, file_size_limit
+from .pages import PAGE, round_up
 from .shared_state import SharedState
-
-PAGE = mmap.PAGESIZE
 
 # What one pool may map of what is left. So it never ends, however many loaders there are, or however many are gone of
 # which one batch is kept, which holds the mapping. Of 128 TiB, the first pool gets 256 GiB, the 600th 80 GiB, the
@@ -40,11 +39,6 @@ _LEAST_SHARE = 32
 _MADV_POPULATE_WRITE = 23
 
 ADDRESS_SPACE_LIMIT = "the limit on address space (ulimit -v)"
-
-
-def round_up(nbytes: int) -> int:
-    """Returns ``nbytes`` rounded up to whole pages."""
-    return -(-nbytes // PAGE) * PAGE
 
 
 class Arena:
@@ -114,11 +108,26 @@ class Arena:
                 ) from error
             self.block(slot, nbytes)[::PAGE] = 0  # a kernel before 5.14
 
-    def give_back(self, slot: int, keep: int = 0) -> None:
-        """Returns the memory of ``slot`` to the system, but for its first ``keep`` bytes; it reads as zeros then."""
-        kept = round_up(keep)
-        if kept < self.stride:
-            self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + kept, self.stride - kept)
+    def give_back(self, slot: int, after: int = 0) -> None:
+        """Returns the memory of ``slot`` behind its first ``after`` bytes to the system; it reads as zeros then."""
+        begin = round_up(after)
+        if begin < self.stride:
+            self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + begin, self.stride - begin)
+
+    def giving_back_later(self) -> Callable[[int], bool]:
+        """Returns what gives back the memory of a slot, and does not keep the mapping alive.
+
+        It returns False where the mapping is gone, and all memory with it.
+        """
+        memory, first, stride = weakref.ref(self.memory), self._first, self.stride
+
+        def give_back(slot: int) -> bool:
+            mapped = memory()
+            if mapped is not None:
+                mapped.madvise(mmap.MADV_REMOVE, first + slot * stride, stride)
+            return mapped is not None
+
+        return give_back
 
     def own(self) -> None:
         """Makes the arena this process's own to write to. Called in a worker, before anything else of it is."""

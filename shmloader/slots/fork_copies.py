@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -23,7 +22,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from shmloader import libc, process_exit
 from shmloader.batches.tensors import Block
+
+from .pages import round_up
 
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MADV_HUGEPAGE = 14
@@ -64,20 +66,11 @@ _never_freed: list[Block] = []
 _thread = _Thread()
 
 
-def _find(name: str, restype: Any, *argtypes: Any) -> Any:
-    """Returns a function of the C library, found before there is a fork: looking takes the linker's lock."""
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # on other platforms
-        function = getattr(ctypes.PyDLL(None), name)
-        function.restype, function.argtypes = restype, argtypes
-        return function
-    return None
-
-
 _address, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-_mmap = _find("mmap", _address, _address, _size, _int, _int, _int, ctypes.c_long)
-_mremap = _find("mremap", _address, _address, _size, _size, _int, _address)
-_munmap = _find("munmap", _int, _address, _size)
-_madvise = _find("madvise", _int, _address, _size, _int)
+_mmap = libc.find("mmap", _address, _address, _size, _int, _int, _int, ctypes.c_long)
+_mremap = libc.find("mremap", _address, _address, _size, _size, _int, _address)
+_munmap = libc.find("munmap", _int, _address, _size)
+_madvise = libc.find("madvise", _int, _address, _size, _int)
 
 
 def watch(source: Source) -> None:
@@ -129,7 +122,7 @@ def address_of(block: Block) -> int:
 
 
 def _copy(block: Block) -> _Copy | None:
-    nbytes = -(-block.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    nbytes = round_up(block.nbytes)
     if not nbytes:
         return None
     protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -169,5 +162,5 @@ def _after_in_child() -> None:
     _sources.clear()
 
 
-if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
-    os.register_at_fork(before=_make_copies, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+process_exit.at_fork(before=_make_copies, in_parent=_after_in_parent)
+process_exit.in_child(process_exit.InChild.TAKE_COPIES, _after_in_child)

@@ -18,53 +18,80 @@ from collections import deque
 from shmloader.batches.tensors import Block
 
 
-class _Lease(weakref.ref[Block]):
-    __slots__ = ("slot",)
+class Lease(weakref.ref[Block]):
+    """The right to one slot, as long as the block that it refers to is alive.
+
+    Attributes:
+        slot: which slot.
+        is_settled: whether no copy from the slot will be in flight when the lease ends; see `Leases.settle`.
+    """
+
+    __slots__ = ("is_settled", "slot")
     slot: int
+    is_settled: bool
 
 
 class Leases:
-    """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any."""
+    """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any.
+
+    Attributes:
+        other_holders: how a warning goes on, behind the consumer's tensors, to name what else may hold slots.
+    """
+
+    other_holders = ""
 
     def __init__(self) -> None:
         # A weak reference must itself stay alive for its callback to be called.
-        self._live: dict[int, _Lease] = {}
-        self._ended: deque[_Lease] = deque()
-        self._kept: dict[int, list[Block]] = {}
+        self._live: dict[int, Lease] = {}
+        self._ended: deque[Lease] = deque()
+        self._retained: dict[int, list[Block]] = {}
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def open(self, slot: int, block: Block) -> None:
+    def open(self, slot: int, block: Block) -> Lease:
         """Begins a lease of ``slot`` that ends when ``block`` and everything based on it is gone."""
-        lease = _Lease(block, self._ended.append)
+        lease = Lease(block, self._ended.append)
         lease.slot = slot
+        lease.is_settled = False
         self._live[slot] = lease
+        return lease
 
-    def keep(self, block: Block, worker: int) -> None:
-        """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `let_go`."""
-        self._kept.setdefault(worker, []).append(block)
+    def settle(self, lease: Lease) -> None:
+        """Notes that when ``lease`` ends, no copy from its slot is in flight."""
+        lease.is_settled = True
+
+    def retain(self, block: Block, worker: int) -> None:
+        """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `release`."""
+        self._retained.setdefault(worker, []).append(block)
+
+    def release(self, worker: int) -> None:
+        """Ends the holds of ``worker``, which has ended."""
+        self._retained.pop(worker, None)
+
+    def release_all(self) -> None:
+        """Ends the holds of all workers."""
+        self._retained.clear()
 
     def blocks(self) -> list[Block]:
         """Returns the slots' memory that the consumer holds. Safe from any thread."""
-        of_workers = {id(block) for blocks in list(self._kept.values()) for block in blocks}
+        of_workers = {id(block) for blocks in list(self._retained.values()) for block in blocks}
         held = [lease() for lease in list(self._live.values())]
         return [block for block in held if block is not None and id(block) not in of_workers]
 
-    def let_go(self, worker: int) -> None:
-        """Ends the holds of ``worker``, which has ended."""
-        self._kept.pop(worker, None)
-
-    def let_all_go(self) -> None:
-        """Ends the holds of all workers."""
-        self._kept.clear()
-
-    def drain(self) -> list[int]:
-        """Returns the slots whose leases have ended since the last call."""
-        slots = []
+    def ended(self) -> list[Lease]:
+        """Returns the leases that have ended since the last call."""
+        leases = []
         ended = self._ended
         while ended:
-            slot = ended.popleft().slot
-            del self._live[slot]
-            slots.append(slot)
-        return slots
+            lease = ended.popleft()
+            del self._live[lease.slot]
+            leases.append(lease)
+        return leases
+
+    def drain(self) -> list[int]:
+        """Returns the slots that are free again, since their leases have ended, since the last call."""
+        return [lease.slot for lease in self.ended()]
+
+    def announce(self) -> None:
+        """Warns of what the leases' memory lacks, if it lacks anything. Other kinds of memory than this may."""

@@ -36,7 +36,7 @@ _FREE, _WRITING, _READY, _LEASED = State.FREE, State.WRITING, State.READY, State
 
 
 class _Slot:
-    __slots__ = ("allowance", "is_kept", "last_used", "number", "resident", "state")
+    __slots__ = ("allowance", "is_retained", "last_used", "number", "resident", "state")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -44,7 +44,7 @@ class _Slot:
         self.resident = 0
         self.allowance = MIN_SLOT_BYTES
         self.last_used = 0
-        self.is_kept = False
+        self.is_retained = False
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
         slots: how many slots there are.
         cap: bytes that all slots together may take, at least MIN_SLOT_BYTES each.
         in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
-        max_leased: how many may be LEASED, beside those that are kept; by default all but ``in_flight``.
+        max_leased: how many may be LEASED, beside those that are retained; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
     """
 
@@ -104,7 +104,7 @@ class Ledger:
 
     @property
     def leased(self) -> int:
-        """How many slots the consumer holds, those that are kept not counted."""
+        """How many slots the consumer holds, those that are retained not counted."""
         return self._leased
 
     @property
@@ -181,16 +181,16 @@ class Ledger:
         if self.is_leased_out or leased_bytes + room_to_go_on > self.cap:
             return False
         slot.state = _LEASED
-        slot.is_kept = False
+        slot.is_retained = False
         self._leased += 1
         self._leased_bytes = leased_bytes
         return True
 
-    def keep(self, number: int) -> None:
+    def retain(self, number: int) -> None:
         """READY -> LEASED, however little is left: code in a worker holds the batch, and nobody can help it."""
         slot = self._expect(number, _READY)
         slot.state = _LEASED
-        slot.is_kept = True
+        slot.is_retained = True
         self._leased_bytes += slot.allowance
 
     def free(self, number: int) -> None:
@@ -203,7 +203,7 @@ class Ledger:
         if slot.state is _FREE:
             raise ValueError(f"slot {number} is free already")
         if slot.state is _LEASED:
-            self._leased -= not slot.is_kept
+            self._leased -= not slot.is_retained
             self._leased_bytes -= slot.allowance
         elif slot.state is _WRITING:
             self._settle(slot, 0)

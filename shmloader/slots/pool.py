@@ -6,57 +6,42 @@ Here the ledger's decisions become memory operations. Used in the parent, by one
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from shmloader.batches.tensors import Block
 from shmloader.batches.unpacking import Unpacker
-from shmloader.device.pinned import PinnedArena, PinnedLeases
-from shmloader.errors import HeldBatchesWarning, PoolMemoryError
+from shmloader.errors import HeldBatchesWarning, PoolMemoryError, WorkerFault
 
 from . import fork_copies, moved_storages, orphans
 from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
-from .leases import Leases
+from .leases import Lease, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
+from .results import Made, Result, Retained, Spilled, Unsent
 
 NO_SLOT = -1
 
 
-class Packed(NamedTuple):
-    """A batch that a worker has made: where it is, and where its tail is in there.
+class Memory(Protocol):
+    """A kind of memory that slots may lie in."""
 
-    One whose job could not even be sent is in no slot, and stands for the error in the batch's place.
-    """
+    @property
+    def lends_small_parts(self) -> bool:
+        """Whether small parts of a batch are views of the slot too, and not copies beside it."""
 
-    slot: int
-    tail_offset: int
-    tail_bytes: int
-    is_fault: bool = False
-    keeper: int | None = None  # the worker that holds tensors of it too
-    spilled: Block | None = None  # the batch itself, where the slot was needed before its turn came
-    error: Exception | None = None
+    def make(self, slots: int, max_slot_bytes: int, workers: int, declared_bytes: int) -> tuple[Arena, Leases]:
+        """Returns a new arena, see `Arena` for the arguments, and its leases."""
 
 
 @dataclass(frozen=True)
-class PoolStatistics:
-    """What a pool is and has done.
+class SharedMemory:
+    """Plain shared memory."""
 
-    Attributes:
-        num_slots: slots in the pool.
-        max_bytes: the cap.
-        resident_bytes: memory that slots take now.
-        leased: slots whose batches the consumer holds.
-        batches: batches handed out so far.
-        copies: batches of those that were handed out as private copies, since the consumer held so many.
-    """
+    lends_small_parts = False
 
-    num_slots: int
-    max_bytes: int
-    resident_bytes: int
-    leased: int
-    batches: int
-    copies: int
+    def make(self, slots: int, max_slot_bytes: int, workers: int, declared_bytes: int) -> tuple[Arena, Leases]:
+        """Returns a new arena and its leases; see `Arena`."""
+        return Arena(slots, max_slot_bytes, workers, declared_bytes), Leases()
 
 
 class Pool:
@@ -64,13 +49,21 @@ class Pool:
 
     Args:
         num_slots: how many slots.
-        in_flight: how many of them are kept for jobs, at least.
+        in_flight: how many of them are set aside for jobs, at least.
         max_bytes: the cap on what all slots take together.
         available: the memory that there is; a larger cap would be none.
-        num_workers: how many workers write to it; each may keep one slot beside ``num_slots``, for a batch that code
-            in it holds, see `worker`.
-        pinned: whether what is handed out is to be in page-locked memory, which devices may copy from as they please.
+        num_workers: how many workers write to it; each may retain one slot beside ``num_slots``, for a batch that code
+            in it holds, see `slots.writer`.
+        memory: what slots lie in.
         declared_bytes: what a batch takes, where that is declared; see `Arena`.
+
+    Attributes:
+        num_slots: as above.
+        max_bytes: the cap, or the memory that there was where that is less.
+        cap_text: how errors call what limits the pool.
+        arena: where slots lie.
+        batches: batches handed out so far.
+        copies: batches of those that were handed out as private copies, since the consumer held so many.
 
     Raises:
         ValueError: ``max_bytes`` is too small for ``num_slots`` slots.
@@ -84,7 +77,7 @@ class Pool:
         max_bytes: int,
         available: int | None = None,
         num_workers: int = 0,
-        pinned: bool = False,
+        memory: Memory = SharedMemory(),
         declared_bytes: int = 0,
     ) -> None:
         all_slots = num_slots + num_workers
@@ -100,13 +93,7 @@ class Pool:
             self.cap_text = f"the {max_bytes} bytes of memory that were left when the pool was made ({self.cap_text})"
         self.num_slots = num_slots
         self.max_bytes = max_bytes
-        self._pinned: PinnedLeases | None = None
-        self._leases = Leases()
-        if pinned:
-            self.arena: Arena = PinnedArena(all_slots, max_bytes, num_workers, declared_bytes)
-            self._leases = self._pinned = PinnedLeases(self.arena)
-        else:
-            self.arena = Arena(all_slots, max_bytes, num_workers, declared_bytes)
+        self.arena, self._leases = memory.make(all_slots, max_bytes, num_workers, declared_bytes)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
                 f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
@@ -115,20 +102,23 @@ class Pool:
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
-        self._unpacker = Unpacker(lends_all=pinned)
-        self._batches = self._copies = 0
+        self._unpacker = Unpacker(lends_all=memory.lends_small_parts)
+        self.batches = self.copies = 0
         self._shortage = ""  # why the first private copy was made
         self._is_announced = False
         moved_storages.install()
         fork_copies.watch(self._leases)
 
-    def statistics(self) -> PoolStatistics:
-        """Returns the pool's figures as they are now."""
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that slots take now."""
+        return self._ledger.resident
+
+    @property
+    def leased(self) -> int:
+        """How many slots' batches the consumer holds now."""
         self._drain()
-        ledger = self._ledger
-        return PoolStatistics(
-            self.num_slots, self.max_bytes, ledger.resident, ledger.leased, self._batches, self._copies
-        )
+        return self._ledger.leased
 
     def populate(self, slots: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.
@@ -154,12 +144,11 @@ class Pool:
 
         Warns:
             HeldBatchesWarning: once, after the first private copy.
-            FallbackWarning: once, where slots cannot be page-locked as they should be.
+            FallbackWarning: once, where the slots' memory lacks something; see `Leases.announce`.
         """
         if self._shortage and not self._is_announced:
             self._announce_copies()
-        if self._pinned is not None:
-            self._pinned.announce()
+        self._leases.announce()
         orphans.tidy()
         self._drain()
         for slot in self._ledger.surplus():
@@ -220,35 +209,35 @@ class Pool:
         start = self.arena.start(slot)
         self.arena.memory[start : start + len(data)] = data
 
-    def ready(self, packed: Packed) -> None:
+    def ready(self, made: Made) -> None:
         """Notes that the slot's writer is done with it."""
-        self._ledger.ready(packed.slot, packed.tail_offset + packed.tail_bytes)
+        self._ledger.ready(made.slot, made.tail_offset + made.tail_bytes)
 
-    def release(self, packed: Packed) -> None:
+    def release(self, result: Result) -> None:
         """Frees the slot of a batch that nobody wants."""
-        if packed.keeper is not None:
-            block, *_ = self._where(packed)
-            self._ledger.keep(packed.slot)
-            self._leases.open(packed.slot, block)
-            self._leases.keep(block, packed.keeper)
-        elif packed.spilled is None and packed.error is None:
-            self._ledger.free(packed.slot)
+        if isinstance(result, Retained):
+            block, *_ = self._where(result)
+            self._ledger.retain(result.slot)
+            self._leases.open(result.slot, block)
+            self._leases.retain(block, result.worker)
+        elif isinstance(result, Made):
+            self._ledger.free(result.slot)
 
     def withdraw(self, slot: int) -> None:
         """Takes back a slot whose job its worker has never begun, or of which nothing came."""
         self._ledger.free(slot)
 
-    def keep(self, slot: int, worker: int) -> None:
+    def retain(self, slot: int, worker: int) -> None:
         """Sets aside a slot of which nothing came, but that code in ``worker`` holds, until that has ended."""
-        packed = Packed(slot, self._ledger.allowance(slot), 0, keeper=worker)
-        self.ready(packed)
-        self.release(packed)
+        made = Retained(slot, self._ledger.allowance(slot), 0, worker=worker)
+        self.ready(made)
+        self.release(made)
 
     def inherit(self, worker: int, slots: list[int]) -> None:
-        """Takes back what a worker that has died had: the slots of its jobs, and those that it kept."""
+        """Takes back what a worker that has died had: the slots of its jobs, and those that it retained."""
         for slot in slots:
             self._take_from_the_dead(slot)
-        self._leases.let_go(worker)
+        self._leases.release(worker)
         self._drain()
 
     def withdraw_all(self) -> None:
@@ -259,7 +248,7 @@ class Pool:
 
     def abandon(self) -> None:
         """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were."""
-        self._leases.let_all_go()
+        self._leases.release_all()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
                 self._take_from_the_dead(slot)
@@ -267,73 +256,62 @@ class Pool:
                 self._ledger.free(slot)
         self.arena.shared_state.stopped = False
 
-    def hand_over(self, packed: Packed) -> Any:
-        """Returns the batch itself, as views of its slot where the consumer may have it, as copies otherwise.
+    def hand_over(self, result: Result) -> tuple[Any, Lease | None]:
+        """Returns the batch itself, and its lease.
+
+        It is views of its slot where the consumer may have it. Otherwise it is copies, and there is no lease.
 
         Raises:
-            Exception: the job could not be sent; or what unpickling the batch raises.
+            Exception: making the batch raised it; the job could not be sent; or what unpickling the batch raises.
         """
-        if packed.error is not None:
-            raise packed.error
-        if packed.is_fault:
-            return self._copy(packed)
-        self._batches += 1
-        # A slot that code in a worker holds is not lent: the worker may die and be replaced, and its successor hold
-        # another one, while the loop still had this.
-        if packed.spilled is None and packed.keeper is None:
-            if self._ledger.lend(packed.slot):
-                block, offset, nbytes = self._where(packed)
-                self._leases.open(packed.slot, block)
-                return self._unpacker.views(block, offset, nbytes)
-            self._note_copy(packed)
-        return self._copy(packed)
+        if isinstance(result, Unsent):
+            raise result.error
+        if result.is_fault:
+            fault: WorkerFault = self._copy(result)
+            fault.reraise()
+        self.batches += 1
+        if type(result) is Made:
+            if self._ledger.lend(result.slot):
+                block, offset, nbytes = self._where(result)
+                lease = self._leases.open(result.slot, block)
+                return self._unpacker.views(block, offset, nbytes), lease
+            self._note_copy(result)
+        return self._copy(result), None
 
-    def settle(self, addresses: Iterable[int]) -> None:
-        """Notes that when a batch is dropped, no copy from its slot is in flight, so that it is free at once.
+    def settle(self, lease: Lease) -> None:
+        """Notes that when ``lease`` ends no copy from its slot is in flight, so that the slot is free at once."""
+        self._leases.settle(lease)
 
-        Args:
-            addresses: of the batch's tensors; one of them, at least, is in the slot, if it has one.
-        """
-        if self._pinned is None:
-            return
-        first = self.arena.address + self.arena.start(0)
-        slots = ((address - first) // self.arena.stride for address in addresses)
-        for slot in slots:
-            if 0 <= slot < self.arena.slots:
-                self._pinned.settle(slot)
-                return
-
-    def spill(self, packed: Packed) -> Packed:
-        """Moves a batch that waits for its turn out of its slot, which is free then."""
-        if packed.keeper is not None or packed.spilled is not None or packed.error is not None:
-            return packed
-        block, *_ = self._where(packed)
-        self._ledger.free(packed.slot)
-        return packed._replace(spilled=block.copy())
+    def spill(self, result: Result) -> Result:
+        """Moves a batch that waits for its turn out of its slot, which is free then, unless its worker retains it."""
+        if type(result) is not Made:
+            return result
+        block, *_ = self._where(result)
+        self._ledger.free(result.slot)
+        return Spilled(block.copy(), result.tail_offset, result.tail_bytes, result.is_fault)
 
     def close(self) -> None:
-        """Gives back all memory but that of leased slots, which follows as their leases end; see `departed`."""
+        """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`."""
         self._drain()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is not State.LEASED:
                 self.arena.give_back(slot)
-        orphans.see_off(self.arena, self._leases)
+        orphans.adopt(self.arena, self._leases)
 
     def _drain(self) -> None:
         for slot in self._leases.drain():
             self._ledger.free(slot)
 
-    def _where(self, packed: Packed) -> tuple[Block, int, int]:
-        block = packed.spilled
-        if block is None:
-            block = self.arena.block(packed.slot, packed.tail_offset + packed.tail_bytes)
-        return block, packed.tail_offset, packed.tail_bytes
+    def _where(self, result: Made | Spilled) -> tuple[Block, int, int]:
+        offset, nbytes = result.tail_offset, result.tail_bytes
+        block = self.arena.block(result.slot, offset + nbytes) if isinstance(result, Made) else result.block
+        return block, offset, nbytes
 
-    def _copy(self, packed: Packed) -> Any:
+    def _copy(self, result: Made | Spilled) -> Any:
         try:
-            return self._unpacker.copies(*self._where(packed))
+            return self._unpacker.copies(*self._where(result))
         finally:
-            self.release(packed)
+            self.release(result)
 
     def _take_from_the_dead(self, slot: int) -> None:
         # How much of it was touched died with its writer.
@@ -344,27 +322,25 @@ class Pool:
         self._ledger.empty(slot)
         self.arena.give_back(slot)
 
-    def _note_copy(self, packed: Packed) -> None:
-        self._copies += 1
+    def _note_copy(self, made: Made) -> None:
+        self.copies += 1
         if self._shortage:
             return
         held = self._ledger.leased
-        keeps = f"you keep {held} batches, or tensors of them"
-        if self._pinned is not None:
-            keeps += ", or copies of them to a device are under way"
+        holds = f"you hold {held} batches, or tensors of them{self._leases.other_holders}"
         if self._ledger.is_leased_out:
             self._shortage = (
-                f"{keeps}, and a pool of {self.num_slots} slots has no more to lend beside those for loading; further "
-                "batches are private copies. Clone what you keep, drop batches sooner, or raise num_slots"
+                f"{holds}, and a pool of {self.num_slots} slots has no more to lend beside those for loading; further "
+                "batches are private copies. Clone what you hold, drop batches sooner, or raise num_slots"
             )
         elif held > 1:  # one is in the hands of any loop that takes the next
             self._shortage = (
-                f"{keeps}, and {self.cap_text} leaves no room to lend more beside those for loading; further batches "
-                "are private copies. Clone what you keep, drop batches sooner, or raise max_pool_bytes"
+                f"{holds}, and {self.cap_text} leaves no room to lend more beside those for loading; further batches "
+                "are private copies. Clone what you hold, drop batches sooner, or raise max_pool_bytes"
             )
         else:
             self._shortage = (
-                f"a batch takes {packed.tail_offset + packed.tail_bytes} bytes, and {self.cap_text} has no room to "
+                f"a batch takes {made.tail_offset + made.tail_bytes} bytes, and {self.cap_text} has no room to "
                 "lend it beside the one before and those for loading; such batches are private copies. Raise "
                 "max_pool_bytes, or make batches smaller"
             )

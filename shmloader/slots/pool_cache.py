@@ -7,12 +7,11 @@ import os
 from dataclasses import dataclass
 
 from shmloader import interrupts
-from shmloader.passes.restarts import Tally
 
 from .arena import tight_limit
 from .ledger import MIN_SLOT_BYTES
 from .limits import available_memory, memory_limit
-from .pool import Pool, PoolStatistics
+from .pool import Memory, Pool, SharedMemory
 
 # Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
 # next, and more for libraries that look ahead, or collect the batches of one optimizer step. Untouched slots take no
@@ -32,7 +31,7 @@ class PoolSettings:
         num_slots: slots; None: enough for a loop that holds as many as are under way, and a few.
         max_bytes: the cap; None: half of the memory that this process may use.
         declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
-        pinned: whether it is page-locked.
+        memory: what its slots lie in.
         on_the_way: how many batches are copied to a device ahead of the loop.
     """
 
@@ -41,7 +40,7 @@ class PoolSettings:
     num_slots: int | None
     max_bytes: int | None
     declared_bytes: int
-    pinned: bool = False
+    memory: Memory = SharedMemory()  # noqa: RUF009 - it is immutable
     on_the_way: int = 0
 
     @property
@@ -80,7 +79,7 @@ class PoolSettings:
             max_bytes,
             available_memory(),
             self.num_workers,
-            self.pinned,
+            self.memory,
             self.declared_bytes,
         )
         if self.declared_bytes:
@@ -92,23 +91,12 @@ class PoolSettings:
         return pool
 
 
-@dataclass(frozen=True)
-class LoaderStatistics(PoolStatistics):
-    """What a loader's pool is and has done, and what its workers have gone through.
-
-    Attributes:
-        restarts: workers that have died and were replaced, over all passes.
-    """
-
-    restarts: int
-
-
 @dataclass
-class _Kept:
-    """What a pool_cache keeps. Apart from the pool_cache, whose end it must survive.
+class _Shelf:
+    """Where the pool that no iterator uses is. Apart from the cache, whose end it must survive.
 
     Attributes:
-        pool: the pool that no iterator uses, if any.
+        pool: the pool, if any.
         is_over: whether the loader is gone; of a reference cycle, it may go before its iterators.
     """
 
@@ -117,59 +105,56 @@ class _Kept:
 
 
 class PoolCache:
-    """Keeps a loader's pool from pass to pass: its memory is touched once and its sizes are known.
+    """A loader's pool, from pass to pass: its memory is touched once and its sizes are known.
 
     Iterators that live side by side have a pool each.
+
+    Attributes:
+        last: the pool that was taken last, or None.
     """
 
     def __init__(self) -> None:
         self._settings: PoolSettings | None = None
-        self._last: Pool | None = None
+        self.last: Pool | None = None
         self._begin()
-        self.tally = Tally()  # here, since a pool and an iterator may be gone before the loader
 
     def _begin(self) -> None:
         self._owner_pid = os.getpid()
-        self._kept = _Kept()
-        self._keeper = interrupts.at_drop(functools.partial(_close_kept, self._kept))
+        self._shelf = _Shelf()
+        self._at_drop = interrupts.at_drop(functools.partial(_close, self._shelf))
 
     def take(self, settings: PoolSettings) -> Pool:
-        """Returns the kept pool if it is as ``settings`` say, else a new one.
+        """Returns the cached pool if it is as ``settings`` say, else a new one.
 
         Raises:
             ValueError, PoolMemoryError: see `PoolSettings.make`.
         """
         if self._owner_pid != os.getpid():
             self._begin()
-        pool, self._kept.pool = self._kept.pool, None
+        pool, self._shelf.pool = self._shelf.pool, None
         if pool is not None and settings != self._settings:
             pool.close()
             pool = None
         if pool is None:
             pool = settings.make()
         self._settings = settings
-        self._last = pool
+        self.last = pool
         return pool
 
     def put(self, pool: Pool) -> None:
-        """Keeps ``pool`` for the next iterator, or closes it: if one is kept already, it is not the last one's, or the
-        loader is gone.
+        """Stores ``pool`` for the next iterator.
+
+        Or closes it: if there is one already, if it is not the last one's, or if the loader is gone.
         """
-        if self._kept.pool is None and pool is self._last and not self._kept.is_over:
-            self._kept.pool = pool
+        if self._shelf.pool is None and pool is self.last and not self._shelf.is_over:
+            self._shelf.pool = pool
         else:
             pool.close()
 
-    def statistics(self) -> LoaderStatistics | None:
-        """Returns the figures of the pool that was taken last, or None before that."""
-        if self._last is None:
-            return None
-        return LoaderStatistics(**vars(self._last.statistics()), restarts=self.tally.restarts)
 
-
-def _close_kept(kept: _Kept) -> None:
+def _close(shelf: _Shelf) -> None:
     with interrupts.deferred():
-        kept.is_over = True
-        pool, kept.pool = kept.pool, None
+        shelf.is_over = True
+        pool, shelf.pool = shelf.pool, None
         if pool is not None:
             pool.close()

@@ -1,7 +1,7 @@
 """What the parent and its workers can read of each other at any time: some words at the beginning of the arena.
 
 A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
-one writer: `stopped` the parent, the others the worker that they are about.
+one writer: of `stopped` and `shared_seed` it is the parent, of the others the worker that they are about.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import mmap
 import struct
 import time
 
+from .pages import round_up
+
 _LINE = 64  # a cache line: no two processes write to the same one
 _PROGRESS = struct.Struct("<qq")  # the batch's number, and when it was begun, in nanoseconds
 _SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: nothing is saved here
 _SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
 _IDLE = -1
+_SEED = struct.Struct("<Q")
+_SEED_START = 8  # `stopped` is at 0
 
 
 class SharedState:
@@ -32,7 +36,7 @@ class SharedState:
     @staticmethod
     def size(workers: int) -> int:
         """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
-        return -(-(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers) // mmap.PAGESIZE) * mmap.PAGESIZE
+        return round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers)
 
     @property
     def stopped(self) -> bool:
@@ -42,6 +46,15 @@ class SharedState:
     @stopped.setter
     def stopped(self, stopped: bool) -> None:
         self._memory[0] = stopped
+
+    @property
+    def shared_seed(self) -> int:
+        """What IterDataPipes are shuffled by, in the pass that was begun last. Workers read it when it begins."""
+        return int(_SEED.unpack_from(self._memory, _SEED_START)[0])
+
+    @shared_seed.setter
+    def shared_seed(self, seed: int) -> None:
+        _SEED.pack_into(self._memory, _SEED_START, seed)
 
     def begin(self, worker: int, seq: int) -> None:
         """Notes that ``worker`` begins batch ``seq`` now."""
@@ -57,7 +70,7 @@ class SharedState:
         return None if seq == _IDLE else (seq, (time.monotonic_ns() - since) / 1e9)
 
     def save(self, worker: int, tag: int, data: bytes) -> None:
-        """Keeps ``data`` for the successor of ``worker``, beside what was kept by the call before.
+        """Saves ``data`` for the successor of ``worker``, beside what was saved by the call before.
 
         The two take turns: whoever is killed in the middle of this has left the one before untouched.
 
@@ -75,7 +88,7 @@ class SharedState:
         _SAVED.pack_into(self._memory, place, tag, len(data))
 
     def saved(self, worker: int, tag: int) -> bytes | None:
-        """Returns what was kept last with a tag of ``tag`` at most, or None."""
+        """Returns what was saved last with a tag of ``tag`` at most, or None."""
         found = []
         for place in (self._place(worker, 0), self._place(worker, 1)):
             its_tag, nbytes = _SAVED.unpack_from(self._memory, place)
@@ -87,7 +100,7 @@ class SharedState:
         return self._memory[start : start + nbytes]
 
     def forget(self, worker: int) -> None:
-        """Drops what was kept for the successor of ``worker``. Called while that worker is not running."""
+        """Drops what was saved for the successor of ``worker``. Called while that worker is not running."""
         for tag in (0, 1):
             _SAVED.pack_into(self._memory, self._place(worker, tag), 0, 0)
 

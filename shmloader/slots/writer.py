@@ -26,8 +26,8 @@ _FAULT_BYTES = 16 * 1024
 class SlotWriter:
     """Lays out one batch at a time in its slot, from the bottom up. Used in a worker.
 
-    What does not fit into the bytes that the slot may use is asked for once a batch, when all of it is laid out: a
-    worker that waits for room holds as little as can be, so that workers cannot keep it from each other.
+    What does not fit into the bytes that the slot may use is to be asked for once a batch, when all of it is laid out:
+    a worker that waits for room holds as little as can be, so that workers cannot take it from each other.
 
     Memory that was lent in a batch is not written a second time in it while anything in this process refers to it: what
     is laid out later lies behind it.
@@ -35,8 +35,6 @@ class SlotWriter:
     Args:
         arena: where slots lie.
         cap_text: what the pool is limited by, for an error's text.
-        ask: called with the bytes that the slot needs in all and those that have to stay; asks the parent,
-            blocks until it has answered, and returns how many bytes the slot may use now.
 
     Attributes:
         address: where the slot begins, in this process.
@@ -44,11 +42,10 @@ class SlotWriter:
             perhaps, may be a source of the batch, and must not lie where that is going to be written.
     """
 
-    def __init__(self, arena: Arena, cap_text: str, ask: Callable[[int, int], int]) -> None:
+    def __init__(self, arena: Arena, cap_text: str) -> None:
         self._arena = arena
         self._cap_text = cap_text
         self._thread = threading.get_ident()
-        self._ask = ask
         self._slot = -1
         self._room = 0
         self._top = 0
@@ -58,7 +55,7 @@ class SlotWriter:
         self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
-        self._kept: list[tuple[weakref.ref[Block], int]] = []
+        self._retained: list[tuple[weakref.ref[Block], int]] = []
         self._is_inherited = False
 
     def open(self, slot: int, room: int) -> None:
@@ -83,15 +80,15 @@ class SlotWriter:
         """
         return self._held is not None and self._held() is not None
 
-    def keep_out(self) -> None:
+    def stop_lending(self) -> None:
         """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
         self._is_direct = False
         if self._held is not None:
-            self._kept.append((self._held, self._written))
+            self._retained.append((self._held, self._written))
 
     def blocks(self) -> list[Block]:
         """Returns what was written of the slots of which something in this process holds a tensor."""
-        lent = [*self._kept, *([] if self._held is None else [(self._held, self._written)])]
+        lent = [*self._retained, *([] if self._held is None else [(self._held, self._written)])]
         return [block[:written] for held, written in lent if (block := held()) is not None]
 
     @property
@@ -125,7 +122,7 @@ class SlotWriter:
 
         None where there is no slot for it: it is empty, or larger than what may be lent of the slot at present; no
         batch is open; this is another thread than the worker's own, such as a dataset may collate in; or after
-        `keep_out`.
+        `stop_lending`.
         """
         nbytes = math.prod(shape) * dtype.itemsize
         offset = -(-self._top // ALIGNMENT) * ALIGNMENT
@@ -147,7 +144,7 @@ class SlotWriter:
         return self._slot
 
     def lend(self, nbytes: int, room: int) -> Block | None:
-        """Does the same and returns the slot, to make arrays of that user code may hold; or None after `keep_out`."""
+        """Does the same and returns the slot, to make arrays of that user code may hold; None after `stop_lending`."""
         if not self._is_direct or self.lay_out(nbytes, room + _FAULT_BYTES) is None:
             return None
         return self._whole()
@@ -183,21 +180,29 @@ class SlotWriter:
             self._block = block
         self.rewind()
 
-    def require(self) -> None:
-        """Makes sure that all that was laid out is there.
+    @property
+    def shortage(self) -> int:
+        """How many bytes the slot needs in all, if it may not use so many; else 0."""
+        return self._top if self._top > self._room else 0
 
-        Blocks while the parent decides whether the slot may grow; the parent's answer or its end wakes it.
+    @property
+    def to_stay(self) -> int:
+        """How many of the slot's first bytes have to stay if it gets no more room.
+
+        That is what is written, which user code may hold, and room for an exception's text behind it.
+        """
+        return self._written + _FAULT_BYTES if self._written else 0
+
+    def grant(self, room: int) -> None:
+        """Lets the slot use ``room`` bytes from now on; 0: no more than what any slot may use, and what has to stay."""
+        self._room = room or max(MIN_SLOT_BYTES, self.to_stay)
+
+    def require(self) -> None:
+        """Makes sure that all that was laid out may be written.
 
         Raises:
             PoolMemoryError: the pool cannot hold a batch of this size.
-            SystemExit: this is a process that user code has forked, while a batch was being packed perhaps.
         """
-        if self._top > self._room:
-            if self._is_inherited:
-                raise SystemExit(1)
-            # A refused worker keeps the minimum slot size, and room for the exception's text behind what is written.
-            kept = self._written + _FAULT_BYTES if self._written else 0
-            self._room = self._ask(self._top, kept) or max(MIN_SLOT_BYTES, kept)
         if self._top > self._room:
             raise PoolMemoryError(
                 f"a batch takes {self._top} bytes of shared memory, which do not fit under "

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import select
 import signal
 import threading
-from typing import Any
+
+from shmloader import libc
 
 _PR_SET_PDEATHSIG = 1
 
 
-def _find_prctl() -> Any:
-    with contextlib.suppress(OSError, TypeError, AttributeError):  # on other platforms
-        return ctypes.CDLL(None).prctl
-    return None
-
-
-# Found before there are workers: to look for it takes the linker's lock, which another thread may hold during the fork.
-_prctl = _find_prctl()
+_prctl = libc.find("prctl", ctypes.c_int, ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 def in_first_thread() -> bool:

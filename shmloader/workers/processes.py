@@ -13,30 +13,28 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from shmloader import process_exit
 from shmloader.errors import WorkerTimeoutError
 from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
 
-from . import process_start
+from . import parent_watch, process_main, process_start
+from .brief import Brief
+from .protocol import SilenceError
 from .tracebacks import TracebackPipe
-from .wire import Fields, Outbox, PipeEnd, Token, pipe
+from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 
-# How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
-GRACE_SECONDS = 5.0
 _TERM_SECONDS = 1.0
 
 # What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
 # time that the wait for its answer ran out. Only these last could be more than there is room for.
 _CONTROL_TOKENS = 8
-
-MakeBrief = Callable[[int, PipeEnd, list[int]], Any]
 
 
 @functools.cache
@@ -54,10 +52,6 @@ def default_context() -> Any:
     context = ForkContext()
     context.Process = Process  # type: ignore[misc]
     return context
-
-
-class SilenceError(Exception):
-    """No token came in time. Not a TimeoutError, which a signal handler of the user's may raise at any moment."""
 
 
 @dataclass
@@ -96,12 +90,12 @@ class ProcessWorkers:
         self._members: list[_Member] = []
         with contextlib.ExitStack() as undo:
             self._up, outbox = self._pipe()
-            self.outbox = Outbox(outbox.fd)
+            self._outbox = Outbox(outbox.fd)
             undo.callback(self._up.close)
-            undo.callback(self.outbox.close)
+            undo.callback(self._outbox.close)
             os.set_blocking(self._up.fd, False)
-            self.stacks = TracebackPipe()
-            undo.callback(self.stacks.close)
+            self._tracebacks = TracebackPipe()
+            undo.callback(self._tracebacks.close)
             # The waits of poll(2) grow with the number of workers.
             self._poll = select.epoll()
             self._poll.register(self._up.fd, select.EPOLLIN)
@@ -133,44 +127,44 @@ class ProcessWorkers:
                 f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
             ) from error
 
-    def start(self, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
-        """Starts the processes.
-
-        Args:
-            run: what a process runs; called there with its brief.
-            make_brief: makes the brief of a worker from its number, the end of its pipe, and the descriptors that
-                it has to close first.
-        """
-        _crews.add(self)
+    def start(self, briefs: list[Brief]) -> None:
+        """Starts the processes, one for each brief, in the order of their numbers."""
+        _all.add(self)
         with fork_copies.gathered():
-            for worker in range(self.num_workers):
-                self._members.append(self._start_one(worker, run, make_brief))
+            for brief in briefs:
+                self._members.append(self._start_one(brief))
 
-    def replace(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> None:
-        """Starts a process in the place of a worker that has died; see `start`."""
-        dead = self._members[worker]
+    def replace(self, brief: Brief) -> None:
+        """Starts a process in the place of a worker that has died."""
+        dead = self._members[brief.worker]
         self._poll.unregister(dead.pidfd)
         # Marked first: should the start fail, nothing of the dead one is used again.
         pidfd, dead.pidfd = dead.pidfd, -1
         os.close(pidfd)
         dead.close_pipe()
-        self._members[worker] = self._start_one(worker, run, make_brief)
+        self._members[brief.worker] = self._start_one(brief)
 
-    def _start_one(self, worker: int, run: Callable[[Any], None], make_brief: MakeBrief) -> _Member:
+    def _start_one(self, brief: Brief) -> _Member:
         inbox, down = self._pipe()
         os.set_blocking(down.fd, False)
+        link = Link(
+            parent_pid=os.getpid(),
+            dies_by_kernel=self.has_own_children and parent_watch.in_first_thread(),
+            inbox=inbox,
+            outbox=self._outbox,
+            traceback_outlet=self._tracebacks.outlet,
+            close_first=[*self._foreign_descriptors(), down.fd] if self.is_forked else [],
+        )
         process = None
         try:
-            brief = make_brief(worker, inbox, [*self._foreign_descriptors(), down.fd] if self.is_forked else [])
             if self.is_forked:
-                process = self._context.Process(target=run, args=(brief,), daemon=True)
+                process = self._context.Process(target=process_main.run, args=((brief, link),), daemon=True)
                 pidfd = process_start.start(process)
             else:
-                with contextlib.closing(process_start.Parcel(brief)) as parcel:
-                    process = self._context.Process(target=run, args=(parcel,), daemon=True)
-                    pidfd = process_start.start_elsewhere(
-                        process, self.method, parcel, f"{worker} of {self.num_workers}"
-                    )
+                with contextlib.closing(process_start.Parcel((brief, link))) as parcel:
+                    process = self._context.Process(target=process_main.run, args=(parcel,), daemon=True)
+                    name = f"{brief.worker} of {self.num_workers}"
+                    pidfd = process_start.start_elsewhere(process, self.method, parcel, name)
             member = _Member(process, pidfd, down, inbox)
         except BaseException:
             down.close()
@@ -183,12 +177,12 @@ class ProcessWorkers:
         return member
 
     def _foreign_descriptors(self) -> list[int]:
-        """The parent's ends of this crew's pipes, which a forked child inherits and has no use for.
+        """The parent's ends of these workers' pipes, which a forked child inherits and has no use for.
 
-        Other start methods inherit nothing. What other crews have open is left: another thread may be closing it, and
-        its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
+        Other start methods inherit nothing. What other loaders' workers have is left: another thread may be closing it,
+        and its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
-        ours = [self._up.fd, self.stacks.fd, self._poll.fileno()]
+        ours = [self._up.fd, self._tracebacks.fd, self._poll.fileno()]
         theirs = [fd for member in self._members for fd in (member.down.fd, member.inbox.fd, member.pidfd)]
         return ours + [fd for fd in theirs if fd >= 0]
 
@@ -266,9 +260,9 @@ class ProcessWorkers:
             letter = "Z"
         return _STATES.get(letter, letter)
 
-    def stack(self, worker: int) -> list[str]:
+    def traceback(self, worker: int) -> list[str]:
         """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
-        return self.stacks.ask(self._members[worker].pidfd)
+        return self._tracebacks.ask(self._members[worker].pidfd)
 
     def stop(self, token: Fields, grace: float) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
@@ -277,7 +271,7 @@ class ProcessWorkers:
         then is terminated, and after another second killed, which reaches stopped processes too; or at once, by `kill`
         in a signal handler.
         """
-        _crews.discard(self)
+        _all.discard(self)
         for worker, member in enumerate(self._members):
             if member.down.fd >= 0:
                 with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
@@ -295,8 +289,8 @@ class ProcessWorkers:
                 _close_files(member.process)
             self._poll.close()
             self._up.close()
-            self.outbox.close()
-            self.stacks.close()
+            self._outbox.close()
+            self._tracebacks.close()
 
     def kill(self) -> None:
         """Kills all workers, and does not wait for their end."""
@@ -326,18 +320,17 @@ _STATES = {
     "Z": "ended",
 }
 
-_crews: set[ProcessWorkers] = set()  # those that are not stopped
+_all: set[ProcessWorkers] = set()  # those that are not stopped
 
 
 def _forget_in_child() -> None:
     # At its exit multiprocessing terminates whatever it takes for its children, and in a forked process it takes the
     # parent's children for its own.
-    for crew in _crews:
-        multiprocessing_process._children.difference_update(crew.processes)  # type: ignore[attr-defined]
+    for workers in _all:
+        multiprocessing_process._children.difference_update(workers.processes)  # type: ignore[attr-defined]
 
 
-if hasattr(os, "register_at_fork"):  # else this module is imported, and not used
-    os.register_at_fork(after_in_child=_forget_in_child)
+process_exit.in_child(process_exit.InChild.DISOWN_PROCESSES, _forget_in_child)
 
 
 def _close_files(process: BaseProcess) -> None:

@@ -1,4 +1,4 @@
-"""The state of this process's random streams, as bytes."""
+"""The random generators of a worker: how they are seeded, and their state as bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import pickle
 import random
 
 import numpy as np
+import numpy.random  # which numpy would import when it is first used: in every worker anew
 import torch
+from torch.utils.data._utils import worker as torch_worker
+
+
+def seed(base_seed: int, worker: int) -> None:
+    """Seeds torch's, numpy's and Python's generators of this process as torch's worker loop does."""
+    random.seed(base_seed + worker)
+    torch.manual_seed(base_seed + worker)
+    np.random.seed(torch_worker._generate_state(base_seed, worker))
 
 
 def capture() -> bytes:

@@ -31,7 +31,7 @@ def answer(outlet: PipeEnd) -> None:
 
 
 class TracebackPipe:
-    """The pipe that the workers of one crew answer on. Used in the parent."""
+    """The pipe that the workers of one iterator answer on. Used in the parent."""
 
     def __init__(self) -> None:
         self.fd, outlet = os.pipe()

@@ -13,7 +13,8 @@ import functools
 import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any, NamedTuple
 
@@ -21,39 +22,51 @@ with contextlib.suppress(ImportError):  # on Windows, where this module is impor
     import fcntl
 
 # Down: from the parent to one worker.
-JOB = 1  # fill `slot` for batch `seq`: the job is its first `size` bytes, and `room` bytes of the slot may be used
-GRANT = 2  # the answer to an ASK: `slot` may now use `room` bytes; 0: no more can be had
-CURB = 3  # of `slot`, whose job `seq` is not begun since the worker waits for a GRANT, only `room` bytes may be used
-RESUME = 4  # a new pass begins: it is `generation`, and `size` is the seed that IterDataPipes share
+JOB = 1  # make batch `seq` in `slot`
+GRANT = 2  # the answer to an ASK; a `room` of 0: no more can be had
+CURB = 3  # `slot`, whose job `seq` is not begun since the worker waits for a GRANT, has another `room` now
+RESUME = 4  # a new pass begins, which is `generation`; see `SharedState.shared_seed`
 STOP = 5  # no job will follow
 
 # Up: from every worker to the parent, over one pipe.
-BATCH = 6  # batch `seq` lies in `slot`: tensors in its first `size` bytes, a skeleton in the `room` bytes after them
-FAULT = 7  # as BATCH, but what lies there is the exception that making the batch raised
+BATCH = 6  # batch `seq` is packed in `slot`
+FAULT = 7  # as BATCH, but what is packed is the exception that making the batch raised
 ENDED = 8  # this worker's iterable dataset has no batch `seq`, nor a later one
-ASK = 9  # `slot` needs `size` bytes in all, and its first `room` have to stay; the worker waits for a GRANT
+ASK = 9  # batch `seq` does not fit into `slot`; the worker waits for a GRANT
 RESUMED = 10  # all jobs before `generation` are done: this worker owns no slot
-
-# Added to BATCH, FAULT and ENDED: code in the worker still holds tensors of the slot, which must not be written again.
-KEPT = 0x100
 
 
 class Token(NamedTuple):
-    """One message; what `slot`, `seq`, `size` and `room` mean depends on `kind`, see the constants above."""
+    """One message. Each field means the same in all kinds that have it, and is 0 in the others.
+
+    Attributes:
+        kind: one of the constants above.
+        is_retained: of a slot that comes back: whether code in the worker still holds tensors of it, so that it must
+            not be written again.
+        worker: who is told, or who tells.
+        generation: the pass that this belongs to.
+        slot: the slot that is handed over.
+        seq: the batch's number.
+        room: bytes of the slot that its writer may use; in an ASK, those that it would need.
+        offset: where in the slot that lies which the reader needs: 0 for a JOB's indices, a BATCH's tail.
+        nbytes: and how long it is. In an ASK, the slot's first bytes that have to stay as they are.
+    """
 
     kind: int
+    is_retained: int
     worker: int
     generation: int
     slot: int = 0
     seq: int = 0
-    size: int = 0
     room: int = 0
+    offset: int = 0
+    nbytes: int = 0
 
 
 # A token as a plain tuple, for senders: to make a named one costs as much as to pack it.
-Fields = tuple[int, int, int, int, int, int, int]
+Fields = tuple[int, int, int, int, int, int, int, int, int]
 
-_LAYOUT = struct.Struct("<HHIIQQQ")
+_LAYOUT = struct.Struct("<BBHIIQQQQ")
 _as_token: Callable[[Fields], Token] = functools.partial(tuple.__new__, Token)
 TOKEN_BYTES = _LAYOUT.size
 _READ_BYTES = TOKEN_BYTES * 128
@@ -140,10 +153,31 @@ def _adopt(kind: type[PipeEnd], duplicate: Any) -> PipeEnd:
     return kind(duplicate.detach())
 
 
+@dataclass(frozen=True)
+class Link:
+    """How a worker process and its parent reach each other.
+
+    Attributes:
+        parent_pid: the parent.
+        dies_by_kernel: whether the kernel can end this process with its parent; see `parent_watch`.
+        inbox: where tokens come from.
+        outbox: where they go.
+        traceback_outlet: where the process writes its stack when it is asked.
+        close_first: the parent's ends of pipes, which a forked child has open too.
+    """
+
+    parent_pid: int
+    dies_by_kernel: bool
+    inbox: PipeEnd
+    outbox: PipeEnd
+    traceback_outlet: PipeEnd
+    close_first: Sequence[int]
+
+
 class Inbox:
     """A worker's view of its pipe: tokens in order, or None where the other end is closed. Used in the worker only.
 
-    The parent's end is not looked for here: a worker does not outlive it, see `lifeline`.
+    The parent's end is not looked for here: a worker does not outlive it, see `parent_watch`.
     """
 
     def __init__(self, reader: PipeEnd) -> None:

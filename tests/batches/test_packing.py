@@ -15,6 +15,7 @@ from shmloader.batches.tensors import Block
 from shmloader.batches.unpacking import Unpacker
 from shmloader.slots.pool import Pool
 from shmloader.slots.writer import SlotWriter
+from tests.helpers.packing import pack
 from tests.helpers.samples import DTYPES, Draw, Make, schema, tensor, warn_once
 from tests.helpers.support import assert_same
 
@@ -29,15 +30,16 @@ class Way:
 
     def __init__(self) -> None:
         self._pool = pool = Pool(num_slots=3, in_flight=1, max_bytes=64 << 20)
-        self._slot, self._room = slot, _ = pool.claim(b"")
-        self._writer = SlotWriter(pool.arena, "", lambda need, written: pool.grant(slot, need) or 0)
+        self._slot, self._room = pool.claim(b"")
+        self._writer = SlotWriter(pool.arena, "")
         self._packer, self._unpacker = Packer(), Unpacker()
 
     def pack(self, batch: Any) -> tuple[Block, int, int]:
         self._writer.open(self._slot, self._room)
-        offset, nbytes = self._packer.pack(batch, self._writer)
+        made = pack(self._packer, batch, self._writer, self._slot, lambda need: self._pool.grant(self._slot, need) or 0)
         self._writer.close()
-        return self._pool.arena.block(self._slot, offset + nbytes), offset, nbytes
+        end = made.tail_offset + made.tail_bytes
+        return self._pool.arena.block(self._slot, end), made.tail_offset, made.tail_bytes
 
     def views(self, batch: Any) -> Any:
         return self._unpacker.views(*self.pack(batch))
@@ -105,7 +107,8 @@ def test_tensors_in_the_slot_stay_there() -> None:
     assert array is not None
     array[:] = np.arange(12).reshape(4, 3)
     whole = torch.from_numpy(array)
-    offset, nbytes = way._packer.pack([whole, whole[1:, ::2]], way._writer)
+    made = pack(way._packer, [whole, whole[1:, ::2]], way._writer, way._slot)
+    offset, nbytes = made.tail_offset, made.tail_bytes
     ours = way._unpacker.views(way._pool.arena.block(way._slot, offset + nbytes), offset, nbytes)
     assert [one.data_ptr() for one in ours] == [whole.data_ptr(), whole[1:, ::2].data_ptr()]
     assert_same(ours, [whole, whole[1:, ::2]])

@@ -12,12 +12,14 @@ import torch
 from shmloader import HeldBatchesWarning, PoolMemoryError
 from shmloader.batches.packing import Packer
 from shmloader.device.fence import Fence
-from shmloader.device.pinned import PinnedArena
+from shmloader.device.pinned import PinnedArena, PinnedMemory
 from shmloader.slots import orphans
 from shmloader.slots.arena import Arena
-from shmloader.slots.pool import Packed, Pool
+from shmloader.slots.pool import Pool
+from shmloader.slots.results import Made, Result
 from shmloader.slots.writer import SlotWriter
 from tests.helpers import simulated
+from tests.helpers.packing import pack
 
 STREAMS = ("main", "side", "other")
 MIB = 1 << 20
@@ -34,16 +36,16 @@ class Walk:
     def __init__(self, seed: int, driver: simulated.Driver) -> None:
         self.draw = random.Random(seed)
         self.driver = driver
-        self.pool = Pool(10, 4, 8 * MIB, pinned=True)
-        self.writer = SlotWriter(self.pool.arena, "the cap", self._grow)
+        self.pool = Pool(10, 4, 8 * MIB, memory=PinnedMemory())
+        self.writer = SlotWriter(self.pool.arena, "the cap")
         self.packer = Packer()
-        self.ready: list[tuple[Packed, int]] = []
+        self.ready: list[tuple[Result, int]] = []
         self.held: list[tuple[Any, int]] = []
         self.copies: list[tuple[torch.Tensor, int]] = []
         self.made = self.lent = 0
         self.slot = -1
 
-    def _grow(self, need: int, written: int) -> int:
+    def _grow(self, need: int) -> int:
         return self.pool.grant(self.slot, need) or 0
 
     def make(self) -> None:
@@ -55,7 +57,7 @@ class Walk:
         self.slot, room = self.pool.claim(b"job")
         self.writer.open(self.slot, room)
         try:
-            packed = Packed(self.slot, *self.packer.pack(batch, self.writer))
+            packed = pack(self.packer, batch, self.writer, self.slot, self._grow)
         except PoolMemoryError:  # what waits for its turn would be moved out now, which has a step of its own here
             self.pool.withdraw(self.slot)
             return
@@ -68,8 +70,8 @@ class Walk:
         self.pool.collect()
         if self.ready:
             packed, value = self.ready.pop(0)
-            batch = self.pool.hand_over(packed)
-            if packed.spilled is None and self.driver.covers(batch["a"]):
+            batch, _ = self.pool.hand_over(packed)
+            if isinstance(packed, Made) and self.driver.covers(batch["a"]):
                 assert self.driver.covers(batch["b"])
                 self.lent += 1
             self.held.append((batch, value))
@@ -211,11 +213,11 @@ def test_one_mark_for_all_that_was_dropped_together(driver: simulated.Driver) ->
     driver.copy("side", walk.held[0][0]["a"])
     walk.held.clear()
     marks = driver.log.count(("mark",))
-    assert walk.pool.statistics().leased == 4
-    assert walk.pool.statistics().leased == 4
+    assert walk.pool.leased == 4
+    assert walk.pool.leased == 4
     assert driver.log.count(("mark",)) == marks + 1
     driver.device.finish()
-    assert walk.pool.statistics().leased == 0
+    assert walk.pool.leased == 0
     walk.end()
 
 
@@ -225,10 +227,10 @@ def test_nothing_is_asked_of_the_device_while_a_graph_is_captured(driver: simula
     walk.take()
     driver.capturing = True
     walk.held.clear()
-    assert walk.pool.statistics().leased == 1
+    assert walk.pool.leased == 1
     assert ("mark",) not in driver.log
     driver.capturing = False
-    assert walk.pool.statistics().leased == 0
+    assert walk.pool.leased == 0
     walk.end()
 
 
@@ -239,6 +241,6 @@ def test_a_mark_that_cannot_be_had_now(driver: simulated.Driver, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(driver, "mark", lambda: None)
         walk.held.clear()
-        assert walk.pool.statistics().leased == 1
-    assert walk.pool.statistics().leased == 0
+        assert walk.pool.leased == 1
+    assert walk.pool.leased == 0
     walk.end()

@@ -16,7 +16,7 @@ import torch
 from shmloader import FallbackWarning, HeldBatchesWarning, ShmDataLoader
 from shmloader.device import cuda, pinned
 from shmloader.slots import orphans
-from shmloader.slots.arena import PAGE
+from shmloader.slots.pages import PAGE
 from tests.helpers import simulated
 from tests.helpers.datasets import Images, Mapped
 from tests.helpers.support import assert_same, detached, mappings, run_file

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from shmloader.device import cuda
-from shmloader.slots.arena import PAGE
+from shmloader.slots.pages import PAGE
 
 Position = dict[str, int]
 

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from shmloader import HeldBatchesWarning, ShmDataLoader
 from shmloader.batches.packing import Packer
 from shmloader.slots.arena import Arena
-from shmloader.slots.pool import Packed, Pool
+from shmloader.slots.pool import Pool
 from shmloader.slots.writer import SlotWriter
 from tests.helpers.datasets import Images, Mapped
+from tests.helpers.packing import pack
 from tests.helpers.support import assert_same, checksum, mappings
 
 LENGTH = 400
@@ -230,17 +231,17 @@ def test_batches_outlive_the_loader_and_their_memory_does_not_outlive_them() -> 
 
 def test_one_small_batch_does_not_hold_the_memory_of_others_after_the_loader() -> None:
     pool = Pool(8, 2, 1 << 30)
-    writer = SlotWriter(pool.arena, "the cap", lambda need, written: 0)
+    writer = SlotWriter(pool.arena, "the cap")
     batches = []
     for nbytes in (100, 1 << 24):
         slot, room = pool.claim(b"")
         writer.open(slot, room)
-        packed = Packed(slot, *Packer().pack(torch.ones(nbytes, dtype=torch.uint8), writer))
-        pool.ready(packed)
-        batches.append(pool.hand_over(packed))
+        made = pack(Packer(), torch.ones(nbytes, dtype=torch.uint8), writer, slot)
+        pool.ready(made)
+        batches.append(pool.hand_over(made)[0])
     fd = os.dup(pool.arena._fd)
     pool.close()
-    del pool, writer, packed
+    del pool, writer
     assert os.fstat(fd).st_blocks * 512 > 1 << 24
     batches.pop()
     Pool(8, 2, 1 << 30)

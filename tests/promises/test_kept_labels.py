@@ -198,8 +198,8 @@ def test_a_loop_that_holds_the_batches_of_one_step_is_not_warned(hold: int) -> N
 @pytest.mark.parametrize("num_slots", [6, 9])
 def test_where_slots_are_short_they_are_named_and_memory_is_not(num_slots: int) -> None:
     (text,) = warned(loader(num_slots=num_slots), 50)
-    assert text.startswith(f"you keep {num_slots - 4} batches, or tensors of them")
-    assert "Clone what you keep" in text
+    assert text.startswith(f"you hold {num_slots - 4} batches, or tensors of them")
+    assert "Clone what you hold" in text
     assert "num_slots" in text
     assert "bytes" not in text
 
@@ -210,7 +210,7 @@ def test_where_memory_is_short_its_cap_is_named() -> None:
     )
     (text,) = warned(source, 50)
     held = int(text.split()[2])
-    assert text.startswith(f"you keep {held} batches, or tensors of them")
+    assert text.startswith(f"you hold {held} batches, or tensors of them")
     assert held > 1
     assert f"max_pool_bytes={40 << 20}" in text
     assert "num_slots" not in text

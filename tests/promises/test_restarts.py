@@ -732,48 +732,48 @@ def test_two_loaders_of_one_loop() -> None:
 # -- pure --------------------------------------------------------------------------------------------------------------
 
 
-def test_succession_without_restarts() -> None:
-    succession = RestartPolicy(0)
-    assert succession.refusal(None) == ""
-    assert succession.refusal(3) == ""
-    assert succession.count == 0
+def test_policy_without_restarts() -> None:
+    policy = RestartPolicy(0)
+    assert policy.refusal(None) == ""
+    assert policy.refusal(3) == ""
+    assert policy.count == 0
 
 
-def test_succession_ends_with_its_number() -> None:
-    succession = RestartPolicy(2)
-    assert succession.refusal(None) is None
-    assert succession.refusal(7) is None
-    assert succession.count == 2
-    refusal = succession.refusal(None)
+def test_policy_ends_with_its_number() -> None:
+    policy = RestartPolicy(2)
+    assert policy.refusal(None) is None
+    assert policy.refusal(7) is None
+    assert policy.count == 2
+    refusal = policy.refusal(None)
     assert refusal is not None
     assert "All 2 of worker_restarts are used up" in refusal
-    assert succession.count == 2
+    assert policy.count == 2
 
 
-def test_succession_ends_with_the_second_death_at_a_batch() -> None:
-    succession = RestartPolicy(100)
-    assert [succession.refusal(batch) for batch in (0, 1, None, None, 2)] == [None] * 5
-    refusal = succession.refusal(0)
+def test_policy_ends_with_the_second_death_at_a_batch() -> None:
+    policy = RestartPolicy(100)
+    assert [policy.refusal(batch) for batch in (0, 1, None, None, 2)] == [None] * 5
+    refusal = policy.refusal(0)
     assert refusal is not None
     assert "batch 0" in refusal
-    assert succession.count == 5
+    assert policy.count == 5
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_succession_by_a_random_walk(seed: int) -> None:
+def test_policy_by_a_random_walk(seed: int) -> None:
     draw = random.Random(seed)
-    succession = RestartPolicy(limit := draw.randint(1, 9))
+    policy = RestartPolicy(limit := draw.randint(1, 9))
     deaths: list[int | None] = []
     for _ in range(30):
         batch = draw.choice([None, *range(12)])
         is_fatal = batch is not None and batch in deaths
-        refusal = succession.refusal(batch)
+        refusal = policy.refusal(batch)
         assert (refusal is None) == (not is_fatal and len(deaths) < limit)
         if refusal is None:
             deaths.append(batch)
         else:
             assert ("second worker" if is_fatal else "used up") in refusal
-        assert succession.count == len(deaths)
+        assert policy.count == len(deaths)
 
 
 def test_a_worker_that_writes_and_dies_while_the_loop_looks() -> None:
@@ -781,34 +781,34 @@ def test_a_worker_that_writes_and_dies_while_the_loop_looks() -> None:
     up, outbox = pipe(8)
     os.set_blocking(up.fd, False)
     inbox, token = pipe(8)
-    crew = ProcessWorkers(default_context(), 0, 1)
+    workers = ProcessWorkers(default_context(), 0, 1)
     try:
-        crew._up.close()
-        crew._up = up
+        workers._up.close()
+        workers._up = up
         process = os.fork()
         if process == 0:
             inbox.read()
-            outbox.write(Token(BATCH, 0, 0))
+            outbox.write(Token(BATCH, 0, 0, 0))
             os._exit(0)
 
         def ends() -> None:
-            token.write(Token(BATCH, 0, 0))
+            token.write(Token(BATCH, 0, 0, 0))
             os.waitpid(process, 0)
 
         looks = Looks(up.fd, ends)
         pidfd, other = os.pidfd_open(process), ended_process()
-        crew._members = [_Member(SimpleNamespace(), fd, token, inbox) for fd in (pidfd, other)]  # type: ignore[arg-type]
+        workers._members = [_Member(SimpleNamespace(), fd, token, inbox) for fd in (pidfd, other)]  # type: ignore[arg-type]
         looks.register(pidfd)
         looks.register(other)
-        crew._poll = looks  # type: ignore[assignment]
-        tokens, dead = crew.wait(None)
+        workers._poll = looks  # type: ignore[assignment]
+        tokens, dead = workers.wait(None)
         os.close(pidfd)
         os.close(other)
         assert tokens or dead == [1]
     finally:
-        for end in (outbox, inbox, token, crew.outbox, up):
+        for end in (outbox, inbox, token, workers._outbox, up):
             end.close()
-        crew.stacks.close()
+        workers._tracebacks.close()
 
 
 def ended_process() -> int:

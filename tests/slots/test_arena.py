@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from shmloader import PoolMemoryError
-from shmloader.slots.arena import PAGE, Arena, _stride, round_up
+from shmloader.slots.arena import Arena, _stride
+from shmloader.slots.pages import PAGE, round_up
 from tests.helpers.support import mappings
 
 MIB = 1 << 20

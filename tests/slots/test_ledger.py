@@ -191,7 +191,7 @@ def test_ragged_batches_are_not_given_back_again_and_again() -> None:
     ("state", "action"),
     [
         (State.FREE, "ready"), (State.FREE, "lend"), (State.FREE, "free"), (State.FREE, "grant"),
-        (State.FREE, "keep"), (State.WRITING, "lend"), (State.WRITING, "keep"), (State.WRITING, "empty"),
+        (State.FREE, "retain"), (State.WRITING, "lend"), (State.WRITING, "retain"), (State.WRITING, "empty"),
         (State.READY, "ready"), (State.READY, "grant"), (State.READY, "empty"), (State.LEASED, "lend"),
         (State.LEASED, "ready"), (State.LEASED, "grant"), (State.LEASED, "empty"),
     ],

@@ -21,12 +21,13 @@ def ends() -> Iterator[tuple[PipeEnd, PipeEnd]]:
 
 
 def token(kind: int, seq: int = 0) -> Token:
-    return Token(kind, worker=3, generation=7, slot=5, seq=seq, size=1 << 50, room=1 << 51)
+    rest = {"room": 1 << 51, "offset": 1 << 49, "nbytes": 1 << 50}
+    return Token(kind, is_retained=1, worker=3, generation=7, slot=5, seq=seq, **rest)
 
 
 def test_tokens_arrive_as_they_were_sent(ends: tuple[PipeEnd, PipeEnd]) -> None:
     reader, writer = ends
-    sent = [token(kind, seq) for seq, kind in enumerate([wire.JOB, wire.BATCH | wire.KEPT, wire.STOP])]
+    sent = [token(kind, seq) for seq, kind in enumerate([wire.JOB, wire.BATCH, wire.STOP])]
     for one in sent:
         writer.write(one)
     assert reader.read() == sent

@@ -1,0 +1,161 @@
+"""Nested structures: what containers consist of, how the way to a part is written, and how they are made again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+# Sequences that are no containers.
+_FLAT = (str, bytes, bytearray, memoryview, range)
+
+_CONSTANTS = {type(None), bool, int, float, str, bytes}
+_KEYS = _CONSTANTS - {type(None)}
+
+# What is nested deeper is not compiled: a loop may have few Python frames left.
+_MAX_DEPTH = 16
+
+Join = Callable[[Iterator[Any]], Any]
+
+
+class Parts(NamedTuple):
+    """A container and what it consists of.
+
+    Attributes:
+        whole: the container.
+        paths: how one writes each part behind the container's name: ``['image']``, ``[0]``, ``.label``.
+        values: the parts.
+    """
+
+    whole: Any
+    paths: list[str]
+    values: list[Any]
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is certainly nothing to the container but its parts, but perhaps to its keys."""
+        whole = self.whole
+        return type(whole) in (list, tuple, dict) or (hasattr(whole, "_fields") and not hasattr(whole, "__dict__"))
+
+    def rebuilt(self, values: list[Any]) -> Any:
+        """Returns a container of the same kind with other parts.
+
+        How containers are made anew is torch's way (torch/utils/data/_utils/pin_memory.py): one that does not take
+        its parts becomes a plain one.
+        """
+        if isinstance(self.whole, Mapping):
+            return _as_mapping(self.whole, values)
+        return _as_sequence(self.whole, values) if isinstance(self.whole, Sequence) else _as_dataclass(*self, values)
+
+
+def take_apart(whole: Any, with_dataclasses: bool = False) -> Parts | None:
+    """Returns the parts of a mapping or a sequence, or None for anything else.
+
+    Args:
+        whole: of text and bytes the items are no parts.
+        with_dataclasses: whether the fields of a dataclass are parts too.
+    """
+    if isinstance(whole, Mapping):
+        return Parts(whole, [f"[{key!r}]" for key in whole], list(whole.values()))
+    if isinstance(whole, Sequence):
+        return None if isinstance(whole, _FLAT) else Parts(whole, [f"[{n}]" for n in range(len(whole))], list(whole))
+    if with_dataclasses and dataclasses.is_dataclass(whole) and not isinstance(whole, type):
+        names = [field.name for field in dataclasses.fields(whole) if hasattr(whole, field.name)]
+        return Parts(whole, [f".{name}" for name in names], [getattr(whole, name) for name in names])
+    return None
+
+
+def leaves(whole: Any) -> Iterator[Any]:
+    """Yields what is no container, in order."""
+    found = [whole]
+    while found:  # and not by calling itself: a batch may be nested deeper than calls can be
+        part = found.pop()
+        parts = take_apart(part)
+        if parts is None:
+            yield part
+        else:
+            found.extend(reversed(parts.values))
+
+
+class NotPlainError(Exception):
+    """A structure has more in it than lists, tuples, named tuples and dicts of leaves and constants."""
+
+
+def joiner(whole: Any, is_leaf: Callable[[Any], bool]) -> Join:
+    """Returns a function that makes a structure like ``whole`` of its leaves, taken in order from an iterator.
+
+    Args:
+        whole: the structure.
+        is_leaf: whether an object is a leaf. What is none, and no container, has to be a constant.
+
+    Raises:
+        NotPlainError: an object is of another type, is nested too deep, or occurs twice: then it would have to be one
+            object in all that are made.
+    """
+    return _compiled(whole, is_leaf, set(), 0)
+
+
+def _compiled(node: Any, is_leaf: Callable[[Any], bool], seen: set[int], depth: int) -> Join:
+    if is_leaf(node):
+        return next
+    kind = type(node)
+    if kind in _CONSTANTS:
+        return lambda leaves: node
+    if depth > _MAX_DEPTH or (id(node) in seen and node != ()):
+        raise NotPlainError
+    seen.add(id(node))
+    if kind is dict:
+        if not set(map(type, node)) <= _KEYS:
+            raise NotPlainError
+        keys = list(node)
+        join = _joined([_compiled(value, is_leaf, seen, depth + 1) for value in node.values()])
+        return lambda leaves: dict(zip(keys, join(leaves), strict=True))
+    is_named = isinstance(node, tuple) and hasattr(kind, "_make")
+    if not (kind is list or kind is tuple or is_named):
+        raise NotPlainError
+    join = _joined([_compiled(child, is_leaf, seen, depth + 1) for child in node])
+    if kind is list:
+        return join
+    make = kind._make if is_named else tuple
+    return lambda leaves: make(join(leaves))
+
+
+def _joined(parts: list[Join]) -> Callable[[Iterator[Any]], list[Any]]:
+    if all(part is next for part in parts):
+        return lambda leaves: list(islice(leaves, len(parts)))
+    return lambda leaves: [part(leaves) for part in parts]
+
+
+def _as_mapping(whole: Any, values: list[Any]) -> Any:
+    items = dict(zip(whole, values, strict=True))
+    try:
+        if not isinstance(whole, MutableMapping):
+            return type(whole)(items)
+        clone = copy.copy(whole)  # it may have more than its items
+        clone.update(items)
+    except TypeError:
+        return items
+    return clone
+
+
+def _as_sequence(whole: Any, values: list[Any]) -> Any:
+    if isinstance(whole, tuple):
+        return type(whole)(*values) if hasattr(whole, "_fields") else type(whole)(values)
+    try:
+        if not isinstance(whole, MutableSequence):
+            return type(whole)(values)
+        clone = copy.copy(whole)
+        for place, value in enumerate(values):
+            clone[place] = value
+    except TypeError:
+        return values
+    return clone
+
+
+def _as_dataclass(whole: Any, paths: list[str], before: list[Any], values: list[Any]) -> Any:
+    clone = copy.copy(whole)
+    for path, value in zip(paths, values, strict=True):
+        object.__setattr__(clone, path[1:], value)  # frozen ones too
+    return clone

@@ -1,0 +1,319 @@
+"""Makes batches: job in, slot filled. It knows no transport, so that all kinds of workers share it.
+
+What user code can observe here is torch's worker loop: the order of calls, and the text of errors
+(torch/utils/data/_utils/worker.py says what they are).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import IterDataPipe, default_collate, graph_settings
+from torch.utils.data import _DatasetKind as DatasetKind
+
+from shmloader.batches import unpicklable
+from shmloader.batches.packing import Packer
+from shmloader.collate.checked import CheckedCollate
+from shmloader.collate.columns import ColumnCollate
+from shmloader.collate.default import DirectCollation
+from shmloader.collate.templates import Template, Templates
+from shmloader.collate.write_into import DirectFetcher, way_of
+from shmloader.errors import PoolMemoryError, WorkerFault
+from shmloader.slots.writer import SlotWriter
+
+from . import seeding
+from .brief import Brief
+
+
+class Contents(IntEnum):
+    """What a slot holds when its job is done."""
+
+    BATCH = 0
+    FAULT = 1  # an exception, in the batch's place
+    NOTHING = 2  # the iterable dataset has ended
+
+
+_Done = tuple[Contents, int, int]  # and the offset and the length of the tail
+
+
+class Outcome(NamedTuple):
+    """A job that is done.
+
+    Attributes:
+        contents: what is in the slot.
+        offset: where its tail lies.
+        nbytes: the tail's length.
+        is_retained: whether user code holds tensors of the slot, which must not be written again.
+    """
+
+    contents: Contents
+    offset: int
+    nbytes: int
+    is_retained: bool
+
+
+class Shortage(NamedTuple):
+    """A job that goes on when it is known how much of the slot may be used.
+
+    Attributes:
+        need: bytes that the slot needs.
+        to_stay: its first bytes that have to stay as they are.
+    """
+
+    need: int
+    to_stay: int
+
+
+class BatchMaker:
+    """Makes the batches of one worker, one at a time. Used by one thread.
+
+    For each job `make` is called, and as long as that returns a `Shortage`, `go_on`.
+
+    Args:
+        brief: what is made.
+
+    Attributes:
+        dataset: the user's, shuffled if it is an IterDataPipe.
+        writer: writes to slots.
+        collation: what the process's default collate functions are to be replaced by.
+        has_ended: whether the iterable dataset has no more in this pass, so that there is nothing to be made.
+    """
+
+    def __init__(self, brief: Brief) -> None:
+        source = brief.source
+        self._brief = brief
+        self._source = source
+        self._shared_state = brief.arena.shared_state
+        self._takeover = brief.takeover
+        self._made = 0 if brief.takeover is None else brief.takeover.tag
+        self._packer = Packer()
+        self._shared_rng = torch.Generator()
+        self._fetcher: Any = None
+        self._laid_out: Any = None  # what is packed as soon as there is room: a batch, or a fault
+        self._init_fault: WorkerFault | None = None
+        self.dataset = source.dataset
+        self.writer = SlotWriter(brief.arena, brief.cap_text)
+        self.collation = DirectCollation(self.writer)
+        self.has_ended = False
+        self._templates = Templates(self.writer)
+        if source.collate_fn is default_collate:
+            collate_fn: Callable[[Any], Any] = ColumnCollate(self._templates, self.writer, self.collation.is_default)
+        else:
+            collate_fn = self.writer.lending_to(source.collate_fn)
+        self._collate = collate_fn
+        self._check: CheckedCollate | None = None
+        if source.sample_spec is not None:
+            self._check = self._collate = CheckedCollate(collate_fn, source.sample_spec, source.auto_collation)
+
+    # -- passes --------------------------------------------------------------------------------------------------
+
+    def begin_first_pass(self) -> None:
+        """Calls the init function, and does what else comes before the first job."""
+        self._begin_pass(is_first=True)
+
+    def end_pass(self, next_generation: int) -> None:
+        """Saves what a successor would begin the next pass with. Called before the parent knows that it begins."""
+        self._takeover = None  # where the pass before did not come to that
+        if self._source.is_stream:
+            self._save_rng_state(next_generation)
+
+    def begin_pass(self, shared_seed: int) -> None:
+        """Begins another pass."""
+        self.shuffle(shared_seed)
+        self._begin_pass(is_first=False)
+
+    def shuffle(self, shared_seed: int | None) -> None:
+        """Shuffles an IterDataPipe, as torch's worker loop does at the beginning of each pass."""
+        if isinstance(self.dataset, IterDataPipe):
+            assert shared_seed is not None
+            self._shared_rng.manual_seed(shared_seed)
+            self.dataset = graph_settings.apply_random_seed(self.dataset, self._shared_rng)
+
+    def _begin_pass(self, is_first: bool) -> None:
+        source = self._source
+        self.has_ended = False
+        self._init_fault = None
+        self._templates.forget()
+        try:
+            if is_first and source.init_fn is not None:
+                source.init_fn(self._brief.worker)
+            # What is taken over is saved already; saved again under the same number, a death could tear it.
+            if not self._take_over_rng_state() and is_first and source.is_stream:
+                self._save_rng_state(self._brief.generation)
+            self._fetcher = self._new_fetcher()
+            self._skip()
+        except Exception:
+            self._init_fault = self._fault()
+        finally:
+            self._end_if_forked()
+
+    def _new_fetcher(self) -> Any:
+        source = self._source
+        fetcher = DatasetKind.create_fetcher(
+            source.dataset_kind, self.dataset, source.auto_collation, self._collate, source.drop_last
+        )
+        is_default = source.collate_fn is default_collate and self.collation.is_default()
+        has_batches = source.auto_collation and not source.is_stream
+        if is_default and has_batches and (way := way_of(self.dataset)) is not None:
+            return DirectFetcher(fetcher, self.collation, self._templates, self.writer, way)
+        return fetcher
+
+    def _skip(self) -> None:
+        """Makes once more what was delivered already, so that stream and random generators are where they were."""
+        takeover, self._takeover = self._takeover, None
+        for _ in range(takeover.to_skip if takeover is not None else 0):
+            if self._shared_state.stopped:
+                return
+            with contextlib.suppress(Exception):  # which was delivered too
+                self._fetch(pickle.loads(takeover.any_job))  # type: ignore[union-attr]
+
+    def _take_over_rng_state(self) -> bool:
+        """Restores what the predecessor has saved, and returns whether there was anything."""
+        if self._takeover is None:
+            return False
+        state = self._shared_state.saved(self._brief.worker, self._takeover.tag)
+        if state is not None:
+            seeding.restore(state)
+        return state is not None
+
+    def _save_rng_state(self, tag: int) -> None:
+        if self._brief.saves_rng_state:
+            self._shared_state.save(self._brief.worker, tag, seeding.capture())
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def make(self, slot: int, seq: int, room: int, job_bytes: int) -> Outcome | Shortage:
+        """Makes a batch.
+
+        Args:
+            slot: where to; its first bytes are the job, pickled indices.
+            seq: the batch's number.
+            room: bytes of the slot that may be used.
+            job_bytes: how long the job is.
+        """
+        self._shared_state.begin(self._brief.worker, seq)
+        self.writer.open(slot, room)
+        return self._end(self._make(slot, job_bytes))
+
+    def go_on(self, room: int) -> Outcome | Shortage:
+        """Goes on with a job that was short of room.
+
+        Args:
+            room: bytes that the slot may use now; 0: it has to do with what any slot may use.
+        """
+        self.writer.grant(room)
+        return self._end(self._fill_or_give_in())
+
+    def _end(self, done: _Done | Shortage) -> Outcome | Shortage:
+        """Ends a job. The batch is nobody's now but user code's: no frame of this class holds it any more."""
+        if isinstance(done, Shortage):
+            return done
+        self.writer.close()
+        is_retained = self.writer.is_held
+        if is_retained:
+            # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
+            # looking for those after each batch would cost more than direct collation saves.
+            self.writer.stop_lending()
+            gc.collect()
+            is_retained = self.writer.is_held
+        self._made += 1
+        if not self._source.is_stream:
+            self._save_rng_state(self._made)
+        return Outcome(*done, is_retained)
+
+    def _make(self, slot: int, job_bytes: int) -> _Done | Shortage:
+        if self._init_fault is not None:
+            return self._pack_fault(self._init_fault)
+        try:
+            start = self._brief.arena.start(slot)
+            batch = self._fetch(pickle.loads(self._brief.arena.memory[start : start + job_bytes]))
+            if type(batch) is Template:
+                self.writer.write(batch.tail_offset, batch.tail)
+                return Contents.BATCH, batch.tail_offset, len(batch.tail)
+            return self._pack(batch)
+        except Exception as error:
+            if isinstance(error, StopIteration) and self._source.is_stream:
+                self.has_ended = True
+                return Contents.NOTHING, 0, 0
+            return self._pack_fault(self._fault())
+
+    def _fetch(self, index: Any) -> Any:
+        if self._check is not None:
+            self._check.indices = index
+        try:
+            return self._fetcher.fetch(index)
+        finally:
+            self._end_if_forked()
+
+    def _end_if_forked(self) -> None:
+        """Ends a process that the user's code has forked and let come back: its jobs and its slot are the worker's."""
+        if self.writer.is_inherited:
+            os._exit(1)
+
+    def _pack(self, batch: Any) -> _Done | Shortage:
+        try:
+            self._packer.lay_out(batch, self.writer)
+        except Exception as error:  # where torch's loader waits for ever
+            collate_fn = self._source.collate_fn
+            name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
+            culprit = unpicklable.describe(batch, error, self._packer.can_pack)
+            return self._pack_fault(self._fault(f", sending what collate_fn ({name}) returned: {culprit}"))
+        finally:
+            self._end_if_forked()
+        self._laid_out = batch
+        return self._fill_or_ask()
+
+    def _pack_fault(self, fault: WorkerFault) -> _Done | Shortage:
+        """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
+        self.writer.reclaim()
+        with contextlib.suppress(Exception):
+            pickle.loads(pickle.dumps(fault))
+            self._packer.lay_out(fault, self.writer)
+            self._laid_out = fault
+            return self._fill_or_ask()
+        return self._pack_text(fault)
+
+    def _pack_text(self, fault: WorkerFault) -> _Done | Shortage:
+        fault.as_text()
+        self.writer.rewind()
+        self._packer.lay_out(fault, self.writer)
+        self._laid_out = fault
+        return self._fill_or_ask()  # for so much there is room nearly always, see `SlotWriter.array`
+
+    def _fill_or_ask(self) -> _Done | Shortage:
+        need = self.writer.shortage
+        return Shortage(need, self.writer.to_stay) if need else self._fill()
+
+    def _fill_or_give_in(self) -> _Done | Shortage:
+        """Writes what is laid out; if there is no room, an exception that says so, or what fits of an exception."""
+        if not self.writer.shortage:
+            return self._fill()
+        laid_out, self._laid_out = self._laid_out, None
+        self._packer.drop()
+        if isinstance(laid_out, WorkerFault):
+            return self._pack_text(laid_out)
+        del laid_out  # what it has of the slot may be used again
+        try:
+            self.writer.require()
+        except PoolMemoryError:
+            fault = self._fault()
+        return self._pack_fault(fault)
+
+    def _fill(self) -> _Done:
+        laid_out, self._laid_out = self._laid_out, None
+        packed = self._packer.fill(self.writer)
+        if isinstance(laid_out, WorkerFault):
+            return Contents.FAULT, packed.tail_offset, len(packed.tail)
+        if self._templates.is_wanted and self.collation.is_default() and not self._packer.has_asked_others:
+            self._templates.learn(laid_out, packed)
+        return Contents.BATCH, packed.tail_offset, len(packed.tail)
+
+    def _fault(self, at: str = "") -> WorkerFault:
+        return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}{at}")

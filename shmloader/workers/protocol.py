@@ -1,0 +1,81 @@
+"""What every kind of worker is to the parent: something that is told of jobs, and waited for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .brief import Brief
+from .wire import Fields, Token
+
+# How long workers may take to finish what they are doing before they are ended; torch's loader waits as long.
+GRACE_SECONDS = 5.0
+
+
+class SilenceError(Exception):
+    """No token came in time. Not a TimeoutError, which a signal handler of the user's may raise at any moment."""
+
+
+class Workers(Protocol):
+    """The workers of one iterator, by number. All of it is used in the parent.
+
+    The dispatcher knows no more of them than this, so that another kind of worker is another class like it:
+    `processes.ProcessWorkers` is the one that there is.
+
+    Attributes:
+        num_workers: how many there are.
+        method: how they are started, for texts: fork, spawn, forkserver.
+        oom_kills_before: what `limits.oom_kills` said before they were started.
+    """
+
+    num_workers: int
+    method: str
+    oom_kills_before: int | None
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether workers have all that this process has, so that nothing has to be pickled."""
+
+    @property
+    def processes(self) -> list[Any]:
+        """The objects that tools know workers by, in the order of their numbers; each has a ``pid``."""
+
+    def start(self, briefs: list[Brief]) -> None:
+        """Starts all of them."""
+
+    def replace(self, brief: Brief) -> None:
+        """Starts one in the place of one that has died."""
+
+    def send(self, worker: int, token: Fields) -> None:
+        """Sends a token. Does not block. To a worker that has ended it goes nowhere; `wait` tells of that.
+
+        Raises:
+            WorkerTimeoutError: there is no room for more, since the worker does not read.
+        """
+
+    def dismiss(self, worker: int, token: Fields) -> None:
+        """Sends a worker its last token, once; its end is no news then."""
+
+    def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
+        """Waits for tokens, or for workers to end, and returns both; see `ProcessWorkers.wait`.
+
+        Raises:
+            SilenceError: nothing came in ``timeout`` seconds.
+        """
+
+    def read(self) -> list[Token]:
+        """Returns the tokens that are there. Does not block."""
+
+    def exit_code(self, worker: int) -> int | None:
+        """Returns how a worker has ended: an exit code, or a signal's number below zero; None if it has not."""
+
+    def state(self, worker: int) -> str:
+        """Says whether a worker runs, waits, or is stopped."""
+
+    def traceback(self, worker: int) -> list[str]:
+        """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
+
+    def stop(self, token: Fields, grace: float) -> None:
+        """Ends all of them, and blocks until they have ended, ``grace`` seconds if they do so by themselves."""
+
+    def kill(self) -> None:
+        """Ends all of them at once, and does not wait. Called in signal handlers too."""

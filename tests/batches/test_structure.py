@@ -1,0 +1,113 @@
+"""Nested structures, taken apart and made again."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict, UserDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from shmloader.batches.structure import NotPlainError, joiner, leaves, take_apart
+
+Pair = namedtuple("Pair", "left right")  # noqa: PYI024
+
+
+@dataclass(frozen=True)
+class Fields:
+    image: Any
+    label: Any
+
+
+class Leaf:
+    pass
+
+
+def is_leaf(part: Any) -> bool:
+    return isinstance(part, Leaf)
+
+
+def draw(rng: random.Random, depth: int = 0) -> Any:
+    kind = rng.randrange(8) if depth < 4 else 0
+    if kind < 3:
+        return Leaf()
+    if kind == 3:
+        return rng.choice([None, 3, 2.5, "text", b"bytes", True])
+    parts = [draw(rng, depth + 1) for _ in range(rng.randrange(4))]
+    if kind == 4:
+        return parts
+    if kind == 5:
+        return tuple(parts)
+    if kind == 6:
+        return Pair(draw(rng, depth + 1), draw(rng, depth + 1))
+    return {rng.choice(["a", 1, 2.5, b"c"]): part for part in parts}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_what_is_joined_is_the_structure_of_other_leaves(seed: int) -> None:
+    whole = draw(random.Random(seed))
+    old = [part for part in leaves(whole) if is_leaf(part)]
+    new = [Leaf() for _ in old]
+    joined = joiner(whole, is_leaf)(iter(new))
+    assert [part for part in leaves(joined) if is_leaf(part)] == new
+    assert joiner(joined, is_leaf)(iter(old)) == whole
+    assert repr(type(joined)) == repr(type(whole)) or is_leaf(joined)
+
+
+@pytest.mark.parametrize(
+    "whole", [{"a": {1, 2}}, [object()], {(1, 2): Leaf()}, {None: Leaf()}, OrderedDict(a=Leaf()), [complex(1)]]
+)
+def test_what_is_not_plain_is_not_joined(whole: Any) -> None:
+    with pytest.raises(NotPlainError):
+        joiner(whole, is_leaf)
+
+
+def test_what_occurs_twice_or_is_nested_deep_is_not_joined() -> None:
+    part = [Leaf()]
+    with pytest.raises(NotPlainError):
+        joiner([part, part], is_leaf)
+    deep: Any = Leaf()
+    for _ in range(100):
+        deep = [deep]
+    with pytest.raises(NotPlainError):
+        joiner(deep, is_leaf)
+
+
+def test_leaves_of_what_is_nested_deeper_than_calls_can_be() -> None:
+    leaf = Leaf()
+    deep: Any = leaf
+    for _ in range(100_000):
+        deep = [deep]
+    assert list(leaves(deep)) == [leaf]
+    while isinstance(deep, list):  # or freeing it would go as deep
+        deep = deep.pop()
+
+
+@pytest.mark.parametrize(
+    ("whole", "paths"),
+    [
+        ([1, 2], ["[0]", "[1]"]),
+        (Pair(1, 2), ["[0]", "[1]"]),
+        ({"a": 1, 2: 2}, ["['a']", "[2]"]),
+        (UserDict(a=1), ["['a']"]),
+        (Fields(1, 2), [".image", ".label"]),
+    ],
+)
+def test_parts_have_paths_and_make_the_same_kind_again(whole: Any, paths: list[str]) -> None:
+    parts = take_apart(whole, with_dataclasses=True)
+    assert parts is not None
+    before = copy.copy(whole)
+    changed = parts.rebuilt([Leaf() for _ in parts.values])
+    assert parts.paths == paths
+    assert type(changed) is type(whole)
+    assert whole == before
+    assert all(is_leaf(part) for part in take_apart(changed, with_dataclasses=True).values)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "whole", ["text", b"bytes", bytearray(2), range(3), memoryview(b"x"), 1, None, Fields, Fields(1, 2), {1}]
+)
+def test_what_has_no_parts(whole: Any) -> None:
+    assert take_apart(whole) is None

@@ -1,0 +1,62 @@
+"""What is done when a process exits or forks: all of it, in its order."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from shmloader import process_exit
+from shmloader.process_exit import AtExit, InChild
+from tests.helpers.support import run_file
+
+
+def test_acts_follow_the_steps_and_not_their_registration() -> None:
+    ended = run_file(
+        textwrap.dedent(
+            """
+            import os
+            from shmloader.process_exit import AtExit, InChild, at_exit, at_fork, in_child, is_exiting
+
+            def says(text):
+                return lambda: print(text, flush=True)
+
+            at_exit(AtExit.UNPIN, says("unpin"))
+            at_exit(AtExit.CLOSE_PASSES, lambda: print("close", is_exiting(), flush=True))
+            in_child(InChild.DISOWN_PASSES, says("child: disown"))
+            in_child(InChild.TAKE_COPIES, says("child: take"))
+            at_fork(says("before"), says("parent"))
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+            print(is_exiting(), flush=True)
+            """
+        )
+    )
+    lines = ended.stdout.splitlines()
+    assert ended.stderr == ""
+    assert sorted(lines[:4]) == ["before", "child: disown", "child: take", "parent"]
+    assert lines.index("before") == 0
+    assert lines.index("child: take") < lines.index("child: disown")
+    assert lines[4:] == ["False", "close True", "unpin"]
+
+
+def test_one_act_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def fail() -> None:
+        done.append("failed")
+        raise OSError("the first one")
+
+    monkeypatch.setattr(
+        process_exit, "_at_exit", [(AtExit.UNPIN, lambda: done.append("unpin")), (AtExit.CLOSE_PASSES, fail)]
+    )
+    with pytest.raises(OSError, match="the first one"):
+        process_exit._run(process_exit._by_step(process_exit._at_exit))
+    assert done == ["failed", "unpin"]
+
+
+def test_the_steps_of_a_child_are_in_order() -> None:
+    assert list(InChild) == sorted(InChild)
+    assert min(InChild) == InChild.TAKE_COPIES
