@@ -11,7 +11,7 @@ import pickle
 import sys
 from typing import Any
 
-from torch._utils import ExceptionWrapper
+from .torch_private import ExceptionWrapper
 
 # A small part of what any slot holds, so that a fault can always be told.
 _MAX_FAULT_BYTES = 8192
@@ -57,7 +57,7 @@ class WorkerRestartWarning(UserWarning):
 
 
 class FallbackWarning(UserWarning):
-    """This platform lacks what the pool is made of, or page-locked with; what torch's loader does is done instead."""
+    """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 
 
 class WorkerFault(ExceptionWrapper):

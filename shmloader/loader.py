@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from . import torch_private
 from .batches import spec
 from .device import cuda
 from .device.pinned import PinnedMemory
@@ -44,6 +44,7 @@ from .passes.restarts import RestartCount
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .slots.writer import ALIGNMENT
+from .torch_private import BaseIterator
 from .workers.processes import default_context
 
 T_co = TypeVar("T_co", covariant=True)
@@ -169,9 +170,11 @@ class ShmDataLoader(DataLoader[T_co]):
         self._fell_back = False
         self._mover: DeviceIterator | None = None
 
-    def __iter__(self) -> _BaseDataLoaderIter:
+    def __iter__(self) -> BaseIterator:
         """Begins a pass: starts workers, or resumes persistent ones."""
-        if isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
+        if self._is_own and (difference := torch_private.difference()):
+            self._warn_of_fallback(difference, stacklevel=3)
+        elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
         device = _cuda_device(self.device)
         if device is None:
@@ -180,25 +183,23 @@ class ShmDataLoader(DataLoader[T_co]):
         cuda.resolve(device)  # before there are workers
         return self._moved(super().__iter__(), device)
 
-    def _moved(self, host: _BaseDataLoaderIter, device: torch.device) -> DeviceIterator:
+    def _moved(self, host: BaseIterator, device: torch.device) -> DeviceIterator:
         mover, self._mover = self._mover, None
         if mover is None or (mover.host, mover.device, mover.depth) != (host, device, self.device_prefetch):
             mover = DeviceIterator(host, device, self.device_prefetch)
         else:
             mover.restart()
-        if host is self._iterator:  # persistent workers have one iterator for all passes
+        if host is getattr(self, "_iterator", None):  # persistent workers have one iterator for all passes
             self._mover = mover
         return mover
 
-    def _get_iterator(self) -> _BaseDataLoaderIter:
+    def _get_iterator(self) -> BaseIterator:
+        if not self._is_own or torch_private.difference():
+            return super()._get_iterator()
         if self.num_workers == 0:
-            return (
-                super()._get_iterator()
-                if self._sample_spec is None
-                else CheckedInProcessIterator(self, self._sample_spec)
-            )
+            return CheckedInProcessIterator(self, self._sample_spec)
         if missing := missing_on_this_platform():
-            self._warn_of_fallback(missing)
+            self._warn_of_fallback(f"this platform lacks {missing}", stacklevel=5)
             return super()._get_iterator()
         self.check_worker_number_rationality()
         context = self._worker_context()
@@ -213,14 +214,16 @@ class ShmDataLoader(DataLoader[T_co]):
             self._restart_count,
         )
 
-    def _warn_of_fallback(self, missing: str) -> None:
+    @property
+    def _is_own(self) -> bool:
+        """Whether a pass is ours at all, and not torch's in the loop's process."""
+        return self.num_workers != 0 or self._sample_spec is not None
+
+    def _warn_of_fallback(self, difference: str, stacklevel: int) -> None:
         if not self._fell_back:
             self._fell_back = True
-            warnings.warn(
-                f"this platform lacks {missing}, so ShmDataLoader loads as torch's DataLoader does",
-                FallbackWarning,
-                stacklevel=5,
-            )
+            text = f"{difference}, so ShmDataLoader loads as torch's DataLoader does"
+            warnings.warn(text, FallbackWarning, stacklevel=stacklevel)
 
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import torch
+from .torch_private import COMPILER_MARK, compiler_skip
 
 
 def mark(package: str) -> None:
@@ -29,25 +29,14 @@ def mark(package: str) -> None:
 
     Does nothing where this torch has no such marks; then compiled code that steps a loader is right, and slower.
     """
-    skip = _skipper()
+    skip = compiler_skip()
     folder = os.path.dirname(sys.modules[package].__file__ or "") + os.sep  # noqa: PTH120 - code names files by text
     modules = [module for name, module in sys.modules.items() if name.startswith(f"{package}.")]
     for function in (function for module in modules for function in _functions(module)):
         if function.__code__.co_filename.startswith(folder):
-            function._torchdynamo_disable = True  # type: ignore[attr-defined]
+            setattr(function, COMPILER_MARK, True)
             for code in _codes(function.__code__):
                 skip(code)
-
-
-def _skipper() -> Callable[[CodeType], object]:
-    """Returns what marks code, or what does nothing."""
-    dynamo: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-    try:
-        action = dynamo._FrameAction.SKIP
-        strategy = dynamo._FrameExecStrategy(action, action)  # for the frame, and for what it calls
-        return lambda code: dynamo.set_code_exec_strategy(code, strategy)
-    except AttributeError:  # before torch 2.8, where a mark covers the frame only
-        return getattr(dynamo, "skip_code", lambda code: None)
 
 
 def _functions(module: ModuleType) -> Iterator[FunctionType]:

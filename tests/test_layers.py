@@ -25,7 +25,9 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "errors interrupts libc process_exit torch_compile version",
+    "errors interrupts libc process_exit torch_compile",
+    "torch_private",
+    "version",
 ]
 WINGS = {
     "cli": ["bench"],

@@ -27,11 +27,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.multiprocessing import reductions
+
+from shmloader import torch_private
 
 from .dtypes import CODES, as_bits, carried, carrier
 from .place import Place, extent_of, next_tensor
-from .reducers import Own, bytes_of, reduce_any_tensor, typed_storage
+from .reducers import Own, bytes_of, reduce_any_tensor
 from .tensors import Block, is_plain
 
 _Extent = tuple[int, int]  # of a buffer: offset and bytes
@@ -41,9 +42,13 @@ _REGISTERED: dict[type, Callable[[Any], Any]] = ForkingPickler._extra_reducers  
 _COPYREG = copyreg.dispatch_table
 
 # What torch itself has registered, which moves memory: here, the slot takes its place.
-_TORCHS_TYPES = {torch.nn.Parameter, torch.UntypedStorage, torch.storage.TypedStorage, *torch._storage_classes}
-_TORCHS_REDUCERS = {reductions.reduce_tensor, reductions.reduce_storage, reductions.reduce_typed_storage}
-_TORCHS_REDUCERS.add(reductions.reduce_typed_storage_child)
+_TORCHS_TYPES = {torch.nn.Parameter, torch.UntypedStorage, torch.storage.TypedStorage, *torch_private.storage_classes}
+_TORCHS_REDUCERS = {
+    torch_private.reduce_tensor,
+    torch_private.reduce_storage,
+    torch_private.reduce_typed_storage,
+    torch_private.reduce_typed_storage_child,
+}
 
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
@@ -82,11 +87,13 @@ class Packed(NamedTuple):
         tail_offset: where its tail lies.
         tail: the tail.
         places: where its tensors lie, in the order of the batch; one that occurs twice is there once.
+        is_in_place: whether they all were there before the batch was packed.
     """
 
     tail_offset: int
     tail: bytes
     places: list[Place]
+    is_in_place: bool
 
 
 class Packer:
@@ -131,7 +138,7 @@ class Packer:
             for buffer, place in pickler.buffers:
                 memory.view(place, buffer.nbytes).data[:] = buffer
             memory.write(self._offset, self._tail)
-            return Packed(self._offset, self._tail, pickler.places)
+            return Packed(self._offset, self._tail, pickler.places, not pickler.tensors)
         finally:
             pickler.end()
 
@@ -212,7 +219,7 @@ class _Pickler(pickle.Pickler):
         self.memory = memory
         self.has_asked_others = False
         self._runs_code = False
-        self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is reductions.reduce_tensor
+        self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is torch_private.reduce_tensor
 
     def end(self) -> None:
         """Lets go of the batch."""
@@ -266,7 +273,7 @@ class _Pickler(pickle.Pickler):
             if not obj.flags.writeable:
                 return obj.copy(order="K").__reduce_ex__(5)
         if isinstance(obj, torch.storage.TypedStorage):
-            return typed_storage, (obj._untyped_storage, obj.dtype)
+            return torch_private.typed_storage, (torch_private.untyped_storage(obj), obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
             return torch.Tensor.untyped_storage, (Own(bytes_of(obj)),)
         return NotImplemented

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.multiprocessing import reductions
+
+from shmloader.torch_private import reduce_tensor, sparse_parts
 
 
 class Own:
@@ -29,7 +30,7 @@ def reduce_any_tensor(tensor: torch.Tensor) -> Any:
             "the dataset or collate_fn"
         )
     if tensor.device.type not in ("cpu", "meta"):
-        return reductions.reduce_tensor(tensor)
+        return reduce_tensor(tensor)
     if type(tensor) is torch.Tensor and tensor.layout is not torch.strided:
         return _reduce_sparse(tensor)
     if tensor.is_quantized and not _has_quantizer(tensor):
@@ -63,7 +64,7 @@ def bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
 def _reduce_sparse(tensor: torch.Tensor) -> Any:
     # torch's own reduction puts every sparse tensor that is unpickled on a list that only torch.load clears.
     if tensor.layout is torch.sparse_coo:
-        parts = (tensor._indices(), tensor._values())
+        parts = sparse_parts(tensor)
         return _coo_tensor, (*parts, tensor.shape, tensor.is_coalesced(), tensor.requires_grad)
     if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         parts = (tensor.crow_indices(), tensor.col_indices())
@@ -106,8 +107,3 @@ def _compressed_tensor(
         requires_grad=requires_grad,
         check_invariants=False,
     )
-
-
-def typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
-    """Makes a typed storage of what it is over."""
-    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)

@@ -14,26 +14,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data._utils.collate import (
-    collate_float_fn,
-    collate_int_fn,
-    collate_numpy_array_fn,
-    collate_tensor_fn,
-    default_collate_fn_map,
-)
 
 from shmloader.batches.dtypes import TO_TORCH, carried, carrier
 from shmloader.batches.tensors import hold, is_plain
 from shmloader.slots.writer import SlotWriter
+from shmloader.torch_private import (
+    COLLATE_KEYS,
+    collate_float_fn,
+    collate_fn_map,
+    collate_int_fn,
+    collate_numpy_array_fn,
+    collate_tensor_fn,
+)
 
 from .columns import write_arrays, write_numbers
 
 _CollateFn = Callable[..., Any]
 _NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
-
-
-# torch's keys. With any other there is an entry of the user's, perhaps for a base class of what samples are.
-_KNOWN_KEYS = {torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes}
 
 
 class DirectCollation:
@@ -51,12 +48,12 @@ class DirectCollation:
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot."""
         for kind, torchs, ours in self._entries():
-            if default_collate_fn_map.get(kind) is torchs:
-                default_collate_fn_map[kind] = ours
-        if default_collate_fn_map.keys() == _KNOWN_KEYS and all(
-            default_collate_fn_map[kind] == ours for kind, _, ours in self._entries()
+            if collate_fn_map.get(kind) is torchs:
+                collate_fn_map[kind] = ours
+        if collate_fn_map.keys() == COLLATE_KEYS and all(
+            collate_fn_map[kind] == ours for kind, _, ours in self._entries()
         ):
-            self._values = list(default_collate_fn_map.values())
+            self._values = list(collate_fn_map.values())
 
     def _entries(self) -> list[tuple[type, _CollateFn, _CollateFn]]:
         """Returns the types, torch's functions for them, and ours."""
@@ -69,7 +66,7 @@ class DirectCollation:
 
     def is_default(self) -> bool:
         """Whether no entry of the map is the user's. Asked for every batch, since code of a dataset may change it."""
-        return list(default_collate_fn_map.values()) == self._values
+        return list(collate_fn_map.values()) == self._values
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
         """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it.

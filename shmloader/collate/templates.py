@@ -108,7 +108,13 @@ class Templates:
         return self._wanted is not None
 
     def learn(self, batch: Any, packed: Packed) -> None:
-        """Learns the template of a batch that was packed, if all that there is to it are dense tensors."""
+        """Learns the template of a batch that was packed, if all that there is to it are dense tensors.
+
+        What they are follows from the key only if our own functions made them, in the slot: of samples that are not
+        alike torch's function makes other tensors.
+        """
+        if not packed.is_in_place:
+            return
         tensors = list(leaves(batch))
         places = packed.places
         if len(tensors) != len(places) or not all(isinstance(one, torch.Tensor) and is_dense(one) for one in tensors):

@@ -18,10 +18,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from shmloader.batches.structure import take_apart
 from shmloader.slots.leases import Lease
+from shmloader.torch_private import BaseIterator
 
 from . import cuda
 
@@ -46,7 +46,7 @@ class LookAhead(Protocol):
         """Notes that when ``lease`` ends no copy from its slot is in flight."""
 
 
-class DeviceIterator(_BaseDataLoaderIter):
+class DeviceIterator(BaseIterator):
     """Iterates as another iterator does, with its batches on a device.
 
     It is a torch iterator in name; what it does not have itself it has from the other one.
@@ -62,7 +62,7 @@ class DeviceIterator(_BaseDataLoaderIter):
         RuntimeError: there is no such device.
     """
 
-    def __init__(self, host: _BaseDataLoaderIter, device: torch.device, depth: int) -> None:
+    def __init__(self, host: BaseIterator, device: torch.device, depth: int) -> None:
         self.host = host
         self.device = device
         self.depth = depth

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from shmloader.collate.checked import CheckedCollate
+from shmloader.torch_private import InProcessIterator
 
 
-class CheckedInProcessIterator(_SingleProcessDataLoaderIter):
+class CheckedInProcessIterator(InProcessIterator):
     """Loads in the process of the loop, as stock does, and compares samples with their declaration.
 
     Args:

@@ -14,10 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import torch
-from torch.utils.data import DataLoader, IterDataPipe, MapDataPipe
-from torch.utils.data._utils.pin_memory import pin_memory
-from torch.utils.data.dataloader import _BaseDataLoaderIter, _sharding_worker_init_fn
+from torch.utils.data import DataLoader
 
 from shmloader import interrupts, process_exit
 from shmloader.errors import WorkerDiedError
@@ -25,16 +22,22 @@ from shmloader.slots.leases import Lease
 from shmloader.slots.pool import Pool
 from shmloader.slots.pool_cache import PoolCache, PoolSettings
 from shmloader.slots.results import Result
+from shmloader.torch_private import (
+    BaseIterator,
+    IterDataPipe,
+    MapDataPipe,
+    pin_memory,
+    profiler_enabled,
+    sharding_worker_init_fn,
+)
 from shmloader.workers.brief import BatchSource
 from shmloader.workers.processes import ProcessWorkers
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .restarts import RestartCount
 
-_profiler_enabled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]
 
-
-class ShmIterator(_BaseDataLoaderIter):
+class ShmIterator(BaseIterator):
     """Iterates over the dataset with worker processes that write batches into a pool's slots.
 
     It belongs to the process that made it; in a process forked from that one it does nothing.
@@ -104,7 +107,7 @@ class ShmIterator(_BaseDataLoaderIter):
 
     def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> BatchSource:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
-            init_fn = functools.partial(_sharding_worker_init_fn, init_fn, self._world_size, self._rank)
+            init_fn = functools.partial(sharding_worker_init_fn, init_fn, self._world_size, self._rank)
         return BatchSource(
             dataset=self._dataset,
             dataset_kind=self._dataset_kind,
@@ -158,7 +161,7 @@ class ShmIterator(_BaseDataLoaderIter):
 
     def __next__(self) -> Any:
         limit = self._IterableDataset_len_called
-        if _profiler_enabled() or (limit is not None and self._num_yielded >= limit):
+        if profiler_enabled() or (limit is not None and self._num_yielded >= limit):
             return super().__next__()  # with a profiler's label, and the warning about a length that lied
         data = self._next_data()
         self._num_yielded += 1

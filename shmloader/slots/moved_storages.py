@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from shmloader.batches.tensors import hold
+from shmloader.torch_private import STORAGE_MOVERS
 
 from . import fork_copies
 
-_MOVERS = "_share_fd_cpu_", "_share_filename_cpu_"
 _MARK = "_shmloader_holds"
 
 
 def install() -> None:
     """Has torch's storages hold their slot, where they have one, when their memory is moved. Safe to call again."""
-    for name in _MOVERS:
+    for name in STORAGE_MOVERS:
         method = getattr(torch.UntypedStorage, name)
         if not hasattr(method, _MARK):
             setattr(torch.UntypedStorage, name, _holding(method))

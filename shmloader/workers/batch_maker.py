@@ -15,8 +15,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import IterDataPipe, default_collate, graph_settings
-from torch.utils.data import _DatasetKind as DatasetKind
+from torch.utils.data import default_collate
 
 from shmloader.batches import unpicklable
 from shmloader.batches.packing import Packer
@@ -27,6 +26,7 @@ from shmloader.collate.templates import Template, Templates
 from shmloader.collate.write_into import DirectFetcher, way_of
 from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
+from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
 from . import seeding
 from .brief import Brief

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import _DatasetKind as DatasetKind
-
 from shmloader.slots.arena import Arena
+from shmloader.torch_private import DatasetKind
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class BatchSource:
     @property
     def is_stream(self) -> bool:
         """Whether the dataset is iterable."""
-        return self.dataset_kind == DatasetKind.Iterable
+        return bool(self.dataset_kind == DatasetKind.Iterable)
 
 
 @dataclass(frozen=True)

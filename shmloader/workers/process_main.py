@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch.utils.data._utils import signal_handling
-from torch.utils.data._utils import worker as torch_worker
 
-from shmloader import process_exit
+from shmloader import process_exit, torch_private
 from shmloader.errors import PoolMemoryError
 from shmloader.slots import fork_copies, moved_storages
 
@@ -79,8 +77,8 @@ def _prepare_process() -> None:
     # and not SIG_IGN, since programs that the dataset starts would inherit that.
     signal.signal(signal.SIGINT, lambda signum, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since before the fork, see `process_start`
-    signal_handling._set_worker_signal_handlers()  # type: ignore[attr-defined]
-    torch.multiprocessing._set_thread_name("pt_data_worker")
+    torch_private.set_signal_handlers()
+    torch_private.set_thread_name("pt_data_worker")
     torch.set_num_threads(1)
     # Where memory is short, the kernel ends the process that uses most, and that may be the training loop, which maps
     # the whole pool. A worker that is ended is an error that says so, or is replaced.
@@ -109,12 +107,8 @@ class _Worker:
         process_exit.in_child(process_exit.InChild.STOP_WRITING, maker.writer.leave_to_parent)
         self._map_slots()
         maker.shuffle(brief.source.shared_seed)
-        torch_worker._worker_info = torch_worker.WorkerInfo(
-            id=brief.worker,
-            num_workers=brief.num_workers,
-            seed=brief.source.base_seed + brief.worker,
-            dataset=maker.dataset,
-        )
+        seed = brief.source.base_seed + brief.worker
+        torch_private.set_worker_info(brief.worker, brief.num_workers, seed, maker.dataset)
         maker.collation.install()
         maker.begin_first_pass()
 

@@ -8,14 +8,15 @@ import random
 import numpy as np
 import numpy.random  # which numpy would import when it is first used: in every worker anew
 import torch
-from torch.utils.data._utils import worker as torch_worker
+
+from shmloader.torch_private import numpy_seed
 
 
 def seed(base_seed: int, worker: int) -> None:
     """Seeds torch's, numpy's and Python's generators of this process as torch's worker loop does."""
     random.seed(base_seed + worker)
     torch.manual_seed(base_seed + worker)
-    np.random.seed(torch_worker._generate_state(base_seed, worker))
+    np.random.seed(numpy_seed(base_seed, worker))
 
 
 def capture() -> bytes:

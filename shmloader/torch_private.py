@@ -1,0 +1,355 @@
+"""Every private name of torch that the library uses, in one place.
+
+None of these is promised by torch, so any release may rename or remove one. Each is declared here once, with what it is
+for and what is done without it:
+
+- `_needed`: without it there is no telling whether batches would be torch's. The import works all the same, with a
+  stand-in that nothing calls; `difference` says what is missing, and the loader is torch's own, with a warning.
+- `_optional`: without it something is slower or plainer, and no batch is different. The stand-in does its work.
+
+The other modules import from here and name nothing private of torch. They bind the names at import, so that a batch
+pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from types import CodeType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.multiprocessing
+import torch.utils.data
+from torch.utils.data import DataLoader
+
+from .version import __version__
+
+
+class PrivateName(NamedTuple):
+    """A name of torch's that is not promised.
+
+    Attributes:
+        path: where it is; in braces, what an object of that class has.
+        purpose: what it is used for.
+        without: what is done where it is missing.
+    """
+
+    path: str
+    purpose: str
+    without: str
+
+
+NAMES: list[PrivateName] = []  # all of them
+_STOCK = "torch's own loader"
+_missing: list[str] = []
+
+
+def _look_up(path: str) -> Any:
+    return attrgetter(path.removeprefix("torch."))(torch)
+
+
+def _needed(path: str, purpose: str, stand_in: Any = None) -> Any:
+    NAMES.append(PrivateName(path, purpose, _STOCK))
+    try:
+        return _look_up(path)
+    except AttributeError:
+        _missing.append(path)
+        return stand_in
+
+
+def _optional(path: str, purpose: str, stand_in: Any, without: str) -> Any:
+    NAMES.append(PrivateName(path, purpose, without))
+    try:
+        return _look_up(path)
+    except AttributeError:
+        return stand_in
+
+
+# -- classes that ours are derived from ------------------------------------------------------------------------------
+
+
+class _Nothing:
+    """What has no instances, and can be a base class."""
+
+
+if TYPE_CHECKING:
+    BaseIterator = torch.utils.data.dataloader._BaseDataLoaderIter
+    InProcessIterator = torch.utils.data.dataloader._SingleProcessDataLoaderIter
+    ExceptionWrapper = torch._utils.ExceptionWrapper
+else:
+    BaseIterator = _needed(
+        "torch.utils.data.dataloader._BaseDataLoaderIter", "the class of what iter() of a loader returns", _Nothing
+    )
+    InProcessIterator = _needed(
+        "torch.utils.data.dataloader._SingleProcessDataLoaderIter", "num_workers=0 with declared shapes", _Nothing
+    )
+    ExceptionWrapper = _needed("torch._utils.ExceptionWrapper", "the type and the text of a worker's error", _Nothing)
+
+
+# -- what those, and loaders, are used by ----------------------------------------------------------------------------
+
+_LOADER = {
+    "_get_iterator": "where a loader begins a pass: overridden",
+    "check_worker_number_rationality": "the warning about more workers than processors: called",
+    "_iterator": "persistent workers' iterator: read, and reset to None",
+}
+_BASE_ITERATOR = {
+    "_next_data": "a step: overridden",
+    "_reset": "begins a pass: overridden",
+    "_next_index": "the sampler's next indices: called",
+    "_num_yielded": "counts batches for the warning about a length that is wrong: written",
+    "_IterableDataset_len_called": "the length that was told: read",
+    "_base_seed": "what workers' seeds are made from: read",
+    "_shared_seed": "what datapipes shuffle by: read",
+    "_dataset": "read",
+    "_dataset_kind": "read",
+    "_auto_collation": "whether samples are collated: read",
+    "_collate_fn": "read",
+    "_drop_last": "read",
+    "_num_workers": "read",
+    "_persistent_workers": "read",
+    "_timeout": "read",
+    "_pin_memory": "whether batches are page-locked: read",
+    "_pin_memory_device": "for which accelerator: read",
+    "_world_size": "for the sharding of datapipes: read",
+    "_rank": "for the sharding of datapipes: read",
+}
+_IN_PROCESS_ITERATOR = {
+    "_dataset_fetcher": "fetches batches in the loop's process: its collate_fn is replaced",
+}
+_FETCHER = {
+    "fetch": "reads the samples of a batch, and collates them: called",
+    "collate_fn": "replaced",
+}
+_WRAPPER = {
+    "exc_type": "the type of a worker's error: read, written",
+    "exc_msg": "its text: read, written",
+    "reraise": "raises it in the loop: overridden",
+}
+for _owner, _attributes in {
+    "torch.utils.data.DataLoader": _LOADER,
+    "torch.utils.data.dataloader._BaseDataLoaderIter": _BASE_ITERATOR,
+    "torch.utils.data.dataloader._SingleProcessDataLoaderIter": _IN_PROCESS_ITERATOR,
+    "torch.utils.data._DatasetKind.create_fetcher(...)": _FETCHER,
+    "torch._utils.ExceptionWrapper": _WRAPPER,
+}.items():
+    NAMES.extend(PrivateName(f"{_owner}.{{{name}}}", purpose, _STOCK) for name, purpose in _attributes.items())
+
+
+# -- the parent ------------------------------------------------------------------------------------------------------
+
+sharding_worker_init_fn: Any = _needed(
+    "torch.utils.data.dataloader._sharding_worker_init_fn", "deals a datapipe's elements to the workers"
+)
+pin_memory: Callable[..., Any] = _needed(
+    "torch.utils.data._utils.pin_memory.pin_memory", "page-locks what a batch is made of"
+)
+profiler_enabled: Callable[[], bool] = _optional(
+    "torch.autograd._profiler_enabled",
+    "whether a step needs a profiler's label",
+    lambda: True,
+    "each step is labelled, which costs time and changes nothing",
+)
+
+
+# -- a worker --------------------------------------------------------------------------------------------------------
+
+DatasetKind: Any = _needed("torch.utils.data._DatasetKind", "map-style or iterable, and what fetches from either")
+_needed("torch.utils.data._DatasetKind.Iterable", "which of the two it is")
+_needed("torch.utils.data._DatasetKind.create_fetcher", "what fetches")
+_worker: Any = _needed("torch.utils.data._utils.worker", "the module that get_worker_info() reads")
+_needed("torch.utils.data._utils.worker._worker_info", "what get_worker_info() returns in a worker: written")
+_worker_info: Any = _needed("torch.utils.data._utils.worker.WorkerInfo", "the class of what it returns")
+numpy_seed: Callable[[int, int], Any] = _needed(
+    "torch.utils.data._utils.worker._generate_state", "makes numpy's seed of the base seed and a worker's number"
+)
+set_signal_handlers: Callable[[], None] = _optional(
+    "torch.utils.data._utils.signal_handling._set_worker_signal_handlers",
+    "has a worker that crashes print what became of it",
+    lambda: None,
+    "it prints nothing; the loop's error says which signal it was",
+)
+set_thread_name: Callable[[str], None] = _optional(
+    "torch.multiprocessing._set_thread_name",
+    "the name of a worker in ps and top",
+    lambda name: None,
+    "workers have their parent's name there",
+)
+
+
+def set_worker_info(worker: int, num_workers: int, seed: int, dataset: Any) -> None:
+    """Makes `get_worker_info` of this process return what it returns in a worker."""
+    _worker._worker_info = _worker_info(id=worker, num_workers=num_workers, seed=seed, dataset=dataset)
+
+
+# -- datapipes, which have public names, and are deprecated ----------------------------------------------------------
+
+_PIPES = "a dataset that shuffles and shards itself by graph_settings"
+IterDataPipe: Any = _optional("torch.utils.data.IterDataPipe", _PIPES, _Nothing, "no dataset is one")
+MapDataPipe: Any = _optional("torch.utils.data.MapDataPipe", _PIPES, _Nothing, "no dataset is one")
+graph_settings: Any = _optional("torch.utils.data.graph_settings", _PIPES, None, "no dataset is one")
+
+
+# -- collation -------------------------------------------------------------------------------------------------------
+
+_COLLATE = "torch.utils.data._utils.collate"
+collate_fn_map: dict[Any, Callable[..., Any]] = _needed(
+    f"{_COLLATE}.default_collate_fn_map", "where workers put functions that stack into slots", {}
+)
+collate_tensor_fn: Any = _needed(f"{_COLLATE}.collate_tensor_fn", "the map's entry for tensors")
+collate_numpy_array_fn: Any = _needed(f"{_COLLATE}.collate_numpy_array_fn", "the map's entry for arrays")
+collate_float_fn: Any = _needed(f"{_COLLATE}.collate_float_fn", "the map's entry for floats")
+collate_int_fn: Any = _needed(f"{_COLLATE}.collate_int_fn", "the map's entry for ints")
+
+# torch's keys. With any other there is an entry of the user's, perhaps for a base class of what samples are.
+COLLATE_KEYS = frozenset({torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes})
+_COLLATE_FUNCTIONS = {
+    torch.Tensor: collate_tensor_fn,
+    np.ndarray: collate_numpy_array_fn,
+    float: collate_float_fn,
+    int: collate_int_fn,
+}
+
+
+def _differing_entries() -> list[str]:
+    """Names the entries of torch's map that are torch's and not those that `collate` knows."""
+    found = [f"no {_text(key)}" for key in COLLATE_KEYS - collate_fn_map.keys()]
+    for key, function in collate_fn_map.items():
+        if key in COLLATE_KEYS:
+            is_other = function is not _COLLATE_FUNCTIONS.get(key, function)
+        else:
+            is_other = all(_is_of_torch_or_python(kind) for kind in _types(key))
+        if is_other and getattr(function, "__module__", "").startswith("torch."):
+            found.append(_text(key))
+    return sorted(found)
+
+
+def _is_of_torch_or_python(kind: type) -> bool:
+    package = kind.__module__.split(".")[0]
+    return package in ("torch", "numpy") or package in sys.stdlib_module_names
+
+
+def _types(key: Any) -> Iterable[type]:
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _text(key: Any) -> str:
+    return ", ".join(kind.__qualname__ for kind in _types(key))
+
+
+# -- tensors and storages as pickles ---------------------------------------------------------------------------------
+
+_REDUCTIONS = "torch.multiprocessing.reductions"
+reduce_tensor: Any = _needed(f"{_REDUCTIONS}.reduce_tensor", "tensors of devices; and what torch registers for tensors")
+reduce_storage: Any = _needed(f"{_REDUCTIONS}.reduce_storage", "what torch registers for storages")
+reduce_typed_storage: Any = _needed(f"{_REDUCTIONS}.reduce_typed_storage", "what torch registers for typed storages")
+reduce_typed_storage_child: Any = _needed(f"{_REDUCTIONS}.reduce_typed_storage_child", "what torch registers for those")
+storage_classes: Iterable[type] = _needed("torch._storage_classes", "all classes of storages", ())
+_needed("torch.Tensor._indices", "what a sparse tensor is made of")
+_needed("torch.Tensor._values", "what a sparse tensor is made of")
+NAMES.append(PrivateName("torch.storage.TypedStorage.{_untyped_storage}", "what a typed storage is over", _STOCK))
+NAMES.append(PrivateName("torch.storage.TypedStorage(_internal=True)", "makes one with no warning", _STOCK))
+
+
+def sparse_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the indices and the values of a sparse tensor, coalesced or not."""
+    return tensor._indices(), tensor._values()
+
+
+def typed_storage(untyped: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.TypedStorage:
+    """Makes a typed storage of what it is over."""
+    return torch.storage.TypedStorage(wrap_storage=untyped, dtype=dtype, _internal=True)
+
+
+def untyped_storage(storage: torch.storage.TypedStorage) -> torch.UntypedStorage:
+    """Returns what a typed storage is over, with no warning about typed storages."""
+    return storage._untyped_storage
+
+
+# Methods that give a storage other memory.
+STORAGE_MOVERS = "_share_fd_cpu_", "_share_filename_cpu_"
+_needed("torch.UntypedStorage._share_fd_cpu_", "moves a storage to memory of its own: hooked into, to hold its slot")
+_needed("torch.UntypedStorage._share_filename_cpu_", "the same, where file descriptors are not sent")
+
+
+# -- the compiler ----------------------------------------------------------------------------------------------------
+
+_eval_frame: Any = _optional(
+    "torch._C._dynamo.eval_frame",
+    "keeps compiled code from compiling the library too",
+    None,
+    "compiled code that steps a loader is right, and slower",
+)
+COMPILER_MARK = "_torchdynamo_disable"
+NAMES.append(PrivateName(f"(function).{{{COMPILER_MARK}}}", "the same, of calls that are traced", "the same"))
+
+
+def compiler_skip() -> Callable[[CodeType], object]:
+    """Returns what marks code for the compiler to leave alone, or what does nothing."""
+    try:
+        action = _eval_frame._FrameAction.SKIP
+        strategy = _eval_frame._FrameExecStrategy(action, action)  # for the frame, and for what it calls
+        set_strategy = _eval_frame.set_code_exec_strategy
+        return lambda code: set_strategy(code, strategy)
+    except AttributeError:  # before torch 2.8, where a mark covers the frame only
+        return getattr(_eval_frame, "skip_code", lambda code: None)
+
+
+# -- whether all is there --------------------------------------------------------------------------------------------
+
+_entries = _differing_entries() if collate_fn_map else []
+
+
+@functools.cache
+def difference() -> str:
+    """Says how this torch differs from those that the library knows, as in "torch lacks ..."; empty if it does not.
+
+    What only objects have is looked for in objects that are made for it, with a generator of their own: no random
+    stream moves.
+    """
+    missing = _missing or _missing_attributes()
+    said = [f"lacks {', '.join(missing)}"] if missing else []
+    if _entries:
+        said.append(f"collates differently: default_collate_fn_map has {'; '.join(_entries)}")
+    return f"torch {torch.__version__} {' and '.join(said)} (shmloader {__version__})" if said else ""
+
+
+def _missing_attributes() -> list[str]:
+    try:
+        with warnings.catch_warnings(), torch.device("cpu"):
+            warnings.simplefilter("ignore")
+            return _probe()
+    except Exception as error:
+        return [f"what a loader is made of ({type(error).__name__}: {error})"]
+
+
+class _ProbeLoader(DataLoader[int]):
+    def _get_iterator(self) -> BaseIterator:
+        return BaseIterator(self)
+
+
+def _probe() -> list[str]:
+    loader = _ProbeLoader(range(1), generator=torch.Generator())  # type: ignore[arg-type]
+    iterator = iter(loader)
+    if type(iterator) is not BaseIterator:  # that is not where a pass begins any more
+        return ["DataLoader._get_iterator"]
+    in_process = InProcessIterator(loader)
+    fetcher = DatasetKind.create_fetcher(loader._dataset_kind, loader.dataset, True, list, False)
+    untyped_storage(typed_storage(torch.UntypedStorage(0), torch.uint8))
+    return [
+        f"{owner}.{name}"
+        for owner, found, names in (
+            ("DataLoader", loader, _LOADER),
+            ("_BaseDataLoaderIter", iterator, _BASE_ITERATOR),
+            ("_SingleProcessDataLoaderIter", in_process, _IN_PROCESS_ITERATOR),
+            ("create_fetcher(...)", fetcher, _FETCHER),
+            ("ExceptionWrapper", ExceptionWrapper((ValueError, ValueError(), None)), _WRAPPER),
+        )
+        for name in names
+        if not hasattr(found, name)
+    ]
