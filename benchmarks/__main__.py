@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from shmloader.cli.bench.figures import size
-from shmloader.cli.bench.machine import machine, machine_line
-from shmloader.cli.bench.options import Parser, positive
-from shmloader.cli.bench.progress import shown
+from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.machine import machine, machine_line
 
 from . import bars, suite_charts
 from .cells import CELLS, Cell

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from shmloader.batches.packing import Packer
-from shmloader.cli.bench.machine import machine_line
+from shmloader.cli.machine import machine_line
 from shmloader.collate.columns import ColumnCollate, write_arrays, write_numbers
 from shmloader.collate.templates import Template, Templates
 from shmloader.passes.schedule import Schedule

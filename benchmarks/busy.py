@@ -29,11 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, figure, ratio, times
-from shmloader.cli.bench.machine import machine, machine_line
 from shmloader.cli.bench.measure import Track, calibrate, interleave
 from shmloader.cli.bench.memory import Loader
-from shmloader.cli.bench.options import Parser, positive
-from shmloader.cli.bench.progress import shown
+from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.machine import machine, machine_line
 from shmloader.workers import cpu_policy
 
 from .cells import CELLS, Samples

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shmloader.cli.bench.figures import duration, size, times
-from shmloader.cli.bench.machine import machine, machine_line
 from shmloader.cli.bench.memory import Memory
-from shmloader.cli.bench.options import Parser, positive
-from shmloader.cli.bench.progress import shown
+from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.machine import machine, machine_line
 
 from . import charts
 from .cells import CELLS, Cell, Stream

@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, size
-from shmloader.cli.bench.machine import machine, machine_line
 from shmloader.cli.bench.measure import Round, interleave
-from shmloader.cli.bench.options import Parser, positive
+from shmloader.cli.console import Parser, positive
+from shmloader.cli.machine import machine, machine_line
 from shmloader.device import cuda
 
 from .cells import Samples

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shmloader.cli.bench.figures import Figure, figure
-from shmloader.cli.bench.machine import machine, machine_line
-from shmloader.cli.bench.options import Parser, positive
-from shmloader.cli.bench.progress import shown
+from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.machine import machine, machine_line
 
 from . import charts, laws
 from .axes import AXES, WAIT_SECONDS, WAITING_BATCH_SIZE, Axis, Rounds, cpu, shares, times

@@ -26,10 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, ratio
-from shmloader.cli.bench.machine import machine, machine_line
 from shmloader.cli.bench.measure import interleave
-from shmloader.cli.bench.options import Parser, positive
-from shmloader.cli.bench.progress import shown
+from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.machine import machine, machine_line
 
 from . import charts
 from .output import command, markdown, options

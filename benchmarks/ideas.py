@@ -23,8 +23,8 @@ import torch
 from shmloader import ShmDataLoader
 from shmloader.batches.dtypes import CODES
 from shmloader.batches.place import Place, lender, small_ranges
-from shmloader.cli.bench.machine import machine_line
 from shmloader.cli.bench.measure import Track, calibrate
+from shmloader.cli.machine import machine_line
 from shmloader.workers import cpu_policy
 
 from .cells import CELLS

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from shmloader.cli.bench.figures import Figure
-from shmloader.cli.bench.options import Parser
+from shmloader.cli.console import Parser
 
 from . import charts
 

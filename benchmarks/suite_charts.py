@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shmloader.cli.bench.figures import Figure
-from shmloader.cli.bench.machine import machine_line
-from shmloader.cli.bench.options import Parser
+from shmloader.cli.console import Parser
+from shmloader.cli.machine import machine_line
 
 from . import charts
 from .output import chart_folder

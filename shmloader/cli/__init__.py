@@ -1,1 +1,7 @@
-"""The commands of ``python -m shmloader``."""
+"""The commands of ``python -m shmloader``: one module or package for each, and what they share.
+
+- `main`: finds the command that was named, and runs it;
+- `bench`: torch's DataLoader and shmloader side by side;
+- `console`: parsing with errors of one line, and progress on a terminal;
+- `machine`: what a figure was measured on.
+"""

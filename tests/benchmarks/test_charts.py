@@ -12,7 +12,7 @@ import pytest
 from benchmarks import charts, output, suite_charts
 from benchmarks.__main__ import main
 from shmloader.cli.bench.figures import figure
-from tests.cli.test_bench import _result
+from tests.benchmarks.test_suite import _result
 
 _LABELS = charts.Labels("Title", ["a note", "another " * 40], "microseconds")
 _FIGURES = {"one": figure([1.0, 2.0, 4.0]), "two": figure([30.0])}

@@ -5,10 +5,9 @@ The modules, from the pure to the measuring:
 - `figures`: medians, spreads, ratios;
 - `compare`: whether two batches are equal bit for bit, and where not;
 - `report`: the table and the JSON;
-- `source`: MODULE:CALLABLE to a loader's arguments;
-- `synthetic`: the dataset for when there is none;
+- `source`: MODULE:CALLABLE to a loader's arguments, and the dataset for when there is none;
 - `verify`: one pass of each loader, compared;
 - `memory`: what a loader adds to the memory of the process tree;
 - `measure`: time and processor time of batches in steady state;
-- `cli`: the options, and all of the above in order.
+- `command`: the options, and all of the above in order.
 """

@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from shmloader.cli.console import UsageError
+
 from .memory import Loader, look_ahead
-from .options import UsageError
 
 # Unless the user says how many batches a round has: at least so many, whatever time that takes.
 FEWEST_BATCHES = 10
@@ -66,6 +67,9 @@ class Track:
 
     Args:
         loader: torch's or ours, or what has as much of their interface. Its workers start with the first round.
+
+    Raises:
+        UsageError: the loader's passes are too short to time.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -75,6 +79,7 @@ class Track:
         self._length = _length(loader)
         self._iterator: Iterator[Any] = iter(())
         self._taken = self._length
+        self._check_length()
 
     def run(self, batches: int) -> Round:
         """Times ``batches`` batches in steady state, or a few more to have as many of each worker.
@@ -104,10 +109,13 @@ class Track:
         """How many batches the pass still has, as far as is known."""
         return self._length - self._taken
 
-    def _begin(self, took: Round) -> None:
-        """Begins a pass, and steps it into steady state."""
+    def _check_length(self) -> None:
         if self._length < 2 * self._bunch:
             raise UsageError(f"a pass has {self._length} batches; timing takes {2 * self._bunch} at least")
+
+    def _begin(self, took: Round) -> None:
+        """Begins a pass, and steps it into steady state."""
+        self._check_length()  # a pass that has ended may have told it
         self.stop()
         start = time.perf_counter()
         self._iterator = iter(self._loader)

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from .options import UsageError
-from .synthetic import SyntheticImages
+from shmloader.cli.console import UsageError
 
 _DEFAULTS: dict[str, Any] = {"batch_size": 32, "num_workers": 2}
 
@@ -20,6 +20,29 @@ _DEFAULTS: dict[str, Any] = {"batch_size": 32, "num_workers": 2}
 _OURS = ("sample_shapes", "sample_dtypes", "max_pool_bytes", "num_slots")
 
 LoaderClass = Callable[..., "DataLoader[Any]"]
+
+
+class SyntheticImages(Dataset[Any]):
+    """What is measured when the user names nothing: small colour images, 3x64x64 bytes, each with an int.
+
+    A sample costs next to nothing to make, so that what is measured is the loader.
+
+    Args:
+        length: how many samples there are; they repeat.
+    """
+
+    _DISTINCT = 256
+
+    def __init__(self, length: int = 1_000_000) -> None:
+        rng = np.random.default_rng(0)
+        self._images = rng.integers(0, 256, (self._DISTINCT, 3, 64, 64), dtype=np.uint8)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._images[index % self._DISTINCT], index % 10
 
 
 def loader_arguments(name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

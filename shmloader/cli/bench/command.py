@@ -7,18 +7,17 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
+from shmloader.cli.console import Progress, natural, positive, shown
+from shmloader.cli.machine import machine, machine_line
 
 from . import memory, source
-from .machine import machine, machine_line
 from .measure import Round, Track, calibrate, interleave
 from .memory import Memory
-from .options import UsageError, natural, positive
-from .progress import Progress, shown
 from .report import LoaderReport, Report
 from .verify import Verdict, seed_all, verify
 
@@ -52,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=functools.partial(_main, fail=parser.error))
+    parser.set_defaults(run=_run, parser=parser)
     add = parser.add_argument
     add("dataset", nargs="?", metavar="MODULE:CALLABLE", help="what makes the dataset or the loader's arguments")
     _add_loader_options(parser.add_argument_group("the loaders' arguments, where the callable does not set them"))
@@ -71,11 +70,8 @@ def _add_loader_options(group: argparse._ArgumentGroup) -> None:
     add("--shuffle", action="store_const", const=True, help="draw indices in random order")
 
 
-def _main(args: argparse.Namespace, fail: Callable[[str], NoReturn]) -> int:
-    try:
-        report = _measure(args)
-    except UsageError as error:
-        fail(str(error))
+def _run(args: argparse.Namespace) -> int:
+    report = _measure(args)
     print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
     sys.stdout.flush()
     return 0
@@ -86,12 +82,13 @@ def _measure(args: argparse.Namespace) -> Report:
     seed = functools.partial(seed_all, args.seed, arguments)
     stock, ours = (functools.partial(source.build, kind, arguments) for kind in (DataLoader, ShmDataLoader))
     settings = _settings(stock())
+    tracks = [Track(make()) for make in (stock, ours)]  # first, since they say whether passes are long enough
     with shown(3 + 2 * args.rounds) as progress:
         verdict = _verify(stock, ours, seed, progress)
         memories = [_memory(make, progress) for make in (stock, ours)]
         seed()
         progress.begin("timing")
-        rounds = _time([Track(make()) for make in (stock, ours)], args.batches, args.rounds, progress.step)
+        rounds = _time(tracks, args.batches, args.rounds, progress.step)
     in_stock, in_ours = (LoaderReport(*found) for found in zip(rounds, memories, strict=True))
     return Report(args.dataset or "synthetic", settings, machine(), in_stock, in_ours, verdict)
 

@@ -1,0 +1,90 @@
+"""What the command lines have in common: errors of one line, numbers, and progress on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import NoReturn, TextIO
+
+# Back to the beginning of the line, and the rest of it erased.
+_CLEAR = "\r\x1b[K"
+
+
+class UsageError(Exception):
+    """The command line, or what it names, cannot be used; its text is the one line that the user gets to see."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints ``message`` on stderr and exits with code 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def positive(text: str) -> int:
+    """Reads a whole number above 0."""
+    number = natural(text)
+    if not number:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def natural(text: str) -> int:
+    """Reads a whole number, 0 or more."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+class Progress:
+    """One line that says which step of a longer work is under way.
+
+    Args:
+        steps: how many there are.
+        terminal: where the line goes; None: nowhere.
+    """
+
+    def __init__(self, steps: int, terminal: TextIO | None) -> None:
+        self._steps = steps
+        self._terminal = terminal
+        self._done = 0
+        self._what = ""
+
+    def begin(self, what: str) -> None:
+        """Says what the next steps are about."""
+        self._what = what
+        self._show()
+
+    def step(self) -> None:
+        """Counts one step."""
+        self._done += 1
+        self._show()
+
+    def clear(self) -> None:
+        """Removes the line."""
+        self._write(_CLEAR)
+
+    def _show(self) -> None:
+        self._write(f"{_CLEAR}[{self._done}/{self._steps}] {self._what}")
+
+    def _write(self, text: str) -> None:
+        if self._terminal is not None:
+            self._terminal.write(text)
+            self._terminal.flush()
+
+
+@contextlib.contextmanager
+def shown(steps: int) -> Iterator[Progress]:
+    """Shows on stderr how far the block has come, and removes that in the end; nothing where that is no terminal."""
+    progress = Progress(steps, sys.stderr if sys.stderr.isatty() else None)
+    try:
+        yield progress
+    finally:
+        progress.clear()

@@ -1,0 +1,134 @@
+"""The bench command: what it says, never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from shmloader.cli.main import main
+
+_QUICK = ("--rounds", "2", "--batches", "2", "--batch-size", "4")
+
+
+def _bench(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
+    assert main(["bench", *argv, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_json_has_the_documented_keys(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:Images", *_QUICK, "--shuffle")
+    assert set(found) == {
+        *("dataset", "machine", "settings", "stock", "ours", "ratio"),
+        *("equal", "compared_batches", "difference", "stock_repeats"),
+    }
+    for loader in ("stock", "ours"):
+        assert set(found[loader]) == {
+            *("batches_per_round", "seconds_per_batch", "consumer_cpu_seconds_per_batch", "first_batch_seconds"),
+            *("memory_bytes", "memory_in_transit_bytes"),
+        }
+        assert found[loader]["batches_per_round"] == 2
+        assert set(found[loader]["seconds_per_batch"]) == {"median", "low", "high", "rounds"}
+    assert len(found["ratio"]["rounds"]) == 2
+    assert found["settings"] == {
+        "batch_size": 4,
+        "num_workers": 2,
+        "prefetch_factor": 2,
+        "persistent_workers": False,
+    }
+    assert (found["equal"], found["compared_batches"], found["difference"]) == (True, 16, None)
+
+
+def test_unequal_batches_are_reported_with_the_place(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:Processes", *_QUICK)
+    assert found["equal"] is False
+    assert found["stock_repeats"] is False
+    assert found["difference"].startswith("batch 0[1]: flat element 0 is ")
+
+
+def test_a_dict_sets_the_loaders_arguments(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:arguments", "--rounds", "1", "--batches", "1", "--persistent-workers")
+    assert found["equal"] is True
+    assert found["settings"]["batch_size"] == 4
+    assert found["settings"]["persistent_workers"] is True
+
+
+def test_a_stream_of_unknown_length_is_timed(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:Stream", *_QUICK, "--num-workers", "1")
+    assert found["equal"] is True
+    assert found["compared_batches"] == 6
+
+
+def test_the_table_says_it_all(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"{user}:Namespace.images", *_QUICK, "--prefetch-factor", "1", "--seed", "5"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for text in ("time per batch", "stock / ours", "CPU per batch", "first batch", "memory added", "prefetch_factor=1"):
+        assert text in captured.out
+    assert captured.out.endswith("batches equal: yes, bit for bit (16 compared)\n")
+
+
+def test_without_a_name_it_measures_images(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, *_QUICK)
+    assert found["dataset"] == "synthetic"
+    assert found["equal"] is True
+
+
+_BAD_USAGE = [
+    (["no_such_module:make"], "no module no_such_module"),
+    (["{user}.inside:make"], "no module users_module"),
+    (["{user}"], "is not MODULE:CALLABLE"),
+    ([".{user}:Images"], "is not MODULE:CALLABLE"),
+    (["{user}:missing"], "has no missing"),
+    (["{user}:number"], "is not callable, it is of type int"),
+    (["{user}:takes_one"], "missing a required argument: 'path'"),
+    (["{user}:nothing"], "but NoneType"),
+    (["{user}:no_dataset"], "a dict without 'dataset'"),
+    (["{user}:misspelt"], "unexpected keyword argument 'batchsize'"),
+    (["{user}:arguments", "--batch-size", "3"], "sets batch_size itself, so --batch-size cannot be given"),
+    (["{user}:Images", "--num-workers", "0", "--persistent-workers"], "persistent_workers option needs"),
+    (["{user}:Images", "--batch-size", "32", "--batches", "1"], "a pass has 2 batches; timing takes 4 at least"),
+    (["{user}:Images", "--rounds", "0"], "--rounds: must be 1 or more"),
+    (["{user}:Images", "--num-workers", "-1"], "--num-workers: must be 0 or more"),
+    (["{user}:Images", "--batches", "few"], "'few' is not a whole number"),
+    (["{user}:Images", "--fast"], "unrecognized arguments: --fast"),
+]
+
+
+def test_bad_usage_is_one_line_and_code_2(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in _BAD_USAGE:
+        with pytest.raises(SystemExit) as caught:
+            main(["bench", *(argument.format(user=user) for argument in arguments)])
+        captured = capsys.readouterr()
+        assert (caught.value.code, captured.out, captured.err.count("\n")) == (2, "", 1), arguments
+        assert message in captured.err
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["bench", f"{user}:Images", *_QUICK]) == 0
+    shown = capsys.readouterr().err.split("\r\x1b[K")
+    assert shown[1:3] == ["[0/7] comparing batches", "[1/7] comparing batches"]
+    assert shown[-2:] == ["[7/7] timing", ""]
+
+
+def test_errors_of_the_users_own_code_propagate(user: str) -> None:
+    with pytest.raises(KeyError, match="the dataset's own error"):
+        main(["bench", f"{user}:Broken", "--num-workers", "0"])
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
+        main(["bench", f"importing_{user}:make"])
+
+
+def test_help_and_module_entry() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "shmloader", "bench", "--help"], capture_output=True, text=True, check=True
+    )
+    assert shown.stderr == ""
+    for option in ("MODULE:CALLABLE", "--batch-size", "--persistent-workers", "--seed", "--json"):
+        assert option in shown.stdout

@@ -1,0 +1,42 @@
+"""Medians, units and the report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shmloader.cli.bench import figures
+from shmloader.cli.bench.measure import Round
+from shmloader.cli.bench.report import LoaderReport, Report
+from shmloader.cli.bench.verify import Verdict
+
+
+def test_figures() -> None:
+    assert figures.figure([3.0, 1.0, 2.0]) == figures.Figure(2.0, 1.0, 3.0, (3.0, 1.0, 2.0))
+    assert figures.ratio([10, 30, 40], [1, 2, 10]).rounds == (10, 15, 4)
+    assert figures.ratio([10, 30, 40], [1, 2, 10]).median == 10
+    assert figures.figure([1.0]).text(figures.times) == "1.00x"
+    assert figures.figure([1.0, 2.0]).text(figures.times) == "1.50x (1.00x to 2.00x)"
+    with pytest.raises(ValueError, match="at least one"):
+        figures.figure([])
+    with pytest.raises(ValueError, match="shorter"):
+        figures.ratio([1.0, 2.0], [1.0])
+
+
+def test_units() -> None:
+    assert [figures.duration(value) for value in (2.5e-6, 12.34e-6, 0.5, 1.0)] == [
+        *("2.50 us", "12.3 us", "500 ms", "1.00 s")
+    ]
+    assert [figures.size(value) for value in (12, 12_345, 1e6, 2.5e9, -3e6)] == [
+        *("12 B", "12.3 kB", "1.00 MB", "2.50 GB", "-3.00 MB")
+    ]
+
+
+def test_a_report_says_no_plainly() -> None:
+    rounds = [Round(10, 1e-3, 1e-4, [0.1])]
+    verdict = Verdict(False, 7, "batch 3: 1 against 2", stock_repeats=True)
+    report = Report("m:f", {}, {}, LoaderReport(rounds, None), LoaderReport(rounds, None), verdict)
+    assert "not known" in report.text()
+    assert "batches equal: NO, batch 3: 1 against 2 (stock against ours); stock's own batches are the" in report.text()
+    assert json.loads(json.dumps(report.as_dict()))["stock_repeats"] is True
