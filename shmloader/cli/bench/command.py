@@ -23,9 +23,10 @@ from .verify import Verdict, seed_all, verify
 
 _DESCRIPTION = """\
 Runs a dataset through torch's DataLoader and through ShmDataLoader, in turn, and prints what a batch takes with
-either. MODULE:CALLABLE names anything that, called without arguments, returns a Dataset, or a dict of DataLoader's
-keyword arguments with the dataset among them; the current directory is searched too. Without it, a synthetic dataset
-of small images is measured.
+either. MODULE:CALLABLE names a dataset, a DataLoader, a dict of DataLoader's keyword arguments with the dataset among
+them, or anything that returns one of these when it is called without arguments. Of a DataLoader the arguments are
+taken, and both loaders are made anew. The current directory is searched for the module too. Without MODULE:CALLABLE, a
+synthetic dataset of small images is measured.
 """
 
 _EPILOG = """\
@@ -41,6 +42,9 @@ batches equal       a pass of each from the same seed, compared bit for bit (up 
 The keys of the JSON: python -m pydoc shmloader.cli.bench.report
 """
 
+# What shells report of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds ``bench`` and its options."""
@@ -53,8 +57,8 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.set_defaults(run=_run, parser=parser)
     add = parser.add_argument
-    add("dataset", nargs="?", metavar="MODULE:CALLABLE", help="what makes the dataset or the loader's arguments")
-    _add_loader_options(parser.add_argument_group("the loaders' arguments, where the callable does not set them"))
+    add("dataset", nargs="?", metavar="MODULE:CALLABLE", help="the dataset or DataLoader, or what makes it")
+    _add_loader_options(parser.add_argument_group("the loaders' arguments, where MODULE:CALLABLE does not set them"))
     add("--batches", type=positive, metavar="N", help="batches a round; default: as many as take about a second")
     add("--rounds", type=positive, default=5, metavar="N", help="rounds, each with both loaders; default: 5")
     add("--seed", type=natural, default=0, metavar="N", help="seed of every generator; default: 0")
@@ -71,7 +75,10 @@ def _add_loader_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    report = _measure(args)
+    try:
+        report = _measure(args)
+    except KeyboardInterrupt:
+        return _INTERRUPTED  # who ends it knows where, and needs no traceback
     print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
     sys.stdout.flush()
     return 0

@@ -1,4 +1,4 @@
-"""From MODULE:CALLABLE to the arguments of a DataLoader."""
+"""From MODULE:CALLABLE to the arguments that both loaders are made with."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from shmloader import ShmDataLoader
 from shmloader.cli.console import UsageError
 
 _DEFAULTS: dict[str, Any] = {"batch_size": 32, "num_workers": 2}
 
-# Arguments of ShmDataLoader that torch's loader does not have.
-_OURS = ("sample_shapes", "sample_dtypes", "max_pool_bytes", "num_slots")
+_ALL = frozenset(inspect.signature(ShmDataLoader).parameters)
+_OURS = _ALL - frozenset(inspect.signature(DataLoader).parameters)
+
+# Arguments that exclude each other: which of them a loader was made with does not follow from its attributes alone.
+_BATCHING = frozenset(("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"))
 
 LoaderClass = Callable[..., "DataLoader[Any]"]
 
@@ -53,10 +57,10 @@ def loader_arguments(name: str | None, options: Mapping[str, Any]) -> dict[str, 
         options: what the command line says of DataLoader's arguments; None: nothing.
 
     Raises:
-        UsageError: there is no such callable, it returns something else, or it and the command line disagree.
+        UsageError: there is no such thing, it is or returns something else, or it and the command line disagree.
         Exception: what the user's module or callable raises.
     """
-    arguments = _as_arguments(name, _find(name)()) if name is not None else {"dataset": SyntheticImages()}
+    arguments = {"dataset": SyntheticImages()} if name is None else _named_arguments(name)
     for option, value in options.items():
         if value is None:
             continue
@@ -83,19 +87,38 @@ def build(loader_class: LoaderClass, arguments: Mapping[str, Any]) -> DataLoader
         raise UsageError(f"the loader refuses its arguments: {error}") from error
 
 
-def _find(name: str) -> Callable[[], Any]:
+def _named_arguments(name: str) -> dict[str, Any]:
+    found = _find(name)
+    arguments = _arguments_of(found)
+    if arguments is None:
+        if not callable(found):
+            raise UsageError(f"{name} cannot be called and is {_neither(found)}")
+        _check_no_arguments(name, found)
+        made = found()
+        arguments = _arguments_of(made)
+        if arguments is None:
+            raise UsageError(f"{name} returned {_neither(made)}")
+    _check_dataset(name, arguments)
+    _check_others(name, arguments)
+    return arguments
+
+
+def _neither(thing: Any) -> str:
+    return f"neither a dataset, nor a DataLoader, nor a dict of its arguments, but {type(thing).__qualname__}"
+
+
+def _find(name: str) -> Any:
     module_name, colon, path = name.partition(":")
     if not (module_name and colon and path) or module_name.startswith("."):
         raise UsageError(f"{name!r} is not MODULE:CALLABLE")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise UsageError(f"{name!r} is not MODULE:CALLABLE; a module is named as in an import, with no path and no .py")
     found: Any = _import(module_name)
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             raise UsageError(f"module {module_name} has no {path}")
         found = getattr(found, attribute)
-    if not callable(found):
-        raise UsageError(f"{name} is not callable, it is of type {type(found).__qualname__}")
-    _check_no_arguments(name, found)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _import(module_name: str) -> Any:
@@ -122,14 +145,50 @@ def _check_no_arguments(name: str, found: Callable[..., Any]) -> None:
         raise UsageError(f"{name} is called without arguments, but: {error}") from None
 
 
-def _as_arguments(name: str, made: Any) -> dict[str, Any]:
-    if isinstance(made, dict):
-        if "dataset" not in made:
-            raise UsageError(f"{name} returned a dict without 'dataset'")
-        return dict(made)
-    is_sequence = hasattr(made, "__getitem__") and hasattr(made, "__len__") and not isinstance(made, str | bytes)
-    if isinstance(made, Dataset) or is_sequence:
-        return {"dataset": made}
-    raise UsageError(
-        f"{name} returned neither a Dataset nor a dict of DataLoader's arguments, but {type(made).__qualname__}"
-    )
+def _arguments_of(thing: Any) -> dict[str, Any] | None:
+    """Returns the arguments that a loader, a dict or a dataset stands for; None where it is none of these."""
+    if isinstance(thing, DataLoader):
+        return _arguments_of_loader(thing)
+    if isinstance(thing, dict) and not isinstance(thing, Dataset):
+        return dict(thing)
+    return {"dataset": thing} if _is_dataset(thing) else None
+
+
+def _arguments_of_loader(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Returns the arguments that make another loader like this one, of whichever of the two classes."""
+    arguments = {name: getattr(loader, name) for name in sorted(_ALL - _BATCHING) if hasattr(loader, name)}
+    if loader.batch_size is None and loader.batch_sampler is not None:
+        return {**arguments, "batch_sampler": loader.batch_sampler}
+    arguments |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    # A stream's sampler is torch's own stopgap, which cannot be given. Any other says in which order, shuffled or not.
+    return arguments if isinstance(loader.dataset, IterableDataset) else {**arguments, "sampler": loader.sampler}
+
+
+def _is_dataset(thing: Any) -> bool:
+    is_sequence = hasattr(thing, "__getitem__") and hasattr(thing, "__len__") and not isinstance(thing, str | bytes)
+    return isinstance(thing, Dataset) or (is_sequence and not isinstance(thing, type))
+
+
+def _check_dataset(name: str, arguments: Mapping[str, Any]) -> None:
+    if "dataset" not in arguments:
+        raise UsageError(f"{name} gives a dict without 'dataset'")
+    dataset = arguments["dataset"]
+    needs_length = arguments.get("sampler") is None and arguments.get("batch_sampler") is None
+    if isinstance(dataset, IterableDataset) or (hasattr(dataset, "__getitem__") and not needs_length):
+        return
+    if not _is_dataset(dataset):
+        raise UsageError(f"{name} gives a 'dataset' that is none, but of type {type(dataset).__qualname__}")
+    if not hasattr(dataset, "__len__"):
+        raise UsageError(f"{name} gives a dataset without a length, which needs a sampler of yours")
+
+
+def _check_others(name: str, arguments: Mapping[str, Any]) -> None:
+    """Finds what torch's loader takes, and fails with in the middle of a pass."""
+    for argument in ("sampler", "batch_sampler"):
+        value = arguments.get(argument)
+        if value is not None and not hasattr(value, "__iter__"):
+            raise UsageError(f"{name} gives a {argument} that cannot be iterated over: {value!r}")
+    for argument in ("collate_fn", "worker_init_fn"):
+        value = arguments.get(argument)
+        if value is not None and not callable(value):
+            raise UsageError(f"{name} gives a {argument} that cannot be called: {value!r}")

@@ -45,9 +45,11 @@ def seed_all(seed: int, arguments: Mapping[str, Any]) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    for owner in (arguments.get("generator"), getattr(arguments.get("sampler"), "generator", None)):
-        if isinstance(owner, torch.Generator):
-            owner.manual_seed(seed)
+    batch_sampler = arguments.get("batch_sampler")
+    samplers = (arguments.get("sampler"), batch_sampler, getattr(batch_sampler, "sampler", None))
+    for generator in (arguments.get("generator"), *(getattr(sampler, "generator", None) for sampler in samplers)):
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
 
 
 def verify(make_stock: Make, make_ours: Make, seed: Callable[[], None]) -> Verdict:

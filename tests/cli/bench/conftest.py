@@ -16,7 +16,13 @@ import random
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from shmloader import ShmDataLoader
+
+
+def collate(samples):
+    return default_collate(samples)
 
 
 class Images(Dataset):
@@ -70,7 +76,48 @@ def takes_one(path):
     return Images()
 
 
+def a_class():
+    return Images
+
+
+class Unsized(Dataset):
+    def __getitem__(self, index):
+        return index
+
+
+def unsized_but_sampled():
+    return {"dataset": Unsized(), "sampler": range(40)}
+
+
+def loader():
+    return DataLoader(Images(), batch_size=4, shuffle=True, num_workers=1)
+
+
+def none_at_all():
+    return {"dataset": None}
+
+
+def no_order():
+    return {"dataset": Images(), "sampler": 5}
+
+
+def no_function():
+    return {"dataset": Images(), "collate_fn": "stack"}
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def numbers():
+    yield 1
+
+
 number = 3
+dataset = Images()
+one_loader = DataLoader(Images(), batch_size=8, num_workers=1, drop_last=True, collate_fn=collate)
+own_loader = ShmDataLoader(Images(), batch_size=8, num_workers=1, num_slots=9)
+in_a_dict = {"dataset": dataset, "batch_size": 16}
 """
 
 _numbers = itertools.count()

@@ -78,19 +78,53 @@ def test_without_a_name_it_measures_images(capsys: pytest.CaptureFixture[str]) -
     assert found["equal"] is True
 
 
+@pytest.mark.parametrize("name", ["loader", "own_loader"])
+def test_a_loader_is_compared_with_its_own_arguments(user: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:{name}", "--rounds", "1", "--batches", "1")
+    assert found["equal"] is True
+    assert found["compared_batches"] == 64 // found["settings"]["batch_size"]
+    assert found["settings"] == {
+        "batch_size": {"loader": 4, "own_loader": 8}[name],
+        "num_workers": 1,
+        "prefetch_factor": 2,
+        "persistent_workers": False,
+    }
+
+
+def test_a_sampler_stands_for_a_length(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench(capsys, f"{user}:unsized_but_sampled", *_QUICK)["compared_batches"] == 10
+
+
 _BAD_USAGE = [
     (["no_such_module:make"], "no module no_such_module"),
     (["{user}.inside:make"], "no module users_module"),
     (["{user}"], "is not MODULE:CALLABLE"),
     ([".{user}:Images"], "is not MODULE:CALLABLE"),
+    (["{user}.py:Images"], "a module is named as in an import, with no path and no .py"),
+    (["./{user}:Images"], "is not MODULE:CALLABLE"),
+    (["folder/{user}:Images"], "a module is named as in an import, with no path and no .py"),
     (["{user}:missing"], "has no missing"),
-    (["{user}:number"], "is not callable, it is of type int"),
+    (["{user}:Images.missing"], "has no Images.missing"),
+    (
+        ["{user}:number"],
+        "cannot be called and is neither a dataset, nor a DataLoader, nor a dict of its arguments, but int",
+    ),
     (["{user}:takes_one"], "missing a required argument: 'path'"),
-    (["{user}:nothing"], "but NoneType"),
-    (["{user}:no_dataset"], "a dict without 'dataset'"),
+    (["{user}:nothing"], "returned neither a dataset, nor a DataLoader, nor a dict of its arguments, but NoneType"),
+    (["{user}:a_class"], "nor a dict of its arguments, but type"),
+    (["{user}:numbers"], "nor a dict of its arguments, but generator"),
+    (["{user}:Unsized"], "a dataset without a length"),
+    (["{user}:no_dataset"], "gives a dict without 'dataset'"),
+    (["{user}:none_at_all"], "gives a 'dataset' that is none, but of type NoneType"),
+    (["{user}:no_order"], "gives a sampler that cannot be iterated over: 5"),
+    (["{user}:no_function"], "gives a collate_fn that cannot be called: 'stack'"),
     (["{user}:misspelt"], "unexpected keyword argument 'batchsize'"),
     (["{user}:arguments", "--batch-size", "3"], "sets batch_size itself, so --batch-size cannot be given"),
+    (["{user}:one_loader", "--num-workers", "3"], "sets num_workers itself, so --num-workers cannot be given"),
+    (["{user}:loader", "--shuffle"], "sampler option is mutually exclusive with shuffle"),
     (["{user}:Images", "--num-workers", "0", "--persistent-workers"], "persistent_workers option needs"),
+    (["{user}:Images", "--num-workers", "0", "--prefetch-factor", "2"], "prefetch_factor option could only be"),
+    (["{user}:Stream", "--shuffle"], "expected unspecified shuffle option"),
     (["{user}:Images", "--batch-size", "32", "--batches", "1"], "a pass has 2 batches; timing takes 4 at least"),
     (["{user}:Images", "--rounds", "0"], "--rounds: must be 1 or more"),
     (["{user}:Images", "--num-workers", "-1"], "--num-workers: must be 0 or more"),
@@ -123,6 +157,11 @@ def test_errors_of_the_users_own_code_propagate(user: str) -> None:
         main(["bench", f"{user}:Broken", "--num-workers", "0"])
     with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
         main(["bench", f"importing_{user}:make"])
+
+
+def test_an_interrupt_needs_no_traceback(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", f"{user}:interrupted"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_help_and_module_entry() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from shmloader.cli.bench.verify import Verdict, verify
+from shmloader.cli.bench.verify import Verdict, seed_all, verify
 from tests.helpers.datasets import Mapped
 
 
@@ -43,3 +43,24 @@ def test_batches_that_cannot_be_copied_deeply_are_verified() -> None:
         return _loader(6, batch_size=2, collate_fn=nested)
 
     assert verify(make, make, lambda: None) == Verdict(True, 3)
+
+
+def test_generators_among_the_arguments_are_seeded() -> None:
+    def drawn(arguments: dict[str, Any]) -> list[list[int]]:
+        loader = DataLoader(Mapped(int, 50), **arguments)
+        found = []
+        for _ in range(2):
+            seed_all(3, arguments)
+            found.append([int(number) for batch in loader for number in batch])
+        return found
+
+    def sampler() -> RandomSampler:
+        return RandomSampler(range(50), generator=torch.Generator())
+
+    for arguments in (
+        {"shuffle": True, "generator": torch.Generator()},
+        {"sampler": sampler()},
+        {"batch_sampler": BatchSampler(sampler(), 5, False)},
+    ):
+        one, other = drawn(arguments)
+        assert one == other != sorted(one)
