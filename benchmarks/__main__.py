@@ -1,132 +1,99 @@
-"""The command line of the suite."""
+"""The command line of the benchmarks: which command runs, and what becomes of what it has measured."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
-from shmloader.cli.bench.figures import size
-from shmloader.cli.console import Parser, positive, shown
+from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import bars, suite_charts
-from .cells import CELLS, Cell
-from .output import chosen, command, markdown, micros, options
-from .peers import PEERS, PREFETCH_FACTOR, Peer
-from .suite import SECONDS, CellResult, run_cell, turns
+from . import edges, gpu, growth, hidden, suite
+from .output import Found, chart_folder
 
-_HEAD = (
-    "cell",
-    "batch",
-    "stock us/batch",
-    "ours us/batch",
-    "stock / ours",
-    "limit us/batch",
-    "share of limit",
-    "stock CPU us/batch",
-    "ours CPU us/batch",
-)
+
+class Command(Protocol):
+    """A module that measures something. Its docstring is the help, and the first line of it says what it does."""
+
+    __doc__: str | None
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Adds the options of this command."""
+
+    def measure(self, args: argparse.Namespace) -> Found:
+        """Measures. Blocks meanwhile; no process is left."""
+
+
+_DEFAULT = "suite"
+_COMMANDS: dict[str, Command] = {_DEFAULT: suite, "edges": edges, "growth": growth, "hidden": hidden, "gpu": gpu}
+
+# Those that draw charts.
+_DRAWN = (_DEFAULT, "growth")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the suite and returns the exit code. Blocks for about 1.5 s a cell and round."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = _parser()
-    args = parser.parse_args(argv)
-    cells = chosen(parser, "cell", args.cells, CELLS)
-    peers = [] if args.peers is None else chosen(parser, "peer", None if args.peers == "all" else args.peers, PEERS)
-    peers = _installed(peers)
-    results = _run(cells, args.num_workers, args.rounds, args.limit_buffers, peers)
-    outcomes = bars.judge(results)
-    found = {
-        "command": command("benchmarks", argv),
-        "machine": machine(),
-        "num_workers": args.num_workers,
-        "limit_buffers": args.limit_buffers,
-        "cells": [result.as_dict() for result in results],
-        "bars": [outcome.as_dict() for outcome in outcomes],
-    }
+    """Runs a command, prints what it has measured, and returns the exit code. Blocks for some minutes.
+
+    Raises:
+        SystemExit: with code 2, after one line on stderr: the arguments cannot be used.
+    """
+    name, rest = _split(sys.argv[1:] if argv is None else argv)
+    parser = _parser(name)
+    args = parser.parse_args(rest)
+    try:
+        found = _COMMANDS[name].measure(args)
+    except UsageError as error:
+        parser.error(str(error))
+    run = _again(name, rest)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps({"command": run, "machine": machine(), **found.as_dict()}, indent=2))
     else:
-        head = f"{machine_line()}; {args.num_workers} workers, {args.rounds} rounds of about {SECONDS} s"
-        compared = ["", *_peer_table(results, peers)] if peers else []
-        print("\n".join([head, "", *markdown(_HEAD, map(_row, results)), *compared, "", *bars.lines(outcomes)]))
-    if args.plot:
-        suite_charts.draw(found, args.plot)
+        print("\n".join([machine_line(), "", *found.lines()]))
+    if name in _DRAWN and args.plot is not None:
+        found.draw(args.plot, [f"Medians, and the least and the greatest round. {run}", machine_line()])
     return 0
 
 
-def _parser() -> Parser:
+def _split(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Returns the name of the command, and what is behind it."""
+    if not argv or argv[0].startswith("-"):
+        return _DEFAULT, argv
+    if argv[0] not in _COMMANDS:
+        Parser(prog="python -m benchmarks").error(f"there is no {argv[0]!r}; there are {', '.join(_COMMANDS)}")
+    return argv[0], argv[1:]
+
+
+def _parser(name: str) -> Parser:
+    summaries = {command: (module.__doc__ or "").split("\n", 1)[0] for command, module in _COMMANDS.items()}
+    others = "\n".join(f"  {command:8}{summary}" for command, summary in summaries.items())
     parser = Parser(
-        prog="python -m benchmarks",
-        description="Times torch's DataLoader, ShmDataLoader, other libraries, and what fills memory without a loader.",
-        parents=[options()],
+        prog=f"python -m benchmarks {name}",
+        description=_COMMANDS[name].__doc__,
+        epilog=f"all commands:\n{others}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_printing(name)],
     )
-    parser.add_argument("--cells", metavar="A,B", help=f"of {', '.join(cell.name for cell in CELLS)}; default: all")
-    names = ", ".join(peer.name for peer in PEERS)
-    parser.add_argument("--peers", metavar="A,B", help=f"other libraries, of {names}; or all. Default: none")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: 7")
-    parser.add_argument("--num-workers", type=positive, default=2, metavar="N", help="default: 2")
-    parser.add_argument(
-        "--limit-buffers",
-        type=positive,
-        default=PREFETCH_FACTOR + 1,
-        metavar="N",
-        help=f"buffers of each process of the limit; default: {PREFETCH_FACTOR + 1}, see benchmarks/limit.py",
-    )
+    _COMMANDS[name].add_options(parser)
     return parser
 
 
-def _installed(peers: Sequence[Peer]) -> list[Peer]:
-    """Returns the peers that are installed; says which are not."""
-    for peer in peers:
-        if not peer.is_installed:
-            print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
-    return [peer for peer in peers if peer.is_installed]
+def _printing(name: str) -> Parser:
+    """Returns the options that change nothing about what is measured."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
+    if name in _DRAWN:
+        parser.add_argument("--plot", type=chart_folder, metavar="DIR", help="draw charts, as PNG files in this folder")
+    return parser
 
 
-def _run(
-    cells: Sequence[Cell], num_workers: int, rounds: int, limit_buffers: int, peers: Sequence[Peer]
-) -> list[CellResult]:
-    results = []
-    with shown(len(cells) * turns(rounds, len(peers))) as progress:
-        for cell in cells:
-            progress.begin(cell.name)
-            found = run_cell(cell, num_workers, rounds, limit_buffers=limit_buffers, peers=peers, done=progress.step)
-            results.append(found)
-    return results
-
-
-def _peer_table(results: Sequence[CellResult], peers: Sequence[Peer]) -> list[str]:
-    """Each peer's time a batch, and in brackets how many times ours it is."""
-    rows = []
-    for result in results:
-        times, ratios = result.times, result.peer_ratios
-        found = [
-            f"{times[peer.name].median * 1e6:.0f} us, {ratios[peer.name].text(lambda value: f'{value:.1f}')}x"
-            if peer.name in ratios
-            else "no way to load it"
-            for peer in peers
-        ]
-        rows.append((result.cell, micros(times["ours"]), *found))
-    return markdown(("cell", "ours us/batch", *(peer.name for peer in peers)), rows)
-
-
-def _row(result: CellResult) -> tuple[str, ...]:
-    times, cpu = result.times, result.consumer_cpu
-    return (
-        result.cell,
-        size(result.batch_bytes),
-        micros(times["stock"]),
-        micros(times["ours"]),
-        result.ratio.text(lambda value: f"{value:.1f}"),
-        micros(times["limit"]),
-        result.share_of_limit.text(lambda value: f"{value:.2f}"),
-        micros(cpu["stock"]),
-        micros(cpu["ours"]),
-    )
+def _again(name: str, rest: Sequence[str]) -> str:
+    """Returns the command line that measures the same again."""
+    _, measured = _printing(name).parse_known_args(rest)
+    return shlex.join(["python", "-m", "benchmarks", *([] if name == _DEFAULT else [name]), *measured])
 
 
 if __name__ == "__main__":

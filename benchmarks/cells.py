@@ -21,10 +21,12 @@ _DATASET_BYTES = 64 << 20
 _MAX_DISTINCT = 2048
 _RECORDS = 512
 
-Collate = Callable[[list[Any]], Any]
-
+# How many batches a worker loads ahead: torch's default, which peers that know the notion are given too.
+PREFETCH_FACTOR = 2
 
 _ENDLESS = 1 << 40
+
+Collate = Callable[[list[Any]], Any]
 
 
 class Samples(Dataset[Any]):

@@ -1,4 +1,4 @@
-"""What a device gets: ``python -m benchmarks.gpu``, on a machine with CUDA.
+"""Measures what a CUDA device gets.
 
 Four figures, for torch's loader with ``pin_memory=True`` and ``.to(non_blocking=True)``, for ours with the same, and
 for ours with ``device=``, which take turns:
@@ -15,11 +15,11 @@ The device is waited for at a round's beginning and end only.
 
 from __future__ import annotations
 
-import json
+import argparse
+import functools
 import mmap
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +32,19 @@ from torch.utils.data import DataLoader
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, size
 from shmloader.cli.bench.measure import Round, interleave
-from shmloader.cli.console import Parser, positive
-from shmloader.cli.machine import machine, machine_line
-from shmloader.device import cuda
+from shmloader.cli.console import UsageError, positive
 
 from .cells import Samples
+from .output import Found, as_dicts, markdown
 
 _CLASSES = 1000
+_SIDE = 224
 _LARGE_COPY = 1 << 28
-_SIZES = [1 << 20, 1 << 24, 1 << 26, 1 << 28]
+_SIZES = (1 << 20, 1 << 24, 1 << 26, 1 << 28)
+# For all contexts, as slots are: CUDA's cudaHostRegisterPortable.
+_PORTABLE = 1
+
+_RESIDENT = "on the device already"
 
 Step = Callable[[Tensor, Tensor], object]
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -58,71 +62,153 @@ class Timed(Round):
         return float(np.percentile(self.waits, 99))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark and returns the exit code: 1 where there is no CUDA device. Blocks for some minutes."""
-    parser = Parser(prog="python -m benchmarks.gpu", description="Times loading to a CUDA device.")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="default: 7")
-    parser.add_argument("--batches", type=positive, default=60, metavar="N", help="batches a round; default: 60")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
-    parser.add_argument("--num-workers", type=positive, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
-    args = parser.parse_args(argv)
-    if not cuda.is_available():
-        print("benchmarks.gpu needs a CUDA device, and torch finds none", file=sys.stderr)
-        return 1
+@dataclass(frozen=True)
+class Comparison:
+    """Rounds of one step behind several loaders, by name.
+
+    Attributes:
+        images: of a batch.
+        nbytes: of a batch.
+        rounds: of each contestant.
+    """
+
+    images: int
+    nbytes: int
+    rounds: dict[str, list[Timed]]
+
+    @property
+    def times(self) -> dict[str, Figure]:
+        """Seconds a batch."""
+        return {name: figure([took.per_batch for took in rounds]) for name, rounds in self.rounds.items()}
+
+    @property
+    def cpu(self) -> dict[str, Figure]:
+        """Seconds of this process's processor time a batch."""
+        return {name: figure([took.cpu_per_batch for took in rounds]) for name, rounds in self.rounds.items()}
+
+    @property
+    def slow_waits(self) -> dict[str, Figure]:
+        """Seconds that one ``next()`` of a hundred exceeds."""
+        return {name: figure([took.slow_wait for took in rounds]) for name, rounds in self.rounds.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything, for JSON."""
+        return {
+            "images": self.images,
+            "nbytes": self.nbytes,
+            "batch_s": as_dicts(self.times),
+            "cpu_s": as_dicts(self.cpu),
+            "slow_wait_s": as_dicts(self.slow_waits),
+        }
+
+    def lines(self, what: str, unit: str, rate: Callable[[float], str]) -> list[str]:
+        """Returns a table: medians, and in brackets the spread of the rate."""
+        rows = [
+            (
+                name,
+                f"{rate(took.median)} ({rate(took.high)} to {rate(took.low)})",
+                duration(self.cpu[name].median),
+                duration(self.slow_waits[name].median),
+            )
+            for name, took in self.times.items()
+        ]
+        return markdown((what, unit, "CPU a batch", "p99 of next()"), rows)
+
+
+@dataclass(frozen=True)
+class OnDevice(Found):
+    """What was measured.
+
+    Attributes:
+        device: its name, and CUDA's version.
+        arguments: of the command.
+        large_copy: bytes a second of one large copy.
+        bandwidth: with nothing but copies.
+        step: with training steps.
+        registration: seconds to page-lock memory, by its size.
+    """
+
+    device: str
+    arguments: dict[str, int]
+    large_copy: float
+    bandwidth: Comparison
+    step: Comparison
+    registration: dict[int, Figure]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything, for JSON."""
+        return {
+            "device": self.device,
+            "arguments": self.arguments,
+            "large_copy_bytes_per_s": self.large_copy,
+            "bandwidth": self.bandwidth.as_dict(),
+            "step": self.step.as_dict(),
+            "registration_s": as_dicts(self.registration),
+        }
+
+    def lines(self) -> list[str]:
+        """Returns two tables, and sentences with what stands alone."""
+        arguments = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.arguments.items())
+        costs = ", ".join(f"{size(nbytes)} {duration(cost.median)}" for nbytes, cost in self.registration.items())
+        copies = self.bandwidth.lines("nothing but copies", "of one large copy", self._share)
+        steps = self.step.lines("training step", "images/s", lambda seconds: f"{self.step.images / seconds:.0f}")
+        head = [f"{self.device}; {arguments}", "", f"One large copy: {size(self.large_copy)}/s."]
+        return [*head, "", *copies, "", *steps, "", f"Page-locking: {costs}."]
+
+    def _share(self, seconds: float) -> str:
+        return f"{self.bandwidth.nbytes / seconds / self.large_copy:.2f}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add = parser.add_argument
+    add("--rounds", type=positive, default=7, metavar="N", help="default: 7")
+    add("--batches", type=positive, default=60, metavar="N", help="batches a round; default: 60")
+    add("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
+    add("--num-workers", type=positive, default=8, metavar="N", help="default: 8")
+
+
+def measure(args: argparse.Namespace) -> OnDevice:
+    """Measures on torch's current CUDA device. Blocks for some minutes.
+
+    Raises:
+        UsageError: there is no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError("this needs a CUDA device, and torch finds none")
     device = torch.device("cuda", torch.cuda.current_device())
-    large = large_copy(device)
-    found = {
-        "machine": {**machine(), "device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda},
-        "arguments": vars(args),
-        "large_copy_bytes_per_s": large,
-        "bandwidth": compare(device, lambda images, labels: None, 224, args.batch_size, args.num_workers, args),
-        "step": compare(device, training_step(device), 224, args.batch_size, args.num_workers, args, with_limit=True),
-        "registration_s": {nbytes: registration(nbytes).as_dict() for nbytes in _SIZES},
-    }
-    print(json.dumps(found, indent=2) if args.json else "\n".join(report(found)))
-    return 0
+    make = functools.partial(contestants, device, _SIDE, args.batch_size, args.num_workers)
+    time_them = functools.partial(
+        compare, device, count=args.batches, num_rounds=args.rounds, ahead=4 * args.num_workers
+    )
+    return OnDevice(
+        f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}",
+        {name: getattr(args, name) for name in ("num_workers", "batch_size", "batches", "rounds")},
+        large_copy(device),
+        time_them(make(), lambda images, labels: None),
+        time_them(with_resident(make()), training_step(device)),
+        {nbytes: registration(nbytes) for nbytes in _SIZES},
+    )
 
 
 def compare(
-    device: torch.device, step: Step, side: int, batch_size: int, num_workers: int, args: Any, with_limit: bool = False
-) -> dict[str, Any]:
-    """Times a step behind each loader, in turn; see `Timed` and the module's docstring.
+    device: torch.device, batches: Mapping[str, Batches], step: Step, *, count: int, num_rounds: int, ahead: int
+) -> Comparison:
+    """Times a step behind each loader, in turn, in rounds of ``count`` batches. Blocks meanwhile.
 
-    Returns:
-        By contestant its figures; bytes and images of a batch.
+    What was loaded while others had their turn, ``ahead`` batches at most, is not in a round.
     """
-    tracks = contestants(device, side, batch_size, num_workers)
-    if with_limit:
-        (resident,) = [next(iterator) for name, iterator in tracks.items() if name == "ours"]
-        tracks["on the device already"] = forever(resident)
-    for iterator in tracks.values():
-        run(device, iterator, step, 3 * args.batches)  # workers get into step, and algorithms are chosen
-    rounds: dict[str, list[Timed]] = {name: [] for name in tracks}
+    rounds: dict[str, list[Timed]] = {name: [] for name in batches}
+    for iterator in batches.values():
+        run(device, iterator, step, 3 * count)  # workers get into step, and algorithms are chosen
 
-    def one(name: str) -> Callable[[], Round]:
-        def turn() -> Round:
-            run(device, tracks[name], step, 4 * num_workers)  # what was loaded ahead while others had their turn
-            rounds[name].append(run(device, tracks[name], step, args.batches))
-            return rounds[name][-1]
+    def turn(name: str) -> None:
+        run(device, batches[name], step, ahead)
+        rounds[name].append(run(device, batches[name], step, count))
 
-        return turn
-
-    interleave([one(name) for name in tracks], args.rounds)
-    return {
-        "images": batch_size,
-        "nbytes": batch_size * (3 * side * side + 8),
-        "contestants": {name: summary(timed) for name, timed in rounds.items()},
-    }
-
-
-def summary(timed: Sequence[Timed]) -> dict[str, Any]:
-    """Returns the figures of one contestant's rounds."""
-    return {
-        "batch_s": figure([round_.per_batch for round_ in timed]).as_dict(),
-        "cpu_s": figure([round_.cpu_per_batch for round_ in timed]).as_dict(),
-        "slow_wait_s": figure([round_.slow_wait for round_ in timed]).as_dict(),
-    }
+    interleave([functools.partial(turn, name) for name in batches], num_rounds)
+    images, labels = next(batches["ours"])
+    return Comparison(len(images), images.nbytes + labels.nbytes, rounds)
 
 
 def contestants(device: torch.device, side: int, batch_size: int, num_workers: int) -> dict[str, Batches]:
@@ -131,23 +217,24 @@ def contestants(device: torch.device, side: int, batch_size: int, num_workers: i
     samples = [(draw.integers(0, 256, (3, side, side), np.uint8), index % _CLASSES) for index in range(512)]
     arguments: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": True}
     dataset = Samples(samples)
+    # Stock's last: it starts threads, beside which forking is not safe.
     return {
-        "stock": moved(DataLoader(dataset, **arguments), device),
         "ours": moved(ShmDataLoader(dataset, **arguments), device),
         "ours, device=": iter(ShmDataLoader(dataset, **arguments, device=device)),
+        "stock": moved(DataLoader(dataset, **arguments), device),
     }
+
+
+def with_resident(batches: Mapping[str, Batches]) -> dict[str, Batches]:
+    """Adds one that gives the same batch for ever, which no loader can be faster than."""
+    resident = next(batches["ours"])
+    return {**batches, _RESIDENT: iter(lambda: resident, None)}
 
 
 def moved(loader: DataLoader[Any], device: torch.device) -> Batches:
     """Yields a loader's batches as most training loops move them."""
     for images, labels in loader:
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-def forever(batch: tuple[Tensor, Tensor]) -> Batches:
-    """Yields the same batch, which no loader can be faster than."""
-    while True:
-        yield batch
 
 
 def run(device: torch.device, batches: Batches, step: Step, count: int) -> Timed:
@@ -186,16 +273,20 @@ def large_copy(device: torch.device) -> float:
 
 
 def registration(nbytes: int) -> Figure:
-    """Returns the seconds that it takes to page-lock shared memory that is there already, as a slot is."""
-    memory = mmap.mmap(-1, nbytes)
-    array = np.ndarray(nbytes, np.uint8, memory)
+    """Returns the seconds that it takes to page-lock shared memory that is there already, as a slot is.
+
+    Raises:
+        RuntimeError: CUDA refuses it.
+    """
+    array = np.ndarray(nbytes, np.uint8, mmap.mmap(-1, nbytes))
     array[:] = 1
-    address, driver, seconds = int(array.__array_interface__["data"][0]), cuda.driver(), []
+    runtime: Any = torch.cuda.cudart()
+    address, seconds = int(array.__array_interface__["data"][0]), []
     for _ in range(7):
         start = time.perf_counter()
-        failure = driver.register(address, nbytes)
+        failure = runtime.cudaHostRegister(address, nbytes, _PORTABLE)
         seconds.append(time.perf_counter() - start)
-        if failure or not driver.unregister(address):
+        if int(failure) or int(runtime.cudaHostUnregister(address)):
             raise RuntimeError(f"{nbytes} bytes cannot be page-locked: {failure}")
     return figure(seconds)
 
@@ -251,39 +342,3 @@ def training_step(device: torch.device, depths: Sequence[int] = (3, 4, 6, 3)) ->
         optimizer.zero_grad()
 
     return step
-
-
-def report(found: dict[str, Any]) -> list[str]:
-    """Returns the figures as Markdown."""
-    arguments = found["arguments"]
-    setting = f"{arguments['num_workers']} workers, batches of {arguments['batch_size']}, {arguments['rounds']} rounds"
-    lines = [
-        f"{found['machine']['device']}, CUDA {found['machine']['cuda']}; {machine_line()}; {setting}",
-        "",
-        f"One large copy: {size(found['large_copy_bytes_per_s'])}/s.",
-    ]
-    bandwidth, step = found["bandwidth"], found["step"]
-    lines += table(
-        "nothing but copies",
-        "of one large copy",
-        bandwidth,
-        lambda seconds: f"{bandwidth['nbytes'] / seconds / found['large_copy_bytes_per_s']:.2f}",
-    )
-    lines += table("training step", "images/s", step, lambda seconds: f"{step['images'] / seconds:.0f}")
-    costs = (f"{size(nbytes)} {duration(cost['median'])}" for nbytes, cost in found["registration_s"].items())
-    return [*lines, "", f"Page-locking: {', '.join(costs)}."]
-
-
-def table(what: str, unit: str, found: dict[str, Any], rate: Callable[[float], str]) -> list[str]:
-    """Returns a comparison's figures as a table: medians, and in brackets the spread of the rate."""
-    rows = ["", f"| {what} | {unit} | CPU a batch | p99 of next() |", "|---|---:|---:|---:|"]
-    for name, figures in found["contestants"].items():
-        batch = figures["batch_s"]
-        spread = f"{rate(batch['median'])} ({rate(batch['high'])} to {rate(batch['low'])})"
-        cpu, wait = duration(figures["cpu_s"]["median"]), duration(figures["slow_wait_s"]["median"])
-        rows.append(f"| {name} | {spread} | {cpu} | {wait} |")
-    return rows
-
-
-if __name__ == "__main__":
-    sys.exit(main())

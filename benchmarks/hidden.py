@@ -1,4 +1,4 @@
-"""A loader behind a training step: ``python -m benchmarks.hidden``.
+"""Measures what a loader adds to an epoch whose steps take longer than its batches.
 
 While a small network takes a step, a worker makes the next batch, which costs it far less than the step takes. So the
 loader could be hidden altogether: an epoch through it would take as long as the same steps over batches that are in
@@ -10,12 +10,11 @@ step, and the figures would be those of the machine's scheduler.
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
-import json
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +26,16 @@ from torch.utils.data import DataLoader, Dataset
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, ratio
 from shmloader.cli.bench.measure import interleave
-from shmloader.cli.console import Parser, positive, shown
-from shmloader.cli.machine import machine, machine_line
+from shmloader.cli.console import positive, shown
 
-from . import charts
-from .output import command, markdown, options
+from .output import Found, as_dicts, markdown
 
 _BATCH_SIZE = 64
-_MOST = 1.02
 
 # Epochs that are not counted: workers start, and memory is touched for the first time.
 _WARM_UP = 1
+
+_NAMES = {"memory": "batches in memory", "ours": "shmloader", "stock": "torch's DataLoader"}
 
 
 class Images(Dataset[Any]):
@@ -92,32 +90,28 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The epochs of the same steps, round by round.
+class Hidden(Found):
+    """The epochs of the same steps.
 
     Attributes:
         steps: how many steps an epoch has.
-        memory: over batches in memory.
-        ours: through our loader.
-        stock: through torch's.
-        alone: through ours, with no steps.
+        epochs: round by round; over batches in "memory", and through "ours" and "stock".
+        alone: one through ours with no steps.
     """
 
     steps: int
-    memory: list[Epoch]
-    ours: list[Epoch]
-    stock: list[Epoch]
+    epochs: dict[str, list[Epoch]]
     alone: Epoch
 
     @property
     def seconds(self) -> dict[str, Figure]:
         """Seconds of an epoch."""
-        return {name: figure([epoch.seconds for epoch in getattr(self, name)]) for name in _NAMES}
+        return {name: figure([epoch.seconds for epoch in epochs]) for name, epochs in self.epochs.items()}
 
     @property
     def loading(self) -> dict[str, Figure]:
         """Seconds of each step that the loop waited for its batch."""
-        return {name: figure([epoch.loading / self.steps for epoch in getattr(self, name)]) for name in _NAMES}
+        return {name: figure([epoch.loading / self.steps for epoch in epochs]) for name, epochs in self.epochs.items()}
 
     @property
     def ratios(self) -> dict[str, Figure]:
@@ -125,47 +119,59 @@ class Found:
         seconds = self.seconds
         return {name: ratio(seconds[name].rounds, seconds["memory"].rounds) for name in ("ours", "stock")}
 
-    @property
-    def holds(self) -> bool:
-        """Whether ours is hidden."""
-        return self.ratios["ours"].median <= _MOST
-
     def as_dict(self) -> dict[str, Any]:
         """Returns everything, for JSON."""
-        figures = {"seconds": self.seconds, "loading_seconds_per_step": self.loading, "ratios": self.ratios}
         return {
             "steps": self.steps,
             "alone_seconds_per_batch": self.alone.seconds / self.steps,
-            **{name: {key: found.as_dict() for key, found in each.items()} for name, each in figures.items()},
-            "holds": self.holds,
+            "seconds": as_dicts(self.seconds),
+            "loading_seconds_per_step": as_dicts(self.loading),
+            "ratios": as_dicts(self.ratios),
         }
 
+    def lines(self) -> list[str]:
+        """Returns a table, and what a batch takes where there are no steps."""
+        ratios = {name: found.text(lambda value: f"{value:.3f}x") for name, found in self.ratios.items()}
+        rows = [
+            (text, self.seconds[name].text(duration), ratios.get(name, ""), self.loading[name].text(duration))
+            for name, text in _NAMES.items()
+        ]
+        head = (f"{self.steps} steps", "epoch", "/ in memory", "of a step, waiting for its batch")
+        alone = duration(self.alone.seconds / self.steps)
+        return [*markdown(head, rows), "", f"With no steps shmloader loads a batch in {alone}."]
 
-def measure(steps: int, rounds: int, done: Callable[[], None] = lambda: None) -> Found:
-    """Runs epochs of all three in turn. Blocks meanwhile; no process is left.
 
-    Args:
-        steps: steps of an epoch.
-        rounds: how many epochs of each are counted.
-        done: called after each epoch.
-    """
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="default: 11")
+    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="steps of an epoch; default: 100")
+
+
+def measure(args: argparse.Namespace) -> Hidden:
+    """Runs epochs of all three in turn. Blocks for about a minute; no process is left."""
+    with shown(len(_NAMES) * (_WARM_UP + args.rounds)) as progress:
+        progress.begin("epochs")
+        return measure_epochs(args.steps, args.rounds, progress.step)
+
+
+def measure_epochs(steps: int, rounds: int, done: Callable[[], None] = lambda: None) -> Hidden:
+    """Runs ``rounds`` epochs of each, and calls ``done`` after each epoch. Blocks meanwhile; no process is left."""
     dataset = Images(steps * _BATCH_SIZE)
-    in_memory = list(DataLoader(dataset, _BATCH_SIZE))
     # Stock's last: it starts threads, beside which forking is not safe.
-    ours, stock = (kind(dataset, _BATCH_SIZE, num_workers=1, persistent_workers=True) for kind in _KINDS)
+    batches: dict[str, Iterable[Any]] = {
+        "memory": list(DataLoader(dataset, _BATCH_SIZE)),
+        "ours": ShmDataLoader(dataset, _BATCH_SIZE, num_workers=1, persistent_workers=True),
+        "stock": DataLoader(dataset, _BATCH_SIZE, num_workers=1, persistent_workers=True),
+    }
     with _one_thread():
         step = Step()
-        contestants = [functools.partial(_epoch, batches, step) for batches in (in_memory, ours, stock)]
-        in_memory_took, ours_took, stock_took = interleave(contestants, _WARM_UP + rounds, done)
-        alone = _epoch(ours, lambda batch: None)
-    return Found(steps, in_memory_took[_WARM_UP:], ours_took[_WARM_UP:], stock_took[_WARM_UP:], alone)
+        took = interleave([functools.partial(epoch, each, step) for each in batches.values()], _WARM_UP + rounds, done)
+        alone = epoch(batches["ours"], lambda batch: None)
+    return Hidden(steps, {name: each[_WARM_UP:] for name, each in zip(batches, took, strict=True)}, alone)
 
 
-_KINDS: tuple[Callable[..., DataLoader[Any]], ...] = (ShmDataLoader, DataLoader)
-_NAMES = {"memory": "batches in memory", "ours": "shmloader", "stock": "torch's DataLoader"}
-
-
-def _epoch(batches: Iterable[Any], step: Callable[[Any], None]) -> Epoch:
+def epoch(batches: Iterable[Any], step: Callable[[Any], None]) -> Epoch:
+    """Takes a step with each batch, and returns what that took."""
     start = time.perf_counter()
     loading = 0.0
     iterator = iter(batches)
@@ -178,7 +184,7 @@ def _epoch(batches: Iterable[Any], step: Callable[[Any], None]) -> Epoch:
         step(batch)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -186,59 +192,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and returns the exit code. Blocks for about a minute."""
-    argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
-    with shown(3 * (_WARM_UP + args.rounds)) as progress:
-        found = measure(args.steps, args.rounds, progress.step)
-    run = command("benchmarks.hidden", argv)
-    if args.json:
-        print(json.dumps({"command": run, "machine": machine(), **found.as_dict()}, indent=2))
-    else:
-        print("\n".join([machine_line(), "", *_table(found), "", _line(found)]))
-    if args.plot:
-        notes = [f"Medians, and lines from the least to the greatest round. {run}", machine_line()]
-        labels = charts.Labels(f"An epoch of {args.steps} steps", notes, "its time / the same with batches in memory")
-        charts.bars(
-            args.plot / "hidden.png", labels, {_NAMES[name]: found.ratios[name] for name in found.ratios}, mark=1
-        )
-    return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m benchmarks.hidden",
-        description="Measures what a loader adds to an epoch whose steps take longer than its batches.",
-        parents=[options()],
-    )
-    parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="default: 11")
-    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="steps of an epoch; default: 100")
-    return parser
-
-
-def _table(found: Found) -> list[str]:
-    ratios = {name: quotient.text(_times) for name, quotient in found.ratios.items()}
-    rows = [
-        (text, found.seconds[name].text(duration), ratios.get(name, ""), found.loading[name].text(duration))
-        for name, text in _NAMES.items()
-    ]
-    return markdown((f"{found.steps} steps", "epoch", "/ in memory", "of a step, waiting for its batch"), rows)
-
-
-def _line(found: Found) -> str:
-    alone = duration(found.alone.seconds / found.steps)
-    return (
-        f"- ours takes at most {_times(_MOST)} what it takes in memory: {'holds' if found.holds else 'DOES NOT HOLD'} "
-        f"({_times(found.ratios['ours'].median)}); with no steps it loads a batch in {alone}"
-    )
-
-
-def _times(value: float) -> str:
-    return f"{value:.3f}x"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,8 @@ batch, as cheaply as numpy can: no indices come, no batches go, nobody waits. A 
 cannot be faster.
 
 The memory is of the kind that a loader needs, shared between processes, and each process writes to as many buffers in
-turn as a loader has batches of it: those that it loads ahead, and one that the loop has. With one buffer
-(``--limit-buffers 1``) the memory stays in the processor's caches where it fits, which no loader can do whose batches
-are not gone before the next one is made.
+turn as a loader has batches of it: those that it loads ahead, and one that the loop has. One buffer would stay in the
+processor's caches where it fits, which no loader can do whose batches are not gone before the next one is made.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ import torch
 
 from shmloader.cli.bench.measure import Round
 
-from .cells import Cell, Collate
+from .cells import PREFETCH_FACTOR, Cell, Collate
+
+_BUFFERS = PREFETCH_FACTOR + 1
 
 _Fill = Callable[[Any], None]
 
@@ -38,17 +39,16 @@ class Limit:
     Args:
         cell: what to make.
         num_workers: how many processes.
-        buffers: how many buffers each process fills in turn.
     """
 
-    def __init__(self, cell: Cell, num_workers: int, buffers: int) -> None:
+    def __init__(self, cell: Cell, num_workers: int) -> None:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._processes = []
         dataset = cell.source()
         for number in range(num_workers):
             ours, theirs = context.Pipe()
-            fills = [_filler(cell, dataset) for _ in range(buffers)]
+            fills = [_filler(cell, dataset) for _ in range(_BUFFERS)]
             batches = _shares(cell.batch_size, number, num_workers)
             arguments = (theirs, [*self._pipes, ours], dataset, fills, batches)
             process = context.Process(target=_serve, args=arguments, daemon=True)

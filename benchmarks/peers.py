@@ -2,23 +2,30 @@
 
 All get the same samples, the same batch size and as many workers as the loaders have, and load in order. One that is
 not installed, or that has no way to load a cell, is left out by name.
+
+Each runs in a process of its own, which stands still while others have their turn. Some libraries have threads and
+processes that go on loading, or look for something to do all the time. Beside ours that would be measured with it, and
+in our process even be counted as its processor time.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from torch.utils.data import default_collate
 
-from .cells import Cell, Stream
+from shmloader.cli.bench.measure import Round, Track, calibrate
 
-# torch's default, which the peers that know the notion are given too.
-PREFETCH_FACTOR = 2
+from .cells import CELLS, PREFETCH_FACTOR, Cell, Stream
 
 
 def _is_any(cell: Cell) -> bool:
@@ -75,6 +82,69 @@ class PeerLoader:
 
     def __iter__(self) -> Iterator[Any]:
         return self._make(self._cell, self.num_workers)
+
+
+class PeerProcess:
+    """A process that runs a peer when told to. It starts here, loads for a while to find its pace, and is stopped.
+
+    Args:
+        peer: the library.
+        cell: one of the suite's.
+        num_workers: how many workers it gets.
+        seconds: about how long its turns take.
+
+    Raises:
+        EOFError: it has ended; it has printed why.
+    """
+
+    def __init__(self, peer: Peer, cell: Cell, num_workers: int, seconds: float) -> None:
+        context = multiprocessing.get_context("spawn")  # which leaves it nothing of ours, threads least of all
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, peer, cell.name, num_workers, seconds))
+        self._process.start()
+        theirs.close()
+        try:
+            self._pipe.recv()
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def run(self) -> Round:
+        """Lets it load for a turn, and returns what that took. Blocks meanwhile.
+
+        Raises:
+            EOFError: it has ended; it has printed why.
+        """
+        self._signal(signal.SIGCONT)
+        self._pipe.send(True)
+        took: Round = self._pipe.recv()
+        self._signal(signal.SIGSTOP)
+        return took
+
+    def close(self) -> None:
+        """Ends it and all that it has started, and blocks until it has ended."""
+        self._signal(signal.SIGKILL)
+        self._process.join()
+        self._process.close()
+        self._pipe.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:  # it has no group yet, or has ended
+            self._process.kill()
+
+
+def _serve(pipe: Connection, peer: Peer, cell: str, num_workers: int, seconds: float) -> None:
+    os.setsid()  # what it starts gets its signals
+    (chosen,) = (one for one in CELLS if one.name == cell)  # what cells are made of cannot be sent
+    track = Track(PeerLoader(peer, chosen, num_workers))
+    batches = calibrate(track, seconds)
+    pipe.send(batches)
+    while pipe.recv():
+        pipe.send(track.run(batches))
 
 
 def _stateful(cell: Cell, num_workers: int) -> Iterator[Any]:

@@ -1,30 +1,49 @@
-"""Running cells: three contestants, side by side."""
+"""Times torch's DataLoader, ShmDataLoader, other libraries, and what fills memory without a loader, cell by cell."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
-from shmloader.cli.bench.compare import nbytes, tensors
-from shmloader.cli.bench.figures import Figure, figure, ratio
+from shmloader.cli.bench.compare import nbytes
+from shmloader.cli.bench.figures import Figure, figure, ratio, size
 from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.console import natural, positive, shown
 
-from .apart import PeerProcess
-from .cells import Cell
+from .cells import CELLS, Cell
 from .limit import Limit
-from .peers import PREFETCH_FACTOR, Peer
+from .output import Found, Labels, as_dicts, dots, markdown, micros, some_of
+from .peers import PEERS, Peer, PeerProcess
 
 # What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
-SECONDS = 0.5
+_SECONDS = 0.5
 
 # Rounds that are not counted: caches, page tables and the processor's clock come to rest.
 _WARM_UP = 1
+
+_NAMES = {"ours": "shmloader", "stock": "torch's DataLoader", "limit": "limit, without a loader"}
+_HEAD = (
+    "cell",
+    "batch",
+    "stock us/batch",
+    "ours us/batch",
+    "stock / ours",
+    "limit us/batch",
+    "share of limit",
+    "stock CPU us/batch",
+    "ours CPU us/batch",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,6 @@ class CellResult:
     Attributes:
         cell: its name.
         batch_bytes: bytes of a batch.
-        batch_tensors: tensors of a batch.
         stock: the rounds of torch's loader.
         ours: the rounds of ours.
         limit: the rounds of the processes without a loader.
@@ -43,7 +61,6 @@ class CellResult:
 
     cell: str
     batch_bytes: int
-    batch_tensors: int
     stock: list[Round]
     ours: list[Round]
     limit: list[Round]
@@ -62,8 +79,8 @@ class CellResult:
     @property
     def times(self) -> dict[str, Figure]:
         """Seconds a batch, by contestant."""
-        found = {name: figure(_times(getattr(self, name))) for name in ("stock", "ours", "limit")}
-        return found | {name: figure(_times(rounds)) for name, rounds in self.peers.items()}
+        rounds = {"ours": self.ours, "stock": self.stock, "limit": self.limit, **self.peers}
+        return {name: figure(_times(each)) for name, each in rounds.items()}
 
     @property
     def peer_ratios(self) -> dict[str, Figure]:
@@ -73,28 +90,138 @@ class CellResult:
     @property
     def consumer_cpu(self) -> dict[str, Figure]:
         """Seconds of the main process's processor time a batch, by loader."""
-        return {
-            name: figure([took.cpu_per_batch for took in rounds])
-            for name, rounds in (("stock", self.stock), ("ours", self.ours))
-        }
+        rounds = {"ours": self.ours, "stock": self.stock}
+        return {name: figure([took.cpu_per_batch for took in each]) for name, each in rounds.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything, for JSON."""
         return {
             "cell": self.cell,
             "batch_bytes": self.batch_bytes,
-            "batch_tensors": self.batch_tensors,
-            "seconds_per_batch": {name: found.as_dict() for name, found in self.times.items()},
-            "consumer_cpu_seconds_per_batch": {name: found.as_dict() for name, found in self.consumer_cpu.items()},
-            "batches": {name: [took.batches for took in getattr(self, name)] for name in ("stock", "ours", "limit")},
+            "seconds_per_batch": as_dicts(self.times),
+            "consumer_cpu_seconds_per_batch": as_dicts(self.consumer_cpu),
             "ratio": self.ratio.as_dict(),
             "share_of_limit": self.share_of_limit.as_dict(),
-            "peer_ratios": {name: found.as_dict() for name, found in self.peer_ratios.items()},
+            "peer_ratios": as_dicts(self.peer_ratios),
         }
 
 
-def _times(rounds: list[Round]) -> list[float]:
+def _times(rounds: Sequence[Round]) -> list[float]:
     return [took.per_batch for took in rounds]
+
+
+@dataclass(frozen=True)
+class SuiteResult(Found):
+    """What was measured of all cells, beside so many processes that are busy with something else."""
+
+    cells: list[CellResult]
+    peers: list[str]
+    num_workers: int
+    busy: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything, for JSON."""
+        cells = [result.as_dict() for result in self.cells]
+        return {"num_workers": self.num_workers, "busy": self.busy, "cells": cells}
+
+    def lines(self) -> list[str]:
+        """Returns a table of the loaders and the limit, and one of the peers."""
+        lines = markdown(_HEAD, map(_row, self.cells))
+        if self.peers:
+            lines += ["", *markdown(("cell", "ours us/batch", *self.peers), map(self._peer_row, self.cells))]
+        return lines
+
+    def _peer_row(self, result: CellResult) -> tuple[str, ...]:
+        times, ratios = result.times, result.peer_ratios
+        found = [
+            f"{times[peer].median * 1e6:.0f} us, {ratios[peer].text(lambda value: f'{value:.1f}')}x"
+            if peer in ratios
+            else "no way to load it"
+            for peer in self.peers
+        ]
+        return result.cell, micros(times["ours"]), *found
+
+    def draw(self, folder: Path, notes: Sequence[str]) -> None:
+        """Draws how many times as fast as stock ours is, and the time a batch by contestant, each by cell."""
+        labels = Labels(f"How many times as fast as {_NAMES['stock']}", notes, "torch's time a batch / shmloader's")
+        dots(folder / "ratio.png", labels, {"ratio": {result.cell: result.ratio for result in self.cells}})
+        series: dict[str, dict[str, Figure]] = {}
+        for result in self.cells:
+            for name, found in result.times.items():
+                series.setdefault(_NAMES.get(name, name), {})[result.cell] = found.scaled(1e6)
+        dots(folder / "time.png", Labels("Time a batch", notes, "microseconds"), series)
+
+
+def _row(result: CellResult) -> tuple[str, ...]:
+    times, cpu = result.times, result.consumer_cpu
+    return (
+        result.cell,
+        size(result.batch_bytes),
+        micros(times["stock"]),
+        micros(times["ours"]),
+        result.ratio.text(lambda value: f"{value:.1f}"),
+        micros(times["limit"]),
+        result.share_of_limit.text(lambda value: f"{value:.2f}"),
+        micros(cpu["stock"]),
+        micros(cpu["ours"]),
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the suite."""
+    add = parser.add_argument
+    names = ", ".join(cell.name for cell in CELLS)
+    add("--cells", type=some_of("cell", CELLS), default=CELLS, metavar="A,B", help=f"of {names}; default: all")
+    names = ", ".join(peer.name for peer in PEERS)
+    add("--peers", type=some_of("peer", PEERS), default=(), metavar="A,B", help=f"of {names}; or all. Default: none")
+    add("--rounds", type=positive, default=7, metavar="N", help="default: 7")
+    add("--num-workers", type=positive, default=2, metavar="N", help="default: 2")
+    add("--busy", type=natural, default=0, metavar="N", help="processes that use the processors meanwhile; default: 0")
+
+
+def measure(args: argparse.Namespace) -> SuiteResult:
+    """Measures all cells. Blocks for about 1.5 s a cell and round; no process is left."""
+    peers = [peer for peer in args.peers if _is_installed(peer)]
+    results = []
+    with _busy(args.busy), shown(len(args.cells) * turns(args.rounds, len(peers))) as progress:
+        for cell in args.cells:
+            progress.begin(cell.name)
+            results.append(run_cell(cell, args.num_workers, args.rounds, peers=peers, done=progress.step))
+    return SuiteResult(results, [peer.name for peer in peers], args.num_workers, args.busy)
+
+
+def _is_installed(peer: Peer) -> bool:
+    """Whether a peer is installed; says so where it is not."""
+    if not peer.is_installed:
+        print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
+    return peer.is_installed
+
+
+@contextlib.contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """Runs so many processes beside the block that only calculate, and ends them with it."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_calculate, args=(os.getpid(),), daemon=True) for _ in range(count)]
+    try:
+        for process in processes:
+            process.start()
+        yield
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.kill()
+                process.join()
+            process.close()
+
+
+def _calculate(parent: int) -> None:
+    """Keeps a processor busy while the parent lives, in a session of its own, as other programs are.
+
+    Linux can share the processors out to sessions first, and does so on most desktops.
+    """
+    os.setsid()
+    while os.getppid() == parent:
+        sum(range(100_000))
 
 
 def run_cell(
@@ -102,8 +229,7 @@ def run_cell(
     num_workers: int,
     rounds: int,
     *,
-    seconds: float = SECONDS,
-    limit_buffers: int = PREFETCH_FACTOR + 1,
+    seconds: float = _SECONDS,
     peers: Sequence[Peer] = (),
     done: Callable[[], None] = lambda: None,
 ) -> CellResult:
@@ -114,33 +240,35 @@ def run_cell(
         num_workers: worker processes of either loader, and processes of the limit.
         rounds: how many rounds are counted.
         seconds: about how long a contestant's turn takes.
-        limit_buffers: see `Limit`.
         peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
     with contextlib.ExitStack() as stack:
-        fit = [peer for peer in peers if peer.suits(cell)]
-        beside = [
-            stack.enter_context(contextlib.closing(PeerProcess(peer, cell, num_workers, seconds))) for peer in fit
-        ]
-        limit = stack.enter_context(contextlib.closing(Limit(cell, num_workers, limit_buffers)))
+        beside = {
+            peer.name: stack.enter_context(contextlib.closing(PeerProcess(peer, cell, num_workers, seconds)))
+            for peer in peers
+            if peer.suits(cell)
+        }
+        limit = stack.enter_context(contextlib.closing(Limit(cell, num_workers)))
         # Workers start in this order, stock's last: it starts threads, beside which forking is not safe.
-        tracks = [_track(kind, cell, num_workers) for kind in (ShmDataLoader, DataLoader)]
-        for track in tracks:
+        tracks = {name: _track(kind, cell, num_workers) for name, kind in _LOADERS.items()}
+        for track in tracks.values():
             stack.callback(track.stop)
-        loaders = [functools.partial(track.run, calibrate(track, seconds)) for track in tracks]
-        contestants: list[Callable[[], Round]] = [functools.partial(limit.run, seconds), *loaders]
-        contestants += [peer.run for peer in beside]
-        took = interleave(contestants, _WARM_UP + rounds, done)
-    in_limit, in_ours, in_stock, *in_peers = (rounds_of_one[_WARM_UP:] for rounds_of_one in took)
-    in_peer = dict(zip((peer.name for peer in fit), in_peers, strict=True))
-    batch = cell.batch()
-    return CellResult(cell.name, nbytes(batch), tensors(batch), in_stock, in_ours, in_limit, in_peer)
+        contestants: dict[str, Callable[[], Round]] = {"limit": functools.partial(limit.run, seconds)}
+        contestants |= {name: functools.partial(track.run, calibrate(track, seconds)) for name, track in tracks.items()}
+        contestants |= {name: peer.run for name, peer in beside.items()}
+        took = interleave(list(contestants.values()), _WARM_UP + rounds, done)
+    found = {name: each[_WARM_UP:] for name, each in zip(contestants, took, strict=True)}
+    stock, ours, alone = (found.pop(name) for name in ("stock", "ours", "limit"))
+    return CellResult(cell.name, nbytes(cell.batch()), stock, ours, alone, found)
 
 
 def turns(rounds: int, peers: int = 0) -> int:
     """Returns how often `run_cell` calls ``done``, at most."""
     return (3 + peers) * (_WARM_UP + rounds)
+
+
+_LOADERS: Mapping[str, Callable[..., DataLoader[Any]]] = {"ours": ShmDataLoader, "stock": DataLoader}
 
 
 def _track(kind: Callable[..., DataLoader[Any]], cell: Cell, num_workers: int) -> Track:

@@ -11,8 +11,6 @@ from multiprocessing import forkserver, resource_sharer, resource_tracker
 import pytest
 import torch
 
-from benchmarks import charts
-from shmloader.cli.bench.figures import figure
 from shmloader.slots import orphans
 from tests.helpers import simulated
 from tests.helpers.support import holdings, let_stock_end
@@ -56,14 +54,6 @@ def _resource_sharer() -> Iterator[None]:
     resource_sharer.DupFd(0).detach()
     yield
     resource_sharer.stop()
-
-
-@pytest.fixture(scope="session")
-def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Matplotlib, which keeps the files of its fonts open once it has drawn."""
-    pytest.importorskip("matplotlib")
-    labels = charts.Labels("Title", ["note"], "values")
-    charts.bars(tmp_path_factory.mktemp("chart") / "first.png", labels, {"name": figure([1.0])}, mark=1)
 
 
 @pytest.fixture

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import edges, turnaround
+from benchmarks import edges
 from benchmarks.cells import Cell, Samples
-from benchmarks.turnaround import BARS, CLOSE, FIRST, NEW, STAY, Found, measure, turns
+from benchmarks.edges import CLOSE, FIRST, NEW, STAY, CellEdges, Edges, measure_cell, turns
 from shmloader.cli.bench.figures import figure
 from shmloader.cli.bench.memory import Memory
 from tests.helpers.support import children
@@ -45,8 +44,8 @@ class _Logged:
 @pytest.mark.parametrize(
     ("take", "expected"),
     [
-        (turnaround.next_pass, "begin batch batch CLOCK end begin batch CLOCK dropped"),
-        (turnaround.close, "begin batch batch end CLOCK dropped CLOCK"),
+        (edges.next_pass, "begin batch batch CLOCK end begin batch CLOCK dropped"),
+        (edges.close, "begin batch batch end CLOCK dropped CLOCK"),
     ],
 )
 def test_only_the_edge_is_timed(take: Callable[[Any], float], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,24 +55,23 @@ def test_only_the_edge_is_timed(take: Callable[[Any], float], expected: str, mon
         log.append("CLOCK")
         return len(log)
 
-    monkeypatch.setattr(turnaround, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(edges, "time", SimpleNamespace(perf_counter=clock))
     assert take(lambda: _Logged(log)) == expected[expected.index("CLOCK") : expected.rindex("CLOCK")].count(" ")
     assert " ".join(log) == expected
 
 
 def test_bare_processes_start_and_end() -> None:
     before = children()
-    assert turnaround.bare(Samples([1]), 2) > 0
+    assert edges.bare(Samples([1]), 2) > 0
     assert children() == before
 
 
 _TINY = Cell("tiny", lambda: [(np.ones((2, 3), np.uint8), 1)] * 4, 2)
 
 
-def test_a_cell_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shmloader.cli.bench.memory._SAMPLES", 2)
+def test_a_cell_is_measured() -> None:
     done: list[None] = []
-    found = measure(_TINY, 1, 2, lambda: done.append(None))
+    found = measure_cell(_TINY, 1, 2, lambda: done.append(None))
     assert len(done) == turns(2)
     assert {edge: set(took) for edge, took in found.seconds.items()} == {
         FIRST: {"ours", "stock", "bare"},
@@ -86,46 +84,19 @@ def test_a_cell_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(json.dumps(found.as_dict()))["cell"] == "tiny"
 
 
-def _found(cell: str, stay: float, memory: Memory | None) -> Found:
+def _found(cell: str, memory: Memory | None) -> CellEdges:
     took = {"ours": figure([1e-3, 2e-3, 3e-3]), "stock": figure([2e-3, 6e-3, 12e-3])}
     seconds = {edge: dict(took) for edge in (FIRST, STAY, NEW, CLOSE)}
     seconds[FIRST]["bare"] = figure([1e-3, 1e-3, 1e-3])
-    seconds[STAY]["ours"] = figure([stay] * 3)
-    return Found(cell, seconds, {"ours": memory, "stock": memory})
+    return CellEdges(cell, seconds, {"ours": memory, "stock": memory})
 
 
-def test_bars_are_judged_by_medians() -> None:
-    assert _found("a", BARS[STAY], None).holds == {STAY: True, CLOSE: True}
-    assert _found("a", 1.01 * BARS[STAY], None).holds == {STAY: False, CLOSE: True}
-
-
-def test_it_prints_markdown_and_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    results = [_found("one", 1e-3, Memory(5_000_000, 0)), _found("two", 2e-3, None)]
-    monkeypatch.setattr(edges, "_measure", lambda *arguments: results)
-    assert edges.main([]) == 0
-    text = capsys.readouterr().out
+def test_it_says_how_they_compare() -> None:
+    found = Edges([_found("one", Memory(5_000_000, 0)), _found("two", None)], num_workers=2)
+    text = "\n".join(found.lines())
     assert "| close, workers idle | 2.00 ms (1.00 ms to 3.00 ms) | 6.00 ms (2.00 ms to 12.0 ms) | 3.00x" in text
     assert "| first batch / processes alone | 2.00x (1.00x to 3.00x) |  |  |" in text
     assert "| memory added (PSS) | 5.00 MB | 5.00 MB |  |" in text
     assert "| shared memory in transit | not known | not known |  |" in text
-    assert text.endswith(
-        "- next pass, workers stay: ours takes at most 1.00 ms: DOES NOT HOLD (one 1.00 ms; two 2.00 ms, too long)\n"
-        "- close, workers idle: ours takes at most 20.0 ms: holds (one 2.00 ms; two 2.00 ms)\n"
-    )
-    assert edges.main(["--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"command", "machine", "num_workers", "cells"}
-    assert found["cells"][1]["memory_bytes"] == {"ours": None, "stock": None}
-
-
-@pytest.mark.usefixtures("_matplotlib")
-def test_it_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edges, "_measure", lambda *arguments: [_found("one", 1e-3, None)])
-    assert edges.main(["--plot", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["edges.png"]
-
-
-def test_it_knows_cells_whose_passes_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        edges.main(["--cells", "stream28"])
-    assert "there is no cell 'stream28' here; there are floats8" in capsys.readouterr().err
+    assert found.as_dict()["num_workers"] == 2
+    assert found.as_dict()["cells"][1]["memory_bytes"] == {"ours": None, "stock": None}

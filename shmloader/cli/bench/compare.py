@@ -35,11 +35,6 @@ def nbytes(value: Any) -> int:
     return sum(nbytes(part) for part in _parts(value).values())
 
 
-def tensors(value: Any) -> int:
-    """Returns how many tensors are in ``value``."""
-    return 1 if isinstance(value, torch.Tensor) else sum(map(tensors, _parts(value).values()))
-
-
 def _difference(one: Any, other: Any, place: str, seen: set[tuple[int, int]]) -> str | None:
     if one is other or (id(one), id(other)) in seen:
         return None
