@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import os
 import random
 import signal
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shmloader import ShmDataLoader, WorkerDiedError
+from shmloader.cli.bench import memory
 from tests.helpers.faults import pids
 
 pytestmark = pytest.mark.filterwarnings(
@@ -209,6 +212,18 @@ def run_pass(seed: int, spoil: Spoil = as_is) -> Consumer:
 @pytest.mark.parametrize("seed", range(600))
 def test_a_pass(seed: int) -> None:
     run_pass(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_memory_comes_to_rest() -> None:
+    held = []
+    for seed in range(1_000, 1_090):
+        run_pass(seed)
+        gc.collect()
+        now = memory.now()
+        held.append(now.total if now is not None else 0)
+    assert statistics.median(held[60:]) <= 1.05 * statistics.median(held[30:60])
 
 
 def damaged(batches: Iterator[Any]) -> Iterator[Any]:
