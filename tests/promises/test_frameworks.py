@@ -363,5 +363,129 @@ ACCELERATE = """
 def test_accelerate_builds_torchs_loader_and_ours_works_beside_it_and_inside(ranks: int, tmp_path: Path) -> None:
     for rank, found in enumerate(run_ranks(ACCELERATE, tmp_path, ranks)):
         assert found["beside"] == [share(rank, epoch, ranks) for epoch in range(2)]
-        assert found["readers"] == ["torch.utils.data._utils.worker"]  # as README says; ours would be good news
+        assert found["readers"] == ["torch.utils.data._utils.worker"]  # docs/recipes.md says so
         assert found["exchanged"] == found["prepared"]
+
+
+def by_either(library: str, code: str) -> str:
+    """Makes a script that loads with a library's loader and with a class that inherits from that and from ours.
+
+    Args:
+        library: the module whose ``DataLoader`` it is.
+        code: defines ``make_loader(kind)`` and ``assert_usable(batch)``.
+    """
+    main = f"""
+        from {library} import DataLoader
+        from shmloader import ShmDataLoader
+        from tests.helpers.support import assert_same
+        from tests.promises.test_frameworks import tell
+
+        class Loader(DataLoader, ShmDataLoader):
+            pass
+
+        def load(kind):
+            seed(5)
+            iterator = iter(make_loader(kind))
+            return type(iterator).__module__.split(".")[0], list(iterator)
+
+        def main():
+            (stock_module, expected), (module, got) = load(DataLoader), load(Loader)
+            for batch in got:
+                assert_usable(batch)
+            for one, other in zip(got, expected, strict=True):
+                assert_same(comparable(one), comparable(other))
+            restarts = Loader(range(8), num_workers=1, worker_restarts=3).worker_restarts
+            tell([stock_module, module, len(got), restarts])
+
+        main()
+    """
+    return textwrap.dedent(code) + textwrap.dedent(main)
+
+
+GRAPHS = """
+    import torch
+    from torch_geometric.data import Data, HeteroData
+
+    seed = torch.manual_seed
+
+    def graph(nodes):
+        edges = torch.randint(nodes, (2, 3 * nodes))
+        return Data(x=torch.randn(nodes, 7), edge_index=edges, y=torch.tensor([nodes]), name=f"graph {nodes}")
+
+    def graph_of_two_kinds(nodes):
+        data = HeteroData()
+        data["paper"].x, data["author"].x = torch.randn(nodes, 3), torch.randn(4, 2)
+        data["author", "writes", "paper"].edge_index = torch.randint(4, (2, 6))
+        return data
+
+    def make_loader(kind):
+        graphs = [MAKE(nodes) for nodes in range(5, 23)]
+        return kind(graphs, batch_size=4, shuffle=True, num_workers=2, follow_batch=FOLLOWED)
+
+    def comparable(batch):
+        return batch.to_dict()
+
+    def assert_usable(batch):
+        assert len(batch.to_data_list()) == batch.num_graphs
+"""
+
+VOLUMES = """
+    import numpy as np
+    from monai import transforms
+    from monai.data import CacheDataset, Dataset, decollate_batch
+    from monai.utils import set_determinism as seed
+
+    IN_COMMON = [
+        transforms.EnsureChannelFirstd(["image", "label"], channel_dim="no_channel"),
+        transforms.RandFlipd(["image", "label"], prob=0.5),
+        transforms.RandGaussianNoised("image", prob=0.5),
+    ]
+    CROPS = {
+        1: transforms.RandSpatialCropd(["image", "label"], (8, 8, 8), random_size=False),
+        4: transforms.RandCropByPosNegLabeld(["image", "label"], "label", (8, 8, 8), num_samples=4),
+    }
+
+    def make_loader(kind):
+        random = np.random.default_rng(0)
+        volumes = [
+            {
+                "image": random.normal(size=(12, 12, 12)).astype("float32"),
+                "label": (random.random((12, 12, 12)) > 0.5).astype("uint8"),
+                "name": f"case {number}",
+            }
+            for number in range(18)
+        ]
+        dataset = MAKE(volumes, transforms.Compose([*IN_COMMON, CROPS[SAMPLES]]))
+        return kind(dataset, batch_size=4, shuffle=True, num_workers=2)
+
+    def comparable(part):
+        # But for what says which object in which process a transform was.
+        if isinstance(part, dict):
+            return {key: comparable(value) for key, value in part.items() if key != "id"}
+        if isinstance(part, list):
+            return [comparable(value) for value in part]
+        if hasattr(part, "applied_operations"):
+            return [part.as_tensor(), comparable(dict(part.meta)), comparable(part.applied_operations)]
+        return part
+
+    def assert_usable(batch):
+        parts = decollate_batch(batch)
+        assert len(parts) == len(batch["image"])
+        assert parts[0]["image"].applied_operations
+"""
+
+
+@needs("torch_geometric")
+@pytest.mark.parametrize(("make", "followed"), [("graph", ["x"]), ("graph_of_two_kinds", None)])
+def test_torch_geometrics_loader_on_ours(make: str, followed: list[str] | None, tmp_path: Path) -> None:
+    code = GRAPHS.replace("MAKE", make).replace("FOLLOWED", repr(followed))
+    (told,) = run_ranks(by_either("torch_geometric.loader", code), tmp_path, ranks=1)
+    assert told == ["torch", "shmloader", 5, 3]
+
+
+@needs("monai")
+@pytest.mark.parametrize(("make", "samples"), [("Dataset", 1), ("CacheDataset", 4)])
+def test_monais_loader_on_ours(make: str, samples: int, tmp_path: Path) -> None:
+    code = VOLUMES.replace("MAKE", make).replace("SAMPLES", str(samples))
+    (told,) = run_ranks(by_either("monai.data", code), tmp_path, ranks=1)
+    assert told == ["torch", "shmloader", 5, 3]
