@@ -56,47 +56,80 @@ _TAIL_BYTES = 4096
 class ShmDataLoader(DataLoader[T_co]):
     """A drop-in replacement for `torch.utils.data.DataLoader` whose workers write batches into reused shared memory.
 
-    All of torch's arguments keep their meaning, batches and random streams are stock's bit for bit, and errors are
-    stock's. What differs is how a batch travels, see the module's docstring; and that tensors of a batch are views of
-    a slot of the pool, which is used again when the last of them is gone.
+    The arguments that torch's loader has mean what they mean there. Batches, their order, random streams and errors are
+    the same bit for bit. What differs is how a batch travels: a worker writes it into a slot of a pool, and the loop
+    gets tensors that are views of the slot, with no copy. The slot is used again when the last tensor, slice, array and
+    autograd graph of the batch is gone, and never before.
+
+    Which process runs what: ``dataset``, ``collate_fn`` and ``worker_init_fn`` run in the workers, as copies of what
+    was given here. Samplers, and all else, run in the process and the thread that iterate. With ``num_workers=0`` there
+    are no workers and no pool, and everything runs there.
+
+    Several iterators of one loader may be alive at a time; each has workers and a pool of its own. Persistent workers
+    have one iterator, which begins again. An iterator belongs to the process that made it, and is for one thread at a
+    time. A copy of the loader, or one that was pickled, has the same arguments, and workers and memory of its own.
+
+    ``len(loader)`` is the number of batches in a pass, as torch counts them: of the sampler, or of an iterable dataset
+    that has a length.
+
+    Every argument is an attribute of the same name. As with torch's loader, ``dataset``, ``batch_size``, ``sampler``,
+    ``batch_sampler``, ``drop_last`` and ``persistent_workers`` cannot be set again. What else is set counts from the
+    next pass that starts workers, but for ``sample_shapes`` and ``sample_dtypes``, which are read once.
+
+    For example:
+
+        loader = ShmDataLoader(dataset, batch_size=64, shuffle=True, num_workers=4)
+        for images, labels in loader:
+            train_step(images, labels)
 
     Args:
-        dataset: map-style or iterable.
-        batch_size: samples in a batch; None: samples are delivered as the dataset returns them.
+        dataset: map-style or iterable. One that has ``__getitem_into__`` or ``__getitems_into__`` writes its samples
+            into the batch itself, where the collate function is torch's default one.
+        batch_size: samples in a batch. None: no batches are made, samples are delivered as the dataset returns them.
         shuffle: whether to draw indices in random order, anew for each pass.
-        sampler: draws indices.
-        batch_sampler: draws lists of indices.
-        num_workers: worker processes; 0: stock's own single-process iterator.
+        sampler: draws indices; excludes ``shuffle``.
+        batch_sampler: draws lists of indices; excludes ``batch_size``, ``shuffle``, ``sampler`` and ``drop_last``.
+        num_workers: worker processes; 0: samples are loaded by the loop's own process, as torch's loader does it.
         collate_fn: makes a batch of a list of samples. torch's default one, called directly or from a function of
             yours, writes into the slot; anything else that a function returns is copied into it once.
         pin_memory: hand out batches in page-locked memory. With CUDA the slots are page-locked; with another
             accelerator, batches are copied.
         drop_last: drop the last batch if it is smaller.
         timeout: seconds to wait for a batch; 0: for ever.
-        worker_init_fn: called in each worker with its number.
+        worker_init_fn: called in each worker with its number, after its random generators were seeded.
         multiprocessing_context: start method or context; by default what `multiprocessing.set_start_method` was told,
             else fork.
-        generator: source of the shuffling and of the workers' base seed.
-        prefetch_factor: batches per worker to load ahead; 2 by default.
+        generator: source of the shuffling and of the workers' base seed; by default torch's global one.
+        prefetch_factor: batches per worker to load ahead; 2 by default. The sampler is read so far ahead.
         persistent_workers: keep the workers for the next pass.
         pin_memory_device: deprecated in torch, ignored there too.
-        in_order: deliver batches in the sampler's order.
-        sample_shapes: shapes of one sample's tensors, in the sample's own structure; see README. The
-            pool is sized and made resident before the first batch, and every sample is compared with it.
-        sample_dtypes: the dtypes in the same structure, or one for all.
-        max_pool_bytes: what the pool may take; half of the memory that this process may use by default.
-        num_slots: batches that the pool holds at a time, those being loaded included; by default twice
-            ``prefetch_factor x num_workers``, and sixteen, or fewer where ``max_pool_bytes`` is a few MB.
-        worker_restarts: how many workers that die in a pass are replaced, so that the stream goes on as if nothing had
-            happened; see README for what that takes of a dataset. 0: a death is a `WorkerDiedError`.
-        device: a CUDA device, or its name: batches are handed out there, see `shmloader.device.transfer`. The slots are
-            page-locked then, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
-        device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. So many more are asked of
-            the sampler ahead of it.
+        in_order: deliver batches in the sampler's order. False: as they are made.
+        sample_shapes: shapes of one sample's tensors, in the sample's own structure of dicts, lists, tuples and
+            namedtuples. A leaf is a shape, a `TensorSpec`, or None for what is not a tensor. The pool is sized and made
+            resident before the first batch, and every sample is compared with the declaration. None: shapes are
+            learned, and may differ from batch to batch.
+        sample_dtypes: the dtypes in the same structure, or one for all. What has none is not checked, and sized as
+            torch's default dtype.
+        max_pool_bytes: what the pool may take. By default half of the memory that this process may use: the machine's,
+            or its control group's limit. Memory that is not there when the pool is made does not count.
+        num_slots: batches that the pool holds at a time: ``prefetch_factor x num_workers`` that are loaded, and those
+            that the loop holds, two at least. By default it may hold ``prefetch_factor x num_workers`` and sixteen;
+            fewer where ``max_pool_bytes`` is a few MB, or the process's address space or file sizes are limited.
+        worker_restarts: how many workers that die in a pass are replaced. Batches that were lost are made again with
+            the same random numbers, and each batch comes once and in its order. What the dataset had put into its own
+            attributes in the worker is lost; an iterable dataset is iterated again, and has to give the same stream. 0:
+            a death is a `WorkerDiedError`.
+        device: a CUDA device, or its name: batches are handed out there, copied on a stream of the loader's own, and
+            safe to use on the stream that is current when they are handed out. Dense tensors in lists, tuples, mappings
+            and dataclasses are moved ahead; whatever else has a method ``to``, at hand-out; the rest stays as it is.
+            The slots are page-locked, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
+        device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. The sampler is read so
+            much further ahead.
 
     Raises:
-        ValueError, TypeError: an argument is wrong. Those of torch's arguments are torch's errors; the others name
-            the argument.
+        ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
+            torch's errors; the others name the argument.
+        TypeError: an argument is of a wrong type; likewise.
     """
 
     sample_shapes: Any
@@ -171,7 +204,46 @@ class ShmDataLoader(DataLoader[T_co]):
         self._mover: DeviceIterator | None = None
 
     def __iter__(self) -> BaseIterator:
-        """Begins a pass: starts workers, or resumes persistent ones."""
+        """Begins a pass over the data: starts workers, or has persistent ones begin again, and asks for batches ahead.
+
+        It takes as long as starting ``num_workers`` processes does. Where shapes are declared, the pool's memory is
+        faulted in as well, once. Persistent workers are given a new pass by the iterator that they had, and it blocks
+        until each is done with what it was asked for in the pass before.
+
+        ``next`` of the iterator blocks until the next batch is there. What wakes it: the batch, the death of a worker,
+        the end of ``timeout``, a signal that Python handles. It then reads the sampler for one more batch. Errors of
+        the dataset come in their batch's place, and the batches after it follow; they, and those below, come from
+        ``next`` where nothing else is said.
+
+        Workers end with the pass, or with the loader if they are persistent; and when the iterator is dropped, or a
+        KeyboardInterrupt hits inside it. That blocks until each has finished the sample it is at, for 5 seconds at most
+        and 1 more, after which it is killed.
+
+        Returns:
+            The iterator. It has ``len``, as torch's.
+
+        Raises:
+            ValueError: here; ``num_slots``, ``max_pool_bytes`` or ``prefetch_factor`` cannot be met.
+            RuntimeError: here, if ``device`` is not there; from ``next``, if the iterator was closed by an interrupt or
+                belongs to another process, or a CUDA graph is being captured while ``device`` is set.
+            PoolMemoryError: here, if what is declared does not fit under ``max_pool_bytes`` or in memory; from
+                ``next``, if one batch does not.
+            SpecMismatchError: a sample is not as declared.
+            AssertionError: here; ``prefetch_factor`` is 0.
+            WorkerDiedError: a worker died, and is not replaced. The iterator is closed. Here too, of one that died
+                while it was started, or of a persistent one.
+            WorkerTimeoutError: no batch came within ``timeout`` seconds. The iterator may be asked again. Here too, of
+                persistent workers that are not done with the pass before.
+            Exception: what the dataset or ``collate_fn`` raised, with the worker's traceback in its text; here, what
+                cannot be pickled for a worker that is spawned.
+
+        Warns:
+            FallbackWarning: once; the platform lacks what the pool is made of, or page-locked with, or this torch lacks
+                what the loader is made of. What torch's loader does is done instead.
+            HeldBatchesWarning: once for each pool; the loop holds more batches than there are slots for, and gets
+                copies.
+            WorkerRestartWarning: a worker died and is replaced.
+        """
         if self._is_own and (difference := torch_private.difference()):
             self._warn_of_fallback(difference, stacklevel=3)
         elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
@@ -253,7 +325,14 @@ class ShmDataLoader(DataLoader[T_co]):
         return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
 
     def statistics(self) -> LoaderStatistics | None:
-        """Returns the figures of the pool that was used last, and of the workers; None before the first pass."""
+        """Returns what the pool that was used last is and has done, and what the workers have gone through.
+
+        Does not block, and may be called at any time, also within a pass. A pool stays from pass to pass while the
+        loader's arguments do, and its figures with it; the restarts are counted over all passes.
+
+        Returns:
+            The figures as they are now, or None if no pass has begun that has workers.
+        """
         pool = self._pool_cache.last
         return None if pool is None else statistics.collect(pool, self._restart_count)
 
@@ -284,7 +363,7 @@ def _cuda_device(device: Any) -> torch.device | None:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device={device!r} is no device: {error}") from None
+        raise ValueError(f"device={device!r} is not a valid device: {error}") from None
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be a CUDA device or the CPU, got {device!r}")
     return found if found.type == "cuda" else None

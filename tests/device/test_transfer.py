@@ -397,7 +397,7 @@ def test_a_length_that_lies_is_warned_of_as_in_stock(driver: simulated.Driver) -
     ("arguments", "error", "text"),
     [
         ({"device": 3}, TypeError, "device must be a torch.device or the name of one, got 3"),
-        ({"device": "gpu"}, ValueError, "device='gpu' is no device"),
+        ({"device": "gpu"}, ValueError, "device='gpu' is not a valid device"),
         ({"device": "meta"}, ValueError, "device must be a CUDA device or the CPU, got 'meta'"),
         ({"device_prefetch": -1}, ValueError, "device_prefetch must be 0 or more, got -1"),
         ({"device_prefetch": 1.5}, TypeError, "device_prefetch must be an int, got 1.5"),
