@@ -2,7 +2,7 @@
 
 The data are the 1,797 scans of 8 x 8 pixels that come with scikit-learn. Nothing is downloaded. Run it with::
 
-    pip install shmloader[examples]
+    pip install '.[examples]'
     python examples/train_digits.py
 """
 

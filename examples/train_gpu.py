@@ -3,7 +3,7 @@
 Without a CUDA device the same program runs on the processor: that is what ``device="cpu"`` means. Nothing is
 downloaded. Run it with::
 
-    pip install shmloader[examples]
+    pip install '.[examples]'
     python examples/train_gpu.py
 """
 

@@ -6,7 +6,7 @@ another region of the photographs than those for training. Nothing is downloaded
 decoding here, which is the same for both loaders; with ShmDataLoader the dataset writes the pictures into their batch
 itself. Run it with::
 
-    pip install shmloader[examples]
+    pip install '.[examples]'
     python examples/train_pictures.py
 
 or, for pictures of your own, with ``--data FOLDER``, where FOLDER has one folder of JPEG files for each class.
