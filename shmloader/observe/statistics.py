@@ -10,16 +10,22 @@ from shmloader.slots.pool import Pool
 
 @dataclass(frozen=True)
 class LoaderStatistics:
-    """What a loader's pool is and has done, and what its workers have gone through.
+    """What a loader's pool is and has done, and what its workers have gone through; see `ShmDataLoader.statistics`.
+
+    It is immutable, and true of the moment it was asked for. The pool is the one used last; its figures go on from pass
+    to pass while the loader's arguments stay as they are.
 
     Attributes:
-        num_slots: slots in the pool.
-        max_bytes: the cap.
-        resident_bytes: memory that slots take now.
-        leased: slots whose batches the consumer holds.
-        batches: batches handed out so far.
-        copies: batches of those that were handed out as private copies, since the consumer held so many.
-        restarts: workers that have died and were replaced, over all passes.
+        num_slots: batches that the pool can hold at a time, those being loaded included.
+        max_bytes: the cap on what all slots take: ``max_pool_bytes``, or the memory there was when it was made if that
+            is less.
+        resident_bytes: bytes of memory that the slots take now.
+        leased: slots the loop holds: part of the batch is alive or, if page-locked, a device may still read it.
+        batches: batches handed out since the pool was made.
+        copies: those of them handed out as private copies, because the loop held so many or the cap left no room to
+            lend more. `HeldBatchesWarning` says which; raise ``num_slots`` or ``max_pool_bytes``, or clone what you
+            keep.
+        restarts: workers that died and were replaced, over all passes of the loader.
     """
 
     num_slots: int
