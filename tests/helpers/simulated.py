@@ -206,8 +206,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """Puts a simulated device in CUDA's place, and returns its driver."""
     driver = Driver()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # which loaders ask before torch 2.7
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: driver.pinned(tensor))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: driver.pinned(tensor))
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "driver", lambda: driver)
     monkeypatch.setattr(cuda, "resolve", lambda device: device)

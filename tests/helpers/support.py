@@ -20,9 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
+
+# For what depends on it: (2, 13), say.
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 # Seconds that a test waits for what comes at once on a machine that has nothing else to do: so long only where it never
 # comes. Less than the suite gives a test, which would end it without a word of what it waits for.
@@ -292,6 +296,9 @@ def let_stock_end() -> None:
 def holdings() -> dict[str, Any]:
     """Returns all that a loader could leave behind in this process."""
     gc.collect()
+    if TORCH < (2, 13):
+        # In older releases what was set on a storage lives until torch looks for dead ones among those that were sent.
+        reductions.shared_cache.free_dead_references()
     return {
         "children": children(),
         "descriptors": descriptors(),

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from shmloader import PoolMemoryError, ShmDataLoader, SpecMismatchError
 from tests.helpers.datasets import Images, Mapped, Shards
-from tests.helpers.support import assert_same_stream, first_line
+from tests.helpers.support import TORCH, assert_same_stream, first_line
 
 WRONG: list[dict[str, Any]] = [
     {"num_workers": -1},
@@ -48,7 +48,10 @@ def test_wrong_arguments_give_torchs_own_errors(arguments: dict[str, Any]) -> No
             return type(error), first_line(error).replace("ShmDataLoader", "DataLoader")
         return type(None), ""
 
-    assert outcome(ShmDataLoader) == outcome(DataLoader) != (type(None), "")
+    ours, stock = outcome(ShmDataLoader), outcome(DataLoader)
+    assert ours[0] is stock[0]
+    assert stock[0] is not type(None)
+    assert ours[1] == stock[1] or (stock[1] == "" and TORCH < (2, 13))  # bare assertions, where torch has words now
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,16 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from shmloader import ShmDataLoader
 from tests.helpers.datasets import Mapped
 from tests.helpers.samples import Marked, warn_once
-from tests.helpers.support import assert_same, assert_same_stream, detached, first_line, let_stock_end, run_file, stream
+from tests.helpers.support import (
+    TORCH,
+    assert_same,
+    assert_same_stream,
+    detached,
+    first_line,
+    let_stock_end,
+    run_file,
+    stream,
+)
 
 Loader = Callable[..., DataLoader[Any]]
 LOADERS: list[Loader] = [DataLoader, ShmDataLoader]
@@ -519,6 +528,7 @@ COMPILED = """
 """
 
 
+@pytest.mark.skipif(TORCH < (2, 8), reason="this torch compiles what a function that is left alone calls")
 def test_compiled_functions_leave_the_loader_alone() -> None:
     done = run_file(COMPILED)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["equal"]), done.stdout + done.stderr
