@@ -20,7 +20,6 @@ How a batch travels::
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import sys
 import warnings
@@ -30,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import torch_private
+from . import start_method, torch_private
 from .batches import spec
 from .device import cuda
 from .device.pinned import PinnedMemory
@@ -300,7 +299,7 @@ class ShmDataLoader(DataLoader[T_co]):
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:
             return self.multiprocessing_context
-        if multiprocessing.get_start_method(allow_none=True) is not None:
+        if start_method.is_chosen():
             return torch.multiprocessing
         return default_context()
 
