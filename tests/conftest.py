@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_sharer, resource_tracker
@@ -19,6 +21,10 @@ from tests.helpers.support import holdings, let_stock_end
 # script that tests start, would ever see a KeyboardInterrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Both loaders are compared with forked workers. From Python 3.14 stock's own would be a fork server's.
+if sys.version_info >= (3, 14):
+    multiprocessing.set_start_method("fork")
 
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
 torch.set_num_threads(1)

@@ -306,7 +306,7 @@ def test_a_memory_map_is_the_same_when_it_was_pickled(tmp_path: Path, kind: str)
     copy = pickle.loads(pickled)
     assert_same(samples(copy), samples(dataset))
     rows = copy._columns[0].rows
-    assert rows.flags.writeable == (kind in BY_VALUE)
+    assert kind in BY_VALUE or not rows.flags.writeable
     again = pickle.dumps(copy)
     assert kind not in BY_NAME or len(again) < 2000
     assert_same(samples(pickle.loads(again)), samples(dataset))

@@ -122,6 +122,7 @@ def _stream(kind: Any, **arguments: Any) -> list[Any]:
 def _answer(case: dict[str, str]) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         if "entry" in case:
             _import_anew(_Renaming("no such name", line=case["entry"]))
         else:
