@@ -37,7 +37,7 @@ WINGS = {
     "workers": [
         "processes",
         "process_main",
-        "batch_maker protocol process_start tracebacks",
+        "batch_maker interface process_start tracebacks",
         "brief wire seeding parent_watch cpu_policy jobs",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
@@ -46,7 +46,7 @@ WINGS = {
     "slots": [
         "pool_cache",
         "pool",
-        "orphans writer",
+        "held_batches orphans writer",
         "arena",
         "moved_storages shared_state results",
         "fork_copies",

@@ -13,7 +13,7 @@ from typing import Any
 
 from shmloader.slots.limits import memory_limit, oom_kills
 from shmloader.slots.shared_state import SharedState
-from shmloader.workers.protocol import Workers
+from shmloader.workers.interface import Workers
 
 from .schedule import Schedule, Task
 

@@ -16,9 +16,9 @@ from shmloader import interrupts, process_exit
 from shmloader.errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
-from shmloader.workers import jobs, protocol, wire
+from shmloader.workers import interface, jobs, wire
 from shmloader.workers.brief import BatchSource, Brief, Takeover
-from shmloader.workers.protocol import SilenceError, Workers
+from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.wire import Token
 
 from . import diagnosis
@@ -355,12 +355,12 @@ class Dispatcher:
     def close(self) -> bool:
         """Ends the workers, and leaves the pool to others. Safe to call again; in a forked process it does nothing.
 
-        Blocks until the workers have ended, `protocol.GRACE_SECONDS` if they are in the middle of a sample.
+        Blocks until the workers have ended, `interface.GRACE_SECONDS` if they are in the middle of a sample.
 
         Returns:
             Whether the pool may be used again.
         """
-        return self._stop(protocol.GRACE_SECONDS, self._pool.abandon)
+        return self._stop(interface.GRACE_SECONDS, self._pool.abandon)
 
     def give_up(self) -> None:
         """Ends the workers at once, and the pool with them.

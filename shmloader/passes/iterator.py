@@ -251,7 +251,7 @@ class ShmIterator(BaseIterator):
     def _shutdown_workers(self) -> None:
         """Ends the workers and passes the pool on to the loader's next iterator. Safe to call again.
 
-        Blocks until the workers have ended, `protocol.GRACE_SECONDS` if they are in the middle of a sample.
+        Blocks until the workers have ended, `interface.GRACE_SECONDS` if they are in the middle of a sample.
         """
         _end(self._dispatcher, self._pool_cache, self._pool)
 

@@ -5,16 +5,16 @@ Here the ledger's decisions become memory operations. Used in the parent, by one
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shmloader.batches.tensors import Block
 from shmloader.batches.unpacking import Unpacker
-from shmloader.errors import HeldBatchesWarning, PoolMemoryError, WorkerFault
+from shmloader.errors import PoolMemoryError, WorkerFault
 
 from . import fork_copies, moved_storages, orphans
 from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
+from .held_batches import CopyNotice
 from .leases import Lease, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
 from .results import Made, Result, Retained, Spilled, Unsent
@@ -104,8 +104,7 @@ class Pool:
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
         self._unpacker = Unpacker(lends_all=memory.lends_small_parts)
         self.batches = self.copies = 0
-        self._shortage = ""  # why the first private copy was made
-        self._is_announced = False
+        self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders)
         moved_storages.install()
         fork_copies.watch(self._leases)
 
@@ -146,8 +145,7 @@ class Pool:
             HeldBatchesWarning: once, after the first private copy.
             FallbackWarning: once, where the slots' memory lacks something; see `Leases.announce`.
         """
-        if self._shortage and not self._is_announced:
-            self._announce_copies()
+        self._copy_notice.announce()
         self._leases.announce()
         orphans.tidy()
         self._drain()
@@ -275,7 +273,8 @@ class Pool:
                 block, offset, nbytes = self._where(result)
                 lease = self._leases.open(result.slot, block)
                 return self._unpacker.views(block, offset, nbytes), lease
-            self._note_copy(result)
+            self.copies += 1
+            self._copy_notice.note(result.tail_offset + result.tail_bytes)
         return self._copy(result), None
 
     def settle(self, lease: Lease) -> None:
@@ -321,31 +320,3 @@ class Pool:
     def _give_back(self, slot: int) -> None:
         self._ledger.empty(slot)
         self.arena.give_back(slot)
-
-    def _note_copy(self, made: Made) -> None:
-        self.copies += 1
-        if self._shortage:
-            return
-        held = self._ledger.leased
-        holds = f"you hold {held} batches, or tensors of them{self._leases.other_holders}"
-        if self._ledger.is_leased_out:
-            self._shortage = (
-                f"{holds}, and a pool of {self.num_slots} slots has no more to lend beside those for loading; further "
-                "batches are private copies. Clone what you hold, drop batches sooner, or raise num_slots"
-            )
-        elif held > 1:  # one is in the hands of any loop that takes the next
-            self._shortage = (
-                f"{holds}, and {self.cap_text} leaves no room to lend more beside those for loading; further batches "
-                "are private copies. Clone what you hold, drop batches sooner, or raise max_pool_bytes"
-            )
-        else:
-            self._shortage = (
-                f"a batch takes {made.tail_offset + made.tail_bytes} bytes, and {self.cap_text} has no room to "
-                "lend it beside the one before and those for loading; such batches are private copies. Raise "
-                "max_pool_bytes, or make batches smaller"
-            )
-
-    def _announce_copies(self) -> None:
-        # Not when the copy is made: were warnings errors, the batch would be lost.
-        self._is_announced = True
-        warnings.warn(self._shortage, HeldBatchesWarning, stacklevel=6)

@@ -26,7 +26,7 @@ from shmloader.slots.limits import oom_kills
 
 from . import parent_watch, process_main, process_start
 from .brief import Brief
-from .protocol import SilenceError
+from .interface import SilenceError
 from .tracebacks import TracebackPipe
 from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 

@@ -384,7 +384,7 @@ def test_strides_of_tensors_without_elements(collate_fn: Any, hold: bool) -> Non
         return batch.dtype, batch.shape, batch.stride()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shmloader.slots.pool.Pool._announce_copies", lambda pool: None)
+        patch.setattr("shmloader.slots.held_batches.CopyNotice.announce", lambda notice: None)
         stock, ours = from_both(EMPTY, see, collate_fn=collate_fn)
     assert ours == stock
 

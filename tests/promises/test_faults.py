@@ -244,7 +244,7 @@ def test_a_fault_while_the_iterator_is_being_closed_is_not_heard_of(
     make_trap: MakeTrap, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     if FAULTS[fault].kind is Kind.HANG:
-        monkeypatch.setattr("shmloader.workers.protocol.GRACE_SECONDS", 0.1)
+        monkeypatch.setattr("shmloader.workers.interface.GRACE_SECONDS", 0.1)
         monkeypatch.setattr("shmloader.workers.processes._TERM_SECONDS", 0.1)
     trap, held = make_trap(fault, "closing"), Held()
     loader = make(trap)
@@ -646,7 +646,7 @@ def test_a_hang_into_the_next_pass_can_be_survived(make_trap: MakeTrap) -> None:
 
 @pytest.mark.parametrize("persistent_workers", [False, True])
 def test_a_stopped_worker_does_not_hang_the_end(monkeypatch: pytest.MonkeyPatch, persistent_workers: bool) -> None:
-    monkeypatch.setattr("shmloader.workers.protocol.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("shmloader.workers.interface.GRACE_SECONDS", 0.1)
     monkeypatch.setattr("shmloader.workers.processes._TERM_SECONDS", 0.1)
     loader = ShmDataLoader(Images(), num_workers=2, persistent_workers=persistent_workers)
     iterator: Any = iter(loader)
