@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
+from pathlib import Path
 
 import pytest
 
+import shmloader
 from shmloader import process_exit
 from shmloader.process_exit import AtExit, InChild
 from tests.helpers.support import run_file
@@ -60,3 +62,9 @@ def test_one_act_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
 def test_the_steps_of_a_child_are_in_order() -> None:
     assert list(InChild) == sorted(InChild)
     assert min(InChild) == InChild.TAKE_COPIES
+
+
+def test_nobody_else_registers_hooks() -> None:
+    package = Path(shmloader.__file__).parent
+    others = [path for path in package.rglob("*.py") if path.name != "process_exit.py"]
+    assert [path for path in others if "atexit" in (text := path.read_text()) or "register_at_fork" in text] == []
