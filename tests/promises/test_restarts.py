@@ -11,15 +11,13 @@ import dataclasses
 import functools
 import os
 import random
-import select
 import signal
 import tempfile
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,10 +26,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from shmloader import HeldBatchesWarning, ShmDataLoader, WorkerDiedError, WorkerRestartWarning
-from shmloader.passes.restarts import RestartPolicy
 from shmloader.slots.shared_state import SharedState
-from shmloader.workers.processes import ProcessWorkers, _Member, default_context
-from shmloader.workers.wire import ASK, BATCH, ENDED, RESUMED, Fields, Outbox, Token, pipe
+from shmloader.workers.wire import ASK, BATCH, ENDED, RESUMED, Fields, Outbox, Token
 from tests.helpers.datasets import Images
 from tests.helpers.support import (
     assert_same,
@@ -727,116 +723,3 @@ def test_two_loaders_of_one_loop() -> None:
         for pair, batch in zip(pairs, expected, strict=True):
             for one in pair:
                 assert_same(one[0][0], batch[0][0])
-
-
-# -- pure --------------------------------------------------------------------------------------------------------------
-
-
-def test_policy_without_restarts() -> None:
-    policy = RestartPolicy(0)
-    assert policy.refusal(None) == ""
-    assert policy.refusal(3) == ""
-    assert policy.count == 0
-
-
-def test_policy_ends_with_its_number() -> None:
-    policy = RestartPolicy(2)
-    assert policy.refusal(None) is None
-    assert policy.refusal(7) is None
-    assert policy.count == 2
-    refusal = policy.refusal(None)
-    assert refusal is not None
-    assert "All 2 of worker_restarts are used up" in refusal
-    assert policy.count == 2
-
-
-def test_policy_ends_with_the_second_death_at_a_batch() -> None:
-    policy = RestartPolicy(100)
-    assert [policy.refusal(batch) for batch in (0, 1, None, None, 2)] == [None] * 5
-    refusal = policy.refusal(0)
-    assert refusal is not None
-    assert "batch 0" in refusal
-    assert policy.count == 5
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_policy_by_a_random_walk(seed: int) -> None:
-    draw = random.Random(seed)
-    policy = RestartPolicy(limit := draw.randint(1, 9))
-    deaths: list[int | None] = []
-    for _ in range(30):
-        batch = draw.choice([None, *range(12)])
-        is_fatal = batch is not None and batch in deaths
-        refusal = policy.refusal(batch)
-        assert (refusal is None) == (not is_fatal and len(deaths) < limit)
-        if refusal is None:
-            deaths.append(batch)
-        else:
-            assert ("second worker" if is_fatal else "used up") in refusal
-        assert policy.count == len(deaths)
-
-
-def test_a_worker_that_writes_and_dies_while_the_loop_looks() -> None:
-    """The kernel looks at one descriptor after the other: at the pipe, then at the workers."""
-    up, outbox = pipe(8)
-    os.set_blocking(up.fd, False)
-    inbox, token = pipe(8)
-    workers = ProcessWorkers(default_context(), 0, 1)
-    try:
-        workers._up.close()
-        workers._up = up
-        process = os.fork()
-        if process == 0:
-            inbox.read()
-            outbox.write(Token(BATCH, 0, 0, 0))
-            os._exit(0)
-
-        def ends() -> None:
-            token.write(Token(BATCH, 0, 0, 0))
-            os.waitpid(process, 0)
-
-        looks = Looks(up.fd, ends)
-        pidfd, other = os.pidfd_open(process), ended_process()
-        workers._members = [_Member(SimpleNamespace(), fd, token, inbox) for fd in (pidfd, other)]  # type: ignore[arg-type]
-        looks.register(pidfd)
-        looks.register(other)
-        workers._poll = looks  # type: ignore[assignment]
-        tokens, dead = workers.wait(None)
-        os.close(pidfd)
-        os.close(other)
-        assert tokens or dead == [1]
-    finally:
-        for end in (outbox, inbox, token, workers._outbox, up):
-            end.close()
-        workers._tracebacks.close()
-
-
-def ended_process() -> int:
-    """Returns the descriptor of a process that has ended."""
-    process = os.fork()
-    if process == 0:
-        os._exit(0)
-    pidfd = os.pidfd_open(process)
-    os.waitpid(process, 0)
-    return pidfd
-
-
-class Looks:
-    """A poll that is slow: at the first look, something happens after the pipe was looked at."""
-
-    def __init__(self, pipe_fd: int, happens: Callable[[], object]) -> None:
-        self.pipe = select.poll()
-        self.pipe.register(pipe_fd, select.POLLIN)
-        self.others = select.poll()
-        self.happens = happens
-        self.count = 0
-
-    def register(self, fd: int) -> None:
-        self.others.register(fd, select.POLLIN)
-
-    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
-        self.count += 1
-        seen = self.pipe.poll(0)
-        if self.count == 1:
-            self.happens()
-        return seen + self.others.poll(timeout)
