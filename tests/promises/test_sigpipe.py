@@ -262,7 +262,7 @@ def test_a_worker_whose_parent_is_gone_says_nothing(setting: str) -> None:
     """The parent's descriptors are closed before its workers are killed: here they are not killed at all."""
     end = run_until_death(
         f"""
-        from shmloader import lifeline
+        from shmloader.workers import parent_watch
         import select
 
         def wait_for_the_end():
@@ -270,7 +270,7 @@ def test_a_worker_whose_parent_is_gone_says_nothing(setting: str) -> None:
             select.select([pidfd], [], [])
 
         {SETTINGS[setting]}
-        lifeline.end_with_parent = lambda *_: False
+        parent_watch.end_with_parent = lambda *_: False
         globals().update(PARENT=os.pidfd_open(os.getpid()), wait_for_the_end=wait_for_the_end)
         iterators = begin(make("wait_for_the_end()"))
         report(iterators)
