@@ -209,13 +209,13 @@ def test_an_iterator_ends_with_its_last_reference(driver: simulated.Driver, pers
         iterator = iter(source)
         assert isinstance(iterator, DeviceIterator)
         next(iterator)
-        production: Any = iterator._dispatcher
+        dispatcher: Any = iterator._dispatcher
         while not iterator._ahead:
-            select.select([production._workers._up.fd], [], [])
+            select.select([dispatcher._workers._up.fd], [], [])
             iterator._look_ahead()
         assert isinstance(iterator._ahead[0], ValueError)
         host = weakref.ref(iterator.host)
-        del iterator, production, source
+        del iterator, dispatcher, source
         assert host() is None
         assert not children()
     finally:

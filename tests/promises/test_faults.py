@@ -261,15 +261,15 @@ def test_a_fault_while_the_iterator_is_being_closed_is_not_heard_of(
     held.check()
 
 
-def release_in_the_middle_of_closing(trap: Trap, crew: Any) -> None:
-    reap = crew._reap
+def release_in_the_middle_of_closing(trap: Trap, workers: Any) -> None:
+    reap = workers._reap
 
     def release_and_reap(*arguments: Any) -> None:
-        crew._reap = reap
+        workers._reap = reap
         trap.release()
         reap(*arguments)
 
-    crew._reap = release_and_reap
+    workers._reap = release_and_reap
 
 
 # -- start methods that pickle -------------------------------------------------------------------------------------
@@ -762,8 +762,8 @@ class LateLook:
     between the look at the pipe and the look at the worker.
     """
 
-    def __init__(self, crew: Any, release: Callable[[], None]) -> None:
-        self._workers, self._poll, self._release = crew, crew._poll, release
+    def __init__(self, workers: Any, release: Callable[[], None]) -> None:
+        self._workers, self._poll, self._release = workers, workers._poll, release
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._poll, name)

@@ -90,15 +90,15 @@ class Kills:
     def _watch(self, worker: int) -> None:
         begin, save, write = SharedState.begin, SharedState.save, Outbox.write
 
-        def watched_begin(control: SharedState, number: int, seq: int) -> None:
-            begin(control, number, seq)
+        def watched_begin(state: SharedState, number: int, seq: int) -> None:
+            begin(state, number, seq)
             self.at_batch = seq
             self.passes("begin", seq)
 
-        def watched_save(control: SharedState, number: int, tag: int, data: bytes) -> None:
+        def watched_save(state: SharedState, number: int, tag: int, data: bytes) -> None:
             self.passes("save", self.at_batch)
-            with torn(control, self, "saving", self.at_batch):
-                save(control, number, tag, data)
+            with torn(state, self, "saving", self.at_batch):
+                save(state, number, tag, data)
 
         def watched_write(pipe: Outbox, fields: Fields) -> None:
             token = Token._make(fields)
@@ -117,9 +117,9 @@ class Kills:
 
 
 @contextlib.contextmanager
-def torn(control: SharedState, kills: Kills, place: str, key: int | None) -> Iterator[None]:
+def torn(state: SharedState, kills: Kills, place: str, key: int | None) -> Iterator[None]:
     """Within this, what is written to the arena may be cut off in its middle by the writer's death."""
-    memory = control._memory
+    memory = state._memory
 
     class Torn:
         def __setitem__(self, where: slice, data: bytes) -> None:
@@ -128,10 +128,10 @@ def torn(control: SharedState, kills: Kills, place: str, key: int | None) -> Ite
             kills.passes(place, key)
             memory[where] = data
 
-    pack = control_struct().pack_into
+    pack = saved_struct().pack_into
 
     class Packing:
-        size = control_struct().size
+        size = saved_struct().size
 
         @staticmethod
         def pack_into(_: Any, place_: int, *values: int) -> None:
@@ -140,15 +140,15 @@ def torn(control: SharedState, kills: Kills, place: str, key: int | None) -> Ite
     import shmloader.slots.shared_state as module
 
     before, module._SAVED = module._SAVED, Packing  # type: ignore[assignment]
-    control._memory = Torn()  # type: ignore[assignment]
+    state._memory = Torn()  # type: ignore[assignment]
     try:
         yield
     finally:
-        control._memory, module._SAVED = memory, before
+        state._memory, module._SAVED = memory, before
 
 
 @functools.cache
-def control_struct() -> Any:
+def saved_struct() -> Any:
     import shmloader.slots.shared_state as module
 
     return module._SAVED

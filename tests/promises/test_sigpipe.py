@@ -50,10 +50,10 @@ PRELUDE = """
 
     def wait_for_a_token(iterator):
         # Where one is going to come, though nobody is told anything.
-        production = iterator._dispatcher
-        schedule, asks = production._schedule, production._requests._asks
+        dispatcher = iterator._dispatcher
+        schedule, asks = dispatcher._schedule, dispatcher._requests._asks
         if schedule.unmade() > len(asks) + len(schedule.stuck_behind(asks)):
-            select.select([production._workers._up.fd], [], [])
+            select.select([dispatcher._workers._up.fd], [], [])
 
     before = lambda: (signal.getsignal(signal.SIGPIPE), is_blocked(), signal.sigpending())
 """
@@ -305,11 +305,11 @@ def test_a_worker_that_never_reads_holds_nobody_up() -> None:
     pid = iterator._workers[1].pid
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
-    production = iterator._dispatcher
+    dispatcher = iterator._dispatcher
     texts = set()
     for _ in range(3000):
         with pytest.raises(WorkerTimeoutError) as caught:
-            production.resume(None, 1e-9)
+            dispatcher.resume(None, 1e-9)
         texts.add(str(caught.value).split("\n", 1)[0])
     assert any("does not read what it is sent" in text for text in texts), texts
     os.kill(pid, signal.SIGCONT)
@@ -318,7 +318,7 @@ def test_a_worker_that_never_reads_holds_nobody_up() -> None:
         with contextlib.suppress(WorkerTimeoutError):
             batches = list(loader)
     assert batches == list(range(8))
-    del iterator, production, caught
+    del iterator, dispatcher, caught
 
 
 @pytest.mark.filterwarnings("ignore::shmloader.WorkerRestartWarning")
