@@ -2,7 +2,7 @@
 
 A packed batch is its tensors' elements, wherever the writer put them in the slot, and behind them a *tail*: numbers
 that say where they are, and the skeleton. The skeleton is a pickle (protocol 5) of whatever the collate function
-returned, in which every dense CPU tensor is replaced by a call of `placed.next_tensor`: it is the same for batches that
+returned, in which every dense CPU tensor is replaced by a call of `place.next_tensor`: it is the same for batches that
 differ in nothing but shapes. Arrays and other objects that know protocol 5 put their buffers into the slot as well;
 what is left is pickled by value.
 
@@ -147,7 +147,7 @@ class Packer:
         self._pickler.end()
 
     def can_pack(self, part: object) -> bool:
-        """Whether `pack` could take ``part`` as a batch, so far as that is seen without memory."""
+        """Whether `lay_out` could take ``part`` as a batch, so far as that is seen without memory."""
         self._pickler.begin(_Nowhere())
         try:
             self._pickler.dump(part)

@@ -47,7 +47,7 @@ class Parts(NamedTuple):
         """
         if isinstance(self.whole, Mapping):
             return _as_mapping(self.whole, values)
-        return _as_sequence(self.whole, values) if isinstance(self.whole, Sequence) else _as_dataclass(*self, values)
+        return _as_sequence(self.whole, values) if isinstance(self.whole, Sequence) else _as_dataclass(self, values)
 
 
 def take_apart(whole: Any, with_dataclasses: bool = False) -> Parts | None:
@@ -154,8 +154,8 @@ def _as_sequence(whole: Any, values: list[Any]) -> Any:
     return clone
 
 
-def _as_dataclass(whole: Any, paths: list[str], before: list[Any], values: list[Any]) -> Any:
-    clone = copy.copy(whole)
-    for path, value in zip(paths, values, strict=True):
+def _as_dataclass(parts: Parts, values: list[Any]) -> Any:
+    clone = copy.copy(parts.whole)
+    for path, value in zip(parts.paths, values, strict=True):
         object.__setattr__(clone, path[1:], value)  # frozen ones too
     return clone

@@ -34,7 +34,8 @@ def as_rows(tensor: torch.Tensor) -> Array:
 
 
 def hold(storage: torch.UntypedStorage, memory: np.ndarray[Any, Any]) -> None:
-    """Makes a tensor's storage hold ``memory`` too, even when torch gives the storage other memory; see `sharing`.
+    """Makes a tensor's storage hold ``memory`` too, even when torch gives the storage other memory; see
+    `slots.moved_storages`.
 
     What is set on a storage lives as long as torch's own object, whoever refers to that: tensors, arrays, DLPack.
     """

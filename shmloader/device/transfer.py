@@ -6,7 +6,7 @@ handed out with the loop's current stream made to wait for the copy, if it is no
 What moves when:
 
 - dense tensors, in whatever lists, tuples, mappings and dataclasses: ahead;
-- anything else with a method ``to``, tensors of other templates and classes among it: when it is handed out, on the
+- anything else with a method ``to``, tensors of other layouts and classes among it: when it is handed out, on the
   loop's own stream, since nobody can tell what memory such an object has, and it belongs to the stream it is made on;
 - the rest stays as it is.
 """

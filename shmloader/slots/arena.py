@@ -42,7 +42,7 @@ ADDRESS_SPACE_LIMIT = "the limit on address space (ulimit -v)"
 
 
 class Arena:
-    """A pool's shared memory: the words of `control`, then slots of ``stride`` bytes of address space each.
+    """A pool's shared memory: the words of `shared_state`, then slots of ``stride`` bytes of address space each.
 
     Args:
         slots: number of slots.
@@ -189,7 +189,7 @@ def tight_limit() -> str:
     return ADDRESS_SPACE_LIMIT if address_space_left() is not None else ""
 
 
-def _stride(slots: int, max_slot_bytes: int, control_bytes: int, declared_bytes: int) -> int:
+def _stride(slots: int, max_slot_bytes: int, first: int, declared_bytes: int) -> int:
     limited, left = address_space_left(), addresses_left()
     budget = left // _SHARE_OF_ADDRESSES
     if limited is not None:
@@ -198,5 +198,5 @@ def _stride(slots: int, max_slot_bytes: int, control_bytes: int, declared_bytes:
         budget = min(budget, max(((left + ours) // _SHARE_OF_ALL_POOLS - ours) // 2, left // _LEAST_SHARE))
     budget = max(budget, min(slots * round_up(declared_bytes), left // 2))
     if (size := file_size_limit()) is not None:
-        budget = min(budget, size - control_bytes)
+        budget = min(budget, size - first)
     return max(PAGE, min(round_up(max_slot_bytes), budget // slots // PAGE * PAGE))

@@ -41,7 +41,7 @@ def end_with_parent(parent_pidfd: int, by_kernel: bool) -> bool:
         if poll.poll(0):  # it ended before the kernel was asked
             _end()
         return True
-    threading.Thread(target=_wait_and_end, args=(parent_pidfd,), name="shmloader-lifeline", daemon=True).start()
+    threading.Thread(target=_wait_and_end, args=(parent_pidfd,), name="shmloader-parent-watch", daemon=True).start()
     return False
 
 
