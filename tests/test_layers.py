@@ -33,7 +33,7 @@ WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
     "observe": ["statistics"],
-    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts"],
+    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts succession"],
     "workers": [
         "processes",
         "process_main",
@@ -55,7 +55,10 @@ WINGS = {
     "batches": ["unpacking", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
 }  # fmt: skip
 
-PURE = ["slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "batches/spec.py", "batches/structure.py"]
+PURE = [
+    "slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "passes/succession.py", "batches/spec.py",
+    "batches/structure.py",
+]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "itertools", "math", "operator",
     "typing", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure", "shmloader.errors",

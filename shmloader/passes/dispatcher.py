@@ -24,7 +24,8 @@ from shmloader.workers.wire import Token
 from . import diagnosis
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
-from .schedule import Schedule
+from .schedule import Schedule, Task
+from .succession import Succession
 
 # What workers may take to end after a Ctrl-C, before they are ended; whoever pressed it is waiting.
 _IMPATIENCE_SECONDS = 0.1
@@ -83,11 +84,8 @@ class Dispatcher:
         self._schedule = self._new_schedule()
         self._restarts = RestartPolicy(options.worker_restarts, restart_count)
         self._requests = GrowthRequests(pool)
-        self._generation = 0
-        self._resuming: set[int] = set()
-        self._received = [0] * options.num_workers  # batches and faults, of each worker and those that it succeeds
-        self._received_before = [0] * options.num_workers  # those of earlier passes
-        self._job = b""
+        self._succession = Succession(options.num_workers, source.is_stream)
+        self._last_job = b""
         self._workers = workers
         _open.add(self)
 
@@ -134,12 +132,11 @@ class Dispatcher:
         self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
         self._shared_state.shared_seed = shared_seed or 0
         self._drop_batches()
-        self._generation += 1
+        self._succession.begin_pass()
         self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
-        self._resuming = set(range(self._options.num_workers))
         for number in range(self._options.num_workers):
             self._tell(number, wire.RESUME)
-        while self._resuming:
+        while not self._succession.is_complete:
             self.receive(timeout)
             self._drop_batches()
         self._pool.withdraw_all()
@@ -166,9 +163,12 @@ class Dispatcher:
             task = self._schedule.send(number, b"", NO_SLOT)
             self._schedule.arrive(task.seq, Unsent(error))
             return
-        self._job = job
-        task = self._schedule.send(number, job, slot)
-        self._workers.send(number, (wire.JOB, 0, number, self._generation, slot, task.seq, room, 0, len(job)))
+        self._last_job = job
+        self._send_job(self._schedule.send(number, job, slot), room, self._succession.generation)
+
+    def _send_job(self, task: Task[Result], room: int, generation: int) -> None:
+        number = task.worker
+        self._workers.send(number, (wire.JOB, 0, number, generation, task.slot, task.seq, room, 0, len(task.job)))
 
     def dismiss_idle(self) -> None:
         """Lets workers end that owe nothing, since no more will be asked for. Does not block.
@@ -230,7 +230,7 @@ class Dispatcher:
     def _handle(self, tokens: list[Token]) -> int:
         ended = 0
         for token in tokens:
-            is_current = token.generation == self._generation
+            is_current = token.generation == self._succession.generation
             if token.kind == wire.BATCH or token.kind == wire.FAULT:
                 self._arrive(token, is_current)
             elif token.kind == wire.ASK:
@@ -243,7 +243,7 @@ class Dispatcher:
         return ended
 
     def _arrive(self, token: Token, is_current: bool) -> None:
-        self._received[token.worker] += 1
+        self._succession.deliver(token.worker)
         is_fault = token.kind == wire.FAULT
         if token.is_retained:
             made: Made = Retained(token.slot, token.offset, token.nbytes, is_fault, token.worker)
@@ -257,9 +257,8 @@ class Dispatcher:
             self._schedule.forget(token.seq)
 
     def _resumed(self, number: int) -> None:
-        self._resuming.discard(number)
+        self._succession.resume(number)
         self._shared_state.idle(number)  # what it began last was another pass's
-        self._received_before[number] = self._received[number]
 
     def _end_worker(self, token: Token) -> None:
         for task in self._schedule.end_worker(token.worker):
@@ -267,11 +266,11 @@ class Dispatcher:
                 self._pool.retain(task.slot, token.worker)
             else:
                 self._pool.withdraw(task.slot)
-        if token.generation == self._generation and not self._options.persistent:
+        if token.generation == self._succession.generation and not self._options.persistent:
             self._workers.dismiss(token.worker, self._stop_token(token.worker))
 
     def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, room: int = 0) -> None:
-        self._workers.send(number, (kind, 0, number, self._generation, slot, seq, room, 0, 0))
+        self._workers.send(number, (kind, 0, number, self._succession.generation, slot, seq, room, 0, 0))
 
     def _send_all(self, replies: list[Reply]) -> None:
         """Sends replies; one that cannot be sent does not stop the others."""
@@ -280,7 +279,7 @@ class Dispatcher:
                 stack.callback(self._tell, *reply)
 
     def _stop_token(self, number: int) -> Token:
-        return Token(wire.STOP, 0, number, self._generation)
+        return Token(wire.STOP, 0, number, self._succession.generation)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -294,15 +293,14 @@ class Dispatcher:
             slots_to_map=self._options.slots_to_map,
             bytes_to_map=self._options.bytes_to_map,
             saves_rng_state=self._options.worker_restarts > 0,
-            generation=self._generation,
+            generation=self._succession.generation,
         )
 
     def _bury(self, number: int) -> None:
         """Replaces a worker that has ended, if it may."""
         text = diagnosis.death(number, self._workers, self._schedule, self._shared_state)
         at = diagnosis.current(number, self._schedule, self._shared_state)
-        generation = self._generation - (number in self._resuming)
-        refusal = self._restarts.refusal(at[0].seq if at is not None else None, generation)
+        refusal = self._restarts.refusal(at[0].seq if at is not None else None, self._succession.generation_of(number))
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:
@@ -327,28 +325,20 @@ class Dispatcher:
         self._requests.forget(number)
         self._pool.inherit(number, [task.slot for task in owed])
         self._shared_state.idle(number)
-        # Where the pass before is still to be finished, that comes first, and then this one as for everybody.
-        is_behind = number in self._resuming and (self._source.is_stream or bool(owed))
-        brief = self._successors_brief(number, is_behind)
+        if self._succession.may_skip_to_the_pass(number, bool(owed)):
+            self._resumed(number)
+        # Where the pass before is still to be finished, that comes first, and then this one as for all others.
+        generation = self._succession.generation_of(number)
+        is_behind = generation < self._succession.generation
+        source = self._source_before if is_behind else self._source
+        takeover = Takeover(*self._succession.takeover(number, self._schedule.has_ended(number)), self._last_job)
+        brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
         self._workers.replace(brief)
         for task in owed:
             task.slot, room = self._pool.claim(task.job)
-            head = wire.JOB, 0, number, brief.generation
-            self._workers.send(number, (*head, task.slot, task.seq, room, 0, len(task.job)))
+            self._send_job(task, room, generation)
         if is_behind:
             self._tell(number, wire.RESUME)
-        elif number in self._resuming:
-            self._resumed(number)
-
-    def _successors_brief(self, number: int, is_behind: bool) -> Brief:
-        generation = self._generation - is_behind
-        if self._source.is_stream:
-            delivered = self._received[number] - self._received_before[number] + self._schedule.has_ended(number)
-            takeover = Takeover(generation, delivered, self._job)
-        else:
-            takeover = Takeover(self._received[number])
-        source = self._source_before if is_behind else self._source
-        return dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
 
     # -- the end -------------------------------------------------------------------------------------------------
 

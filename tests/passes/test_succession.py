@@ -1,0 +1,49 @@
+"""What the successor of a dead worker goes on from, against a record of all that happened."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from shmloader.passes.succession import Succession
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_random_walks(is_stream: bool, seed: int) -> None:
+    draw = random.Random(seed)
+    workers = range(draw.randrange(1, 4))
+    succession = Succession(len(workers), is_stream)
+    delivered: list[list[int]] = [[] for _ in workers]  # the pass that each batch belongs to
+    passes = [0 for _ in workers]
+    for _ in range(200):
+        worker = draw.choice(workers)
+        if succession.is_complete and draw.random() < 0.1:
+            succession.begin_pass()
+        elif passes[worker] < succession.generation and draw.random() < 0.5:
+            succession.resume(worker)
+            passes[worker] += 1
+        else:
+            succession.deliver(worker)
+            delivered[worker].append(passes[worker])
+        assert [succession.generation_of(one) for one in workers] == passes
+        assert succession.is_complete == (set(passes) == {succession.generation})
+        has_ended = draw.random() < 0.5
+        of_this_pass = delivered[worker].count(passes[worker])
+        expected = (passes[worker], of_this_pass + has_ended) if is_stream else (len(delivered[worker]), 0)
+        assert succession.takeover(worker, has_ended) == expected
+
+
+def test_a_pass_that_is_left_to_be_finished_is_finished_first() -> None:
+    succession = Succession(num_workers=1, is_stream=False)
+    assert not succession.may_skip_to_the_pass(0, owes=False)  # which it is in
+    succession.begin_pass()
+    assert not succession.may_skip_to_the_pass(0, owes=True)
+    assert succession.may_skip_to_the_pass(0, owes=False)
+
+
+def test_a_stream_is_always_finished_first() -> None:
+    succession = Succession(num_workers=1, is_stream=True)
+    succession.begin_pass()
+    assert not succession.may_skip_to_the_pass(0, owes=False)
