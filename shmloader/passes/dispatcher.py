@@ -244,16 +244,13 @@ class Dispatcher:
 
     def _arrive(self, token: Token, is_current: bool) -> None:
         self._succession.deliver(token.worker)
-        is_fault = token.kind == wire.FAULT
-        if token.is_retained:
-            made: Made = Retained(token.slot, token.offset, token.nbytes, is_fault, token.worker)
-        else:
-            made = Made(token.slot, token.offset, token.nbytes, is_fault)
+        made = Made(token.slot, token.offset, token.nbytes, is_fault=token.kind == wire.FAULT)
         self._pool.ready(made)
+        result: Result = Retained(made, token.worker) if token.is_retained else made
         if is_current:
-            self._schedule.arrive(token.seq, made)
+            self._schedule.arrive(token.seq, result)
         else:
-            self._pool.release(made)
+            self._pool.release(result)
             self._schedule.forget(token.seq)
 
     def _resumed(self, number: int) -> None:
@@ -319,9 +316,8 @@ class Dispatcher:
         """Starts a worker that takes up where a dead one was: with its random streams, and at its first lost batch."""
         owed = self._schedule.outstanding(number)
         for task in self._schedule.made():
-            held = task.result
-            if isinstance(held, Retained) and held.worker == number:  # nobody holds it any more
-                task.result = Made(held.slot, held.tail_offset, held.tail_bytes, held.is_fault)
+            if isinstance(task.result, Retained) and task.result.worker == number:  # it does not hold it any more
+                task.result = task.result.made
         self._requests.forget(number)
         self._pool.inherit(number, [task.slot for task in owed])
         self._shared_state.idle(number)

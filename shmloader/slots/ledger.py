@@ -29,14 +29,15 @@ class State(Enum):
     WRITING = "writing"  # the worker's whose job names it
     READY = "ready"  # the parent's: a batch that was not handed out yet
     LEASED = "leased"  # the consumer's: it ends when no tensor of the batch is alive
+    RETAINED = "retained"  # that of code in a worker, which holds a tensor of the batch, until the worker has ended
 
 
 # An enum's members are looked up at ten times the cost of a global.
-_FREE, _WRITING, _READY, _LEASED = State.FREE, State.WRITING, State.READY, State.LEASED
+_FREE, _WRITING, _READY, _LEASED, _RETAINED = State  # in this order
 
 
 class _Slot:
-    __slots__ = ("allowance", "is_retained", "last_used", "number", "resident", "state")
+    __slots__ = ("allowance", "last_used", "number", "resident", "state")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -44,7 +45,6 @@ class _Slot:
         self.resident = 0
         self.allowance = MIN_SLOT_BYTES
         self.last_used = 0
-        self.is_retained = False
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
         slots: how many slots there are.
         cap: bytes that all slots together may take, at least MIN_SLOT_BYTES each.
         in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
-        max_leased: how many may be LEASED, beside those that are retained; by default all but ``in_flight``.
+        max_leased: how many may be LEASED; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
     """
 
@@ -73,7 +73,7 @@ class Ledger:
         self._free = self._slots[::-1]
         self._max_leased = slots - in_flight if max_leased is None else max_leased
         self._leased = 0
-        self._leased_bytes = 0
+        self._held_bytes = 0
         self._committed = sum(slot.allowance for slot in self._slots)
         self._batches = 0
         self._largest = self._largest_before = 0
@@ -104,7 +104,7 @@ class Ledger:
 
     @property
     def leased(self) -> int:
-        """How many slots the consumer holds, those that are retained not counted."""
+        """How many slots the consumer holds."""
         return self._leased
 
     @property
@@ -176,22 +176,20 @@ class Ledger:
         """
         slot = self._expect(number, _READY)
         idle_slots = len(self._slots) - self._leased - 2
-        leased_bytes = self._leased_bytes + slot.allowance
+        held_bytes = self._held_bytes + slot.allowance
         room_to_go_on = max(self._largest, self._largest_before, slot.resident) + idle_slots * MIN_SLOT_BYTES
-        if self.is_leased_out or leased_bytes + room_to_go_on > self.cap:
+        if self.is_leased_out or held_bytes + room_to_go_on > self.cap:
             return False
         slot.state = _LEASED
-        slot.is_retained = False
         self._leased += 1
-        self._leased_bytes = leased_bytes
+        self._held_bytes = held_bytes
         return True
 
     def retain(self, number: int) -> None:
-        """READY -> LEASED, however little is left: code in a worker holds the batch, and nobody can help it."""
+        """READY -> RETAINED, however little is left: code in a worker holds the batch, and nothing can be done."""
         slot = self._expect(number, _READY)
-        slot.state = _LEASED
-        slot.is_retained = True
-        self._leased_bytes += slot.allowance
+        slot.state = _RETAINED
+        self._held_bytes += slot.allowance
 
     def free(self, number: int) -> None:
         """Any state but FREE -> FREE: nobody reads or writes the slot any more.
@@ -202,9 +200,9 @@ class Ledger:
         slot = self._slots[number]
         if slot.state is _FREE:
             raise ValueError(f"slot {number} is free already")
-        if slot.state is _LEASED:
-            self._leased -= not slot.is_retained
-            self._leased_bytes -= slot.allowance
+        if slot.state is _LEASED or slot.state is _RETAINED:
+            self._leased -= slot.state is _LEASED
+            self._held_bytes -= slot.allowance
         elif slot.state is _WRITING:
             self._settle(slot, 0)
         slot.state = _FREE

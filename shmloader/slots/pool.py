@@ -214,9 +214,9 @@ class Pool:
     def release(self, result: Result) -> None:
         """Frees the slot of a batch that nobody wants."""
         if isinstance(result, Retained):
-            block, *_ = self._where(result)
-            self._ledger.retain(result.slot)
-            self._leases.open(result.slot, block)
+            block, *_ = self._where(result.made)
+            self._ledger.retain(result.made.slot)
+            self._leases.open(result.made.slot, block)
             self._leases.retain(block, result.worker)
         elif isinstance(result, Made):
             self._ledger.free(result.slot)
@@ -227,9 +227,9 @@ class Pool:
 
     def retain(self, slot: int, worker: int) -> None:
         """Sets aside a slot of which nothing came, but that code in ``worker`` holds, until that has ended."""
-        made = Retained(slot, self._ledger.allowance(slot), 0, worker=worker)
+        made = Made(slot, self._ledger.allowance(slot), 0)
         self.ready(made)
-        self.release(made)
+        self.release(Retained(made, worker))
 
     def inherit(self, worker: int, slots: list[int]) -> None:
         """Takes back what a worker that has died had: the slots of its jobs, and those that it retained."""
@@ -264,18 +264,19 @@ class Pool:
         """
         if isinstance(result, Unsent):
             raise result.error
-        if result.is_fault:
-            fault: WorkerFault = self._copy(result)
+        packed = result.made if isinstance(result, Retained) else result
+        if packed.is_fault:
+            fault: WorkerFault = self._copy(packed, result)
             fault.reraise()
         self.batches += 1
-        if type(result) is Made:
+        if isinstance(result, Made):
             if self._ledger.lend(result.slot):
                 block, offset, nbytes = self._where(result)
                 lease = self._leases.open(result.slot, block)
                 return self._unpacker.views(block, offset, nbytes), lease
             self.copies += 1
             self._copy_notice.note(result.tail_offset + result.tail_bytes)
-        return self._copy(result), None
+        return self._copy(packed, result), None
 
     def settle(self, lease: Lease) -> None:
         """Notes that when ``lease`` ends no copy from its slot is in flight, so that the slot is free at once."""
@@ -283,7 +284,7 @@ class Pool:
 
     def spill(self, result: Result) -> Result:
         """Moves a batch that waits for its turn out of its slot, which is free then, unless its worker retains it."""
-        if type(result) is not Made:
+        if not isinstance(result, Made):
             return result
         block, *_ = self._where(result)
         self._ledger.free(result.slot)
@@ -293,7 +294,7 @@ class Pool:
         """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`."""
         self._drain()
         for slot in range(self.arena.slots):
-            if self._ledger.state(slot) is not State.LEASED:
+            if self._ledger.state(slot) not in (State.LEASED, State.RETAINED):
                 self.arena.give_back(slot)
         orphans.adopt(self.arena, self._leases)
 
@@ -301,14 +302,14 @@ class Pool:
         for slot in self._leases.drain():
             self._ledger.free(slot)
 
-    def _where(self, result: Made | Spilled) -> tuple[Block, int, int]:
-        offset, nbytes = result.tail_offset, result.tail_bytes
-        block = self.arena.block(result.slot, offset + nbytes) if isinstance(result, Made) else result.block
+    def _where(self, packed: Made | Spilled) -> tuple[Block, int, int]:
+        offset, nbytes = packed.tail_offset, packed.tail_bytes
+        block = self.arena.block(packed.slot, offset + nbytes) if isinstance(packed, Made) else packed.block
         return block, offset, nbytes
 
-    def _copy(self, result: Made | Spilled) -> Any:
+    def _copy(self, packed: Made | Spilled, result: Result) -> Any:
         try:
-            return self._unpacker.copies(*self._where(result))
+            return self._unpacker.copies(*self._where(packed))
         finally:
             self.release(result)
 

@@ -25,16 +25,16 @@ class Made:
 
 
 @dataclass(slots=True, eq=False)
-class Retained(Made):
+class Retained:
     """A packed batch of which code in the worker holds tensors too, so that its slot is not lent.
 
-    The worker may die and be replaced, and its successor hold another slot, while the loop still had this one.
-
     Attributes:
+        made: the batch.
         worker: the worker's number.
     """
 
-    worker: int = -1
+    made: Made
+    worker: int
 
 
 @dataclass(slots=True, eq=False)
@@ -63,4 +63,4 @@ class Unsent:
     error: Exception
 
 
-Result = Made | Spilled | Unsent
+Result = Made | Retained | Spilled | Unsent

@@ -194,6 +194,8 @@ def test_ragged_batches_are_not_given_back_again_and_again() -> None:
         (State.FREE, "retain"), (State.WRITING, "lend"), (State.WRITING, "retain"), (State.WRITING, "empty"),
         (State.READY, "ready"), (State.READY, "grant"), (State.READY, "empty"), (State.LEASED, "lend"),
         (State.LEASED, "ready"), (State.LEASED, "grant"), (State.LEASED, "empty"),
+        (State.LEASED, "retain"), (State.RETAINED, "lend"), (State.RETAINED, "ready"), (State.RETAINED, "grant"),
+        (State.RETAINED, "empty"), (State.RETAINED, "retain"),
     ],
 )  # fmt: skip
 def test_what_may_not_follow_what(state: State, action: str) -> None:
@@ -201,13 +203,26 @@ def test_what_may_not_follow_what(state: State, action: str) -> None:
     slot = 0
     if state is not State.FREE:
         slot = ledger.claim()
-    if state in (State.READY, State.LEASED):
+    if state in (State.READY, State.LEASED, State.RETAINED):
         ledger.ready(slot, 1)
     if state is State.LEASED:
         assert ledger.lend(slot)
+    if state is State.RETAINED:
+        ledger.retain(slot)
     arguments = (slot, 1) if action in ("ready", "grant") else (slot,)
     with pytest.raises(ValueError, match=f"slot {slot} is"):
         getattr(ledger, action)(*arguments)
+
+
+def test_what_a_worker_holds_counts_for_the_cap_and_not_as_leased() -> None:
+    ledger = Ledger(4, 8 * MIN_SLOT_BYTES, 1, max_leased=1)
+    retained, lent = (ready_slot(ledger, 1) for _ in range(2))
+    ledger.retain(retained)
+    assert (ledger.state(retained), ledger.leased) == (State.RETAINED, 0)
+    assert ledger.lend(lent)
+    assert (ledger.state(lent), ledger.leased) == (State.LEASED, 1)
+    ledger.free(retained)
+    assert (ledger.state(retained), ledger.leased) == (State.FREE, 1)
 
 
 def test_a_cap_too_small() -> None:
