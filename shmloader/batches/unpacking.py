@@ -59,11 +59,11 @@ class Unpacker:
     compiled once, after which a batch costs little more than its tensors.
 
     Args:
-        lends_all: whether small parts of a batch are views too, since they have to be where the slot is.
+        lends_small_parts: whether small parts of a batch are views too, since they have to be where the slot is.
     """
 
-    def __init__(self, lends_all: bool = False) -> None:
-        self._views = _Reader(lender, _nothing_apart if lends_all else small_ranges, lambda part: part)
+    def __init__(self, lends_small_parts: bool = False) -> None:
+        self._views = _Reader(lender, _nothing_apart if lends_small_parts else small_ranges, lambda part: part)
         self._copies = _Reader(lambda places, apart: copier(places), _nothing_apart, np.ndarray.copy)
 
     def views(self, block: Block, tail_offset: int, tail_bytes: int) -> Any:

@@ -126,7 +126,7 @@ class PinnedArena(Arena):
                 f"the pool cannot be page-locked ({self._failure}), so batches are copied to page-locked memory, as "
                 "torch's DataLoader does",
                 FallbackWarning,
-                stacklevel=7,
+                stacklevel=6,
             )
 
 
@@ -147,10 +147,6 @@ class PinnedLeases(Leases):
         """Begins a lease, see `Leases.open`. Until there is a tensor over ``block``, it is page-locked."""
         self._arena.pin(slot, block.nbytes)
         return super().open(slot, block)
-
-    def announce(self) -> None:
-        """Says that slots cannot be page-locked, if so; see `PinnedArena.announce`."""
-        self._arena.announce()
 
     def drain(self) -> list[int]:
         """Returns the slots whose leases have ended, and which no copy reads, since the last call."""

@@ -129,6 +129,9 @@ class Arena:
 
         return give_back
 
+    def announce(self) -> None:
+        """Warns of what the memory lacks, if it lacks anything. Other kinds of arena than this may."""
+
     def own(self) -> None:
         """Makes the arena this process's own to write to. Called in a worker, before anything else of it is."""
         if fork_copies.is_replaced(self.address, self.start(self.slots)):

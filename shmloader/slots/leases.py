@@ -92,6 +92,3 @@ class Leases:
     def drain(self) -> list[int]:
         """Returns the slots that are free again, since their leases have ended, since the last call."""
         return [lease.slot for lease in self.ended()]
-
-    def announce(self) -> None:
-        """Warns of what the leases' memory lacks, if it lacks anything. Other kinds of memory than this may."""

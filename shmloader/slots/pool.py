@@ -102,7 +102,7 @@ class Pool:
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
-        self._unpacker = Unpacker(lends_all=memory.lends_small_parts)
+        self._unpacker = Unpacker(memory.lends_small_parts)
         self.batches = self.copies = 0
         self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders)
         moved_storages.install()
@@ -143,10 +143,10 @@ class Pool:
 
         Warns:
             HeldBatchesWarning: once, after the first private copy.
-            FallbackWarning: once, where the slots' memory lacks something; see `Leases.announce`.
+            FallbackWarning: once, where the slots' memory lacks something; see `Arena.announce`.
         """
         self._copy_notice.announce()
-        self._leases.announce()
+        self.arena.announce()
         orphans.tidy()
         self._drain()
         for slot in self._ledger.surplus():
