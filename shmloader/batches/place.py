@@ -23,6 +23,9 @@ _NEAR = 64  # bytes between two parts that are copied together
 _ndarray = np.ndarray
 _from_numpy = torch.from_numpy
 
+# Of a part of a batch: offset and bytes.
+Extent = tuple[int, int]
+
 _ToTensor = Callable[[Block], torch.Tensor]
 _ToTensors = Callable[[Block], list[torch.Tensor]]
 
@@ -145,14 +148,14 @@ def lender(places: Sequence[Place], apart: Sequence[range]) -> _ToTensors:
     return lend
 
 
-def small_ranges(extents: Sequence[tuple[int, int]]) -> list[range]:
+def small_ranges(extents: Sequence[Extent]) -> list[range]:
     """Returns the ranges of a block where what is small lies beside what is large.
 
     Small is what takes some KB, if all of it together is a small part of the batch. What lies side by side is one
     range; so is what overlaps, and then it is small or large together.
 
     Args:
-        extents: offset and bytes of each part.
+        extents: of all parts.
     """
     islands: list[range] = []
     for start, end in sorted((offset, offset + nbytes) for offset, nbytes in extents if nbytes):

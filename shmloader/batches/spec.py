@@ -12,7 +12,7 @@ A declaration has the sample's own nested structure of mappings, sequences and n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from shmloader.errors import SpecMismatchError
 
 from .dtypes import TO_TORCH, as_torch_dtype
-from .structure import take_apart
+from .structure import leaves, take_apart
 
 _ARRAYS = {torch.Tensor, np.ndarray, np.memmap}
 _SCALARS: dict[type, torch.dtype] = {kind: as_torch_dtype(kind) for kind in (bool, int, float)}
@@ -121,18 +121,10 @@ def _declare_leaf(shape: Any, dtype: Any, path: str) -> TensorSpec | None:
         raise ValueError(f"sample_shapes{path}: {error}") from None
 
 
-def leaves(spec: Any) -> Iterator[TensorSpec]:
-    """Yields the tensors of a declared spec."""
-    if isinstance(spec, TensorSpec):
-        yield spec
-    elif spec is not None:
-        for part in spec.values() if isinstance(spec, dict) else spec:
-            yield from leaves(part)
-
-
 def batch_bytes(spec: Any, batch_size: int, alignment: int) -> int:
     """Returns the bytes that the tensors of a default-collated batch of ``batch_size`` samples take in a slot."""
-    return sum(-(-batch_size * leaf.nbytes // alignment) * alignment for leaf in leaves(spec))
+    tensors = [leaf for leaf in leaves(spec) if leaf is not None]
+    return sum(-(-batch_size * tensor.nbytes // alignment) * alignment for tensor in tensors)
 
 
 def check(spec: Any, samples: Sequence[Any], indices: Sequence[Any]) -> None:

@@ -33,7 +33,7 @@ def as_rows(tensor: torch.Tensor) -> Array:
     return np.asarray((tensor if tensor.dtype is dtype else tensor.view(dtype)).numpy())
 
 
-def hold(storage: torch.UntypedStorage, memory: np.ndarray[Any, Any]) -> None:
+def hold(storage: torch.UntypedStorage, memory: Array) -> None:
     """Makes a tensor's storage hold ``memory`` too, even when torch gives the storage other memory; see
     `slots.moved_storages`.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .packing import split_tail
-from .place import Place, copier, lender, next_tensor, small_ranges
+from .place import Extent, Place, copier, lender, next_tensor, small_ranges
 from .structure import Join, NotPlainError, joiner
 from .tensors import Block
 
@@ -48,7 +48,6 @@ class _PlainUnpickler(_Unpickler):
 _T = TypeVar("_T")
 _Build = Callable[[Block], Any]
 _Make = Callable[[Sequence[Place], Sequence[range]], Callable[[Block], list[Any]]]
-_Extent = tuple[int, int]
 _Part = tuple[slice, Callable[[Block], Block]]
 
 
@@ -88,7 +87,7 @@ class _Reader:
     """
 
     def __init__(
-        self, make: _Make, apart: Callable[[list[_Extent]], list[range]], take: Callable[[Block], Block]
+        self, make: _Make, apart: Callable[[list[Extent]], list[range]], take: Callable[[Block], Block]
     ) -> None:
         self._make = make
         self._apart = apart
@@ -127,7 +126,7 @@ class _Reader:
             return _cached(self._joins, skeleton, _plain(skeleton))
 
 
-def _nothing_apart(extents: list[_Extent]) -> list[range]:
+def _nothing_apart(extents: list[Extent]) -> list[range]:
     return []
 
 

@@ -19,14 +19,13 @@ import torch
 from torch.utils.data import default_collate
 
 from shmloader.batches.dtypes import carried
-from shmloader.batches.tensors import is_plain
+from shmloader.batches.tensors import Array, is_plain
 from shmloader.slots.writer import SlotWriter
 
 from .templates import Template, Templates
 
-_Array = np.ndarray[Any, np.dtype[Any]]
 _Column = list[Any] | tuple[Any, ...]
-_Write = Callable[[_Column, _Array], bool]  # writes a column, or returns False
+_Write = Callable[[_Column, Array], bool]  # writes a column, or returns False
 
 _dtype, _shape, _strides = map(attrgetter, ("dtype", "shape", "strides"))
 _ARRAYS = {np.ndarray, np.memmap}
@@ -117,7 +116,7 @@ def _of(head: Any, parts: list[Hashable]) -> Hashable:
     return None if None in parts else (head, *parts)
 
 
-def _write_tensors(column: _Column, out: _Array) -> bool:
+def _write_tensors(column: _Column, out: Array) -> bool:
     first = column[0]
     if not is_plain(first) or set(map(type, column)) != {torch.Tensor}:
         return False
@@ -128,7 +127,7 @@ def _write_tensors(column: _Column, out: _Array) -> bool:
     return True
 
 
-def write_numbers(column: Sequence[Any], out: _Array) -> bool:
+def write_numbers(column: Sequence[Any], out: Array) -> bool:
     """Writes a column of which the first is an int, a float or a bool; returns False unless all are, and fit."""
     # Bytes are a sequence of ints too, which numpy would read as text and torch refuses.
     if not isinstance(column, (list, tuple)) or len(set(map(type, column))) > 1:
@@ -140,7 +139,7 @@ def write_numbers(column: Sequence[Any], out: _Array) -> bool:
     return True
 
 
-def write_arrays(column: Sequence[Any], out: _Array) -> bool:
+def write_arrays(column: Sequence[Any], out: Array) -> bool:
     """Writes a column of which the first is an array; returns False unless all are plain, C-contiguous and alike."""
     if not set(map(type, column)) <= _ARRAYS:
         return False
@@ -152,7 +151,7 @@ def write_arrays(column: Sequence[Any], out: _Array) -> bool:
         return False
 
 
-def _join(column: Sequence[Any], out: _Array) -> bool:
+def _join(column: Sequence[Any], out: Array) -> bool:
     # Three times as fast as numpy, whose work for each array outweighs the copying of small ones.
     if set(map(_shape, column)) != {out.shape[1:]} or set(map(_dtype, column)) != {out.dtype}:
         return False
@@ -160,7 +159,7 @@ def _join(column: Sequence[Any], out: _Array) -> bool:
     return True
 
 
-def _concatenate(column: Sequence[Any], out: _Array) -> bool:
+def _concatenate(column: Sequence[Any], out: Array) -> bool:
     first = column[0]
     if not first.flags.c_contiguous or len(set(map(len, column))) > 1 or set(map(_strides, column)) != {first.strides}:
         return False

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from shmloader.batches.dtypes import TO_TORCH, carried, carrier
-from shmloader.batches.tensors import hold, is_plain
+from shmloader.batches.tensors import Array, hold, is_plain
 from shmloader.slots.writer import SlotWriter
 from shmloader.torch_private import (
     COLLATE_KEYS,
@@ -68,7 +68,7 @@ class DirectCollation:
         """Whether no entry of the map is the user's. Asked for every batch, since code of a dataset may change it."""
         return list(collate_fn_map.values()) == self._values
 
-    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, Array]:
         """Returns new memory, in the slot if it has room for it: a tensor, and the array that carries it.
 
         Else it is private: torch's own function would take shared memory, of a size that is limited on many machines.
@@ -76,7 +76,7 @@ class DirectCollation:
         array = self._writer.array(shape, carrier(dtype))
         return _private(shape, dtype) if array is None else (carried(array, dtype), array)
 
-    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, Array]:
         """Does the same for code that may not be the batch's own collate function."""
         return self.empty(shape, dtype) if self._writer.is_collating else _private(shape, dtype)
 
@@ -109,7 +109,7 @@ class DirectCollation:
         return torchs(batch, collate_fn_map=collate_fn_map)
 
 
-def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, Array]:
     array = np.empty(shape, carrier(dtype))
     if 0 in shape:  # numpy has other strides for these
         return torch.empty(shape, dtype=dtype, device="cpu"), array

@@ -68,8 +68,8 @@ class DeviceIterator(BaseIterator):
         self.depth = depth
         self._source = host if isinstance(host, LookAhead) else None
         self._lane = cuda.Lane(cuda.resolve(device))
-        self._ahead: deque[_Parcel | Exception] = deque()
-        self._under_way: deque[_Parcel] = deque()
+        self._ahead: deque[_Transfer | Exception] = deque()
+        self._under_way: deque[_Transfer] = deque()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.host, name)
@@ -105,19 +105,19 @@ class DeviceIterator(BaseIterator):
         finally:  # an exception would hold this frame, and the frame it
             del first
 
-    def _take(self) -> _Parcel:
+    def _take(self) -> _Transfer:
         """Takes the host's next batch and begins to copy it."""
         batch = next(self.host)
-        parcel = _Parcel(batch, self._lane, None if self._source is None else self._source.last_lease)
-        self._under_way.append(parcel)
-        return parcel
+        transfer = _Transfer(batch, self._lane, None if self._source is None else self._source.last_lease)
+        self._under_way.append(transfer)
+        return transfer
 
     def _look_ahead(self) -> None:
         """Takes what is made already. What goes wrong, or that there is no more, is told when it is its turn."""
         while self._source is not None and len(self._ahead) < self.depth and self._source.is_ready():
             self._ahead.append(self._taken())
 
-    def _taken(self) -> _Parcel | Exception:
+    def _taken(self) -> _Transfer | Exception:
         try:
             return self._take()
         except Exception as error:
@@ -126,13 +126,13 @@ class DeviceIterator(BaseIterator):
 
     def _drop_what_is_copied(self) -> None:
         while self._under_way and self._lane.has_passed(self._under_way[0].mark):
-            parcel = self._under_way.popleft()
-            if self._source is not None and parcel.lease is not None and parcel.is_alone:
-                self._source.settle(parcel.lease)
-            parcel.sources.clear()
+            transfer = self._under_way.popleft()
+            if self._source is not None and transfer.lease is not None and transfer.is_alone:
+                self._source.settle(transfer.lease)
+            transfer.sources.clear()
 
 
-class _Parcel:
+class _Transfer:
     """A batch on its way.
 
     Args:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from shmloader.batches.tensors import Block
 from shmloader.errors import PoolMemoryError
 
 from . import fork_copies
@@ -88,7 +89,7 @@ class Arena:
         """Returns the offset of ``slot`` from the beginning of the arena."""
         return self._first + slot * self.stride
 
-    def block(self, slot: int, nbytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def block(self, slot: int, nbytes: int) -> Block:
         """Returns the first ``nbytes`` bytes of ``slot`` as a new array; whoever keeps it alive holds the mapping."""
         return np.ndarray((nbytes,), np.uint8, self.memory, self._first + slot * self.stride)
 

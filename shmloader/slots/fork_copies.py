@@ -32,8 +32,8 @@ _MADV_HUGEPAGE = 14
 _FAILED = ctypes.c_void_p(-1).value
 
 
-class Source(Protocol):
-    """What knows of shared memory that is held in this process."""
+class Holder(Protocol):
+    """What has to do with shared memory that is held in this process: leases, or a worker's writer."""
 
     def blocks(self) -> list[Block]:
         """Returns the memory that is held, from the beginnings of slots. Safe from any thread."""
@@ -59,8 +59,8 @@ class _Thread(threading.local):
         self.is_gathering = False
 
 
-_sources: list[weakref.ref[Source]] = []
-_inherited: list[Source] = []  # of the parent, whose batches are this process's own now
+_holders: list[weakref.ref[Holder]] = []
+_inherited: list[Holder] = []  # of the parent, whose batches are this process's own now
 _replaced: list[tuple[int, int]] = []  # addresses and sizes of slots whose place a copy has taken
 _never_freed: list[Block] = []
 _thread = _Thread()
@@ -73,15 +73,15 @@ _munmap = libc.find("munmap", _int, _address, _size)
 _madvise = libc.find("madvise", _int, _address, _size, _int)
 
 
-def watch(source: Source) -> None:
-    """Has what ``source`` holds copied for processes that are forked from now on, as long as it is alive itself."""
-    _sources[:] = [one for one in _sources if one() is not None]
-    _sources.append(weakref.ref(source))
+def watch(holder: Holder) -> None:
+    """Has what ``holder`` holds copied for processes that are forked from now on, as long as it is alive itself."""
+    _holders[:] = [one for one in _holders if one() is not None]
+    _holders.append(weakref.ref(holder))
 
 
 def blocks() -> list[Block]:
     """Returns all memory of slots that is held in this process, what was inherited by a fork included."""
-    return [block for source in (*_watched(), *_inherited) for block in source.blocks()]
+    return [block for holder in (*_watched(), *_inherited) for block in holder.blocks()]
 
 
 def is_replaced(address: int, nbytes: int) -> bool:
@@ -101,7 +101,7 @@ def gathered() -> Iterator[None]:
 
 
 def _make_copies() -> None:
-    for block in [block for source in _watched() for block in source.blocks()]:
+    for block in [block for holder in _watched() for block in holder.blocks()]:
         address = address_of(block)
         if address not in _thread.copies:
             copy = _copy(block)
@@ -112,8 +112,8 @@ def _make_copies() -> None:
                 _thread.copies[address] = copy
 
 
-def _watched() -> list[Source]:
-    return [source for one in list(_sources) if (source := one()) is not None]
+def _watched() -> list[Holder]:
+    return [holder for one in list(_holders) if (holder := one()) is not None]
 
 
 def address_of(block: Block) -> int:
@@ -159,7 +159,7 @@ def _after_in_child() -> None:
     _thread.copies.clear()
     _thread.is_gathering = False
     _inherited.extend(_watched())
-    _sources.clear()
+    _holders.clear()
 
 
 process_exit.at_fork(before=_make_copies, in_parent=_after_in_parent)

@@ -92,7 +92,7 @@ class PoolSettings:
 
 
 @dataclass
-class _Shelf:
+class _Unused:
     """Where the pool that no iterator uses is. Apart from the cache, whose end it must survive.
 
     Attributes:
@@ -120,8 +120,8 @@ class PoolCache:
 
     def _begin(self) -> None:
         self._owner_pid = os.getpid()
-        self._shelf = _Shelf()
-        self._at_drop = interrupts.at_drop(functools.partial(_close, self._shelf))
+        self._unused = _Unused()
+        self._at_drop = interrupts.at_drop(functools.partial(_close, self._unused))
 
     def take(self, settings: PoolSettings) -> Pool:
         """Returns the cached pool if it is as ``settings`` say, else a new one.
@@ -131,7 +131,7 @@ class PoolCache:
         """
         if self._owner_pid != os.getpid():
             self._begin()
-        pool, self._shelf.pool = self._shelf.pool, None
+        pool, self._unused.pool = self._unused.pool, None
         if pool is not None and settings != self._settings:
             pool.close()
             pool = None
@@ -146,15 +146,15 @@ class PoolCache:
 
         Or closes it: if there is one already, if it is not the last one's, or if the loader is gone.
         """
-        if self._shelf.pool is None and pool is self.last and not self._shelf.is_over:
-            self._shelf.pool = pool
+        if self._unused.pool is None and pool is self.last and not self._unused.is_over:
+            self._unused.pool = pool
         else:
             pool.close()
 
 
-def _close(shelf: _Shelf) -> None:
+def _close(unused: _Unused) -> None:
     with interrupts.deferred():
-        shelf.is_over = True
-        pool, shelf.pool = shelf.pool, None
+        unused.is_over = True
+        pool, unused.pool = unused.pool, None
         if pool is not None:
             pool.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shmloader.batches.tensors import Block
+from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
 
 from .arena import Arena
@@ -117,7 +117,7 @@ class SlotWriter:
 
         return collate
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any] | None:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array | None:
         """Returns an uninitialised array in the slot, to be filled and perhaps to be held by user code.
 
         None where there is no slot for it: it is empty, or larger than what may be lent of the slot at present; no
