@@ -41,8 +41,6 @@ class DispatchOptions:
         in_order: whether batches leave by number.
         persistent: whether workers stay for another pass.
         worker_restarts: how many workers that die in a pass are replaced.
-        slots_to_map: how many slots a new worker maps before its first batch.
-        bytes_to_map: and how much of each.
     """
 
     num_workers: int
@@ -50,8 +48,6 @@ class DispatchOptions:
     in_order: bool
     persistent: bool
     worker_restarts: int
-    slots_to_map: int
-    bytes_to_map: int
 
     @property
     def look_ahead(self) -> int:
@@ -287,8 +283,8 @@ class Dispatcher:
             source=self._source,
             arena=self._pool.arena,
             cap_text=self._pool.cap_text,
-            slots_to_map=self._options.slots_to_map,
-            bytes_to_map=self._options.bytes_to_map,
+            slots_to_map=self._pool.populated_slots,
+            bytes_to_map=self._pool.populated_bytes,
             saves_rng_state=self._options.worker_restarts > 0,
             generation=self._succession.generation,
         )

@@ -85,7 +85,6 @@ class ShmIterator(BaseIterator):
             loader.in_order,
             self._persistent_workers,
             worker_restarts,
-            *settings.populated,
         )
         source = self._source(loader.worker_init_fn, sample_spec)
         with interrupts.deferred():

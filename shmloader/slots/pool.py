@@ -64,6 +64,7 @@ class Pool:
         arena: where slots lie.
         batches: batches handed out so far.
         copies: batches of those that were handed out as private copies, since the consumer held so many.
+        populated_slots, populated_bytes: how many slots are resident from the start, and how much of each.
 
     Raises:
         ValueError: ``max_bytes`` is too small for ``num_slots`` slots.
@@ -104,6 +105,7 @@ class Pool:
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
         self._unpacker = Unpacker(memory.lends_small_parts)
         self.batches = self.copies = 0
+        self.populated_slots = self.populated_bytes = 0
         self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders)
         moved_storages.install()
         fork_copies.watch(self._leases)
@@ -137,6 +139,7 @@ class Pool:
             self._ledger.ready(slot, nbytes)
         for slot in reversed(claimed):
             self._ledger.free(slot)
+        self.populated_slots, self.populated_bytes = slots, nbytes
 
     def collect(self) -> None:
         """Frees the slots whose leases have ended, and gives surplus memory back.

@@ -43,14 +43,6 @@ class PoolSettings:
     memory: Memory = SharedMemory()  # noqa: RUF009 - it is immutable
     on_the_way: int = 0
 
-    @property
-    def populated(self) -> tuple[int, int]:
-        """How many slots a pool has resident from the start, and how many bytes of each.
-
-        So many are used by a plain loop: those in flight, the batch in the loop's hands, and the one before it.
-        """
-        return (self.in_flight + 2, self.declared_bytes) if self.declared_bytes else (0, 0)
-
     def _slots(self, max_bytes: int) -> int:
         if self.num_slots is not None:
             return self.num_slots
@@ -84,7 +76,8 @@ class PoolSettings:
         )
         if self.declared_bytes:
             try:
-                pool.populate(*self.populated)
+                # What a plain loop uses: those in flight, the loop's batch, and the one before it.
+                pool.populate(self.in_flight + 2, self.declared_bytes)
             except BaseException:
                 pool.close()  # what is page-locked would stay
                 raise
