@@ -86,7 +86,7 @@ class WorkerFault(ExceptionWrapper):
             vars(error).update(vars(cause) if cause is not None else {})
             raise error.with_traceback(None) from None
         except Exception as error:
-            # Without the frame that made it, which holds it: such a cycle would keep the iterator alive.
+            # Without the frame that made it, which holds it: such a cycle would hold the iterator.
             raise error.with_traceback(None) from cause
 
     def as_text(self) -> None:

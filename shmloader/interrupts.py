@@ -14,7 +14,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Keeps SIGINT's handler from being called until the block has ended.
+    """Delays the call of SIGINT's handler until the block has ended.
 
     The signal's mask would not do: Python calls the handler in the main thread whichever thread the signal reached, and
     libraries have threads of their own. In other threads than the main one no handler is ever called, so there is

@@ -12,7 +12,7 @@ How a batch travels::
                                   slot READY <- one pipe for all -------- token
     batch  <--------------------  tensors over the slot: LEASED
     (keeps it as long
-     as it likes)
+     as it needs it)
     last tensor dies ---------->  a finalizer notes the slot's number
     next(it) ------------------>  slot FREE
 """
@@ -100,7 +100,7 @@ class ShmDataLoader(DataLoader[T_co]):
             else fork.
         generator: source of the shuffling and of the workers' base seed; by default torch's global one.
         prefetch_factor: batches per worker to load ahead; 2 by default. The sampler is read so far ahead.
-        persistent_workers: keep the workers for the next pass.
+        persistent_workers: whether workers stay for the next pass.
         pin_memory_device: deprecated in torch, ignored there too.
         in_order: deliver batches in the sampler's order. False: as they are made.
         sample_shapes: shapes of one sample's tensors, in the sample's own structure of dicts, lists, tuples and

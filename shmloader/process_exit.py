@@ -1,7 +1,7 @@
 """What has to be done when this process exits or forks, in one order.
 
 Python calls exit functions and fork hooks by the order of their registration, which would be the order of imports. So
-this module alone registers itself, and whoever has something to do says at which step.
+this module alone registers itself, and others say what they have to do at which step.
 """
 
 from __future__ import annotations

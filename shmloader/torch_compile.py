@@ -1,4 +1,4 @@
-"""torch.compile is kept out of the library, as it is kept out of torch's own loader.
+"""torch.compile leaves the library alone, as it does torch's own loader.
 
 Where a compiled function steps a loader, Dynamo would go on into whatever frames that runs, as it does with any code
 that is not torch's or a known package's: it would make graphs of slots and tokens, with guards on numbers that are

@@ -281,7 +281,7 @@ _needed("torch.UntypedStorage._share_filename_cpu_", "the same, where file descr
 
 _eval_frame: Any = _optional(
     "torch._C._dynamo.eval_frame",
-    "keeps compiled code from compiling the library too",
+    "stops compiled code from compiling the library too",
     None,
     "compiled code that steps a loader is right, and slower",
 )

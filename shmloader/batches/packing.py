@@ -54,7 +54,7 @@ _IN_SKELETON = next_tensor, ()
 # What is pickled with no code of the user's.
 _CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, OrderedDict, BuiltinFunctionType}
 
-# A tensor with gaps between its elements keeps its strides while its extent is at most this many times its elements;
+# A tensor with gaps between its elements is copied with them while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
 _MAX_GAPS = 2
 

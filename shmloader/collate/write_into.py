@@ -162,7 +162,7 @@ class Way(NamedTuple):
 
     Attributes:
         write: called with indices, an array for each leaf of the batch, and the structure of samples; returns
-            NotImplemented where it does not know how.
+            NotImplemented where it cannot.
         lends: whether that gives the arrays to code of the user's, which may hold them.
     """
 
@@ -178,16 +178,16 @@ _OWN_METHODS = {kind: _methods(kind) for kind in (Subset, TensorDataset)}
 
 
 def way_of(dataset: Any) -> Way | None:
-    """Returns how samples of ``dataset`` are written into arrays, or None if it does not know how.
+    """Returns how samples of ``dataset`` are written into arrays, or None where they are not.
 
-    Those that do are datasets with one of the methods above, torch's ``TensorDataset``, and subsets of any. A class
+    They are where it has one of the methods above, is a ``TensorDataset`` of torch's, or a subset of either. A class
     that has a ``__getitem__`` or ``__getitems__`` of its own, and inherits the method, may mean something else by its
     samples; so may an object that has a ``__getitems__`` of its own, which torch's fetcher would call.
     """
     if "__getitems__" in getattr(dataset, "__dict__", ()):
         return None
     if type(dataset) in _OWN_METHODS and _OWN_METHODS[type(dataset)] != _methods(type(dataset)):
-        return None  # somebody has put others in their place
+        return None  # they were replaced
     if type(dataset) is Subset:
         way = way_of(dataset.dataset)
         return None if way is None else way._replace(write=_subset_writer(dataset, way.write))
@@ -258,7 +258,7 @@ def _places_of(tensors: Sequence[torch.Tensor]) -> list[tuple[int, torch.Size]]:
 
 
 def _columns_of(tensors: Any) -> list[Array]:
-    """Returns the tensors of a dataset as arrays; none unless they are as `TensorDataset` wants them, and dense."""
+    """Returns the tensors of a dataset as arrays; none unless they are of one length, and dense."""
     is_plain = type(tensors) is tuple and all(is_dense(tensor) and tensor.ndim for tensor in tensors)
     if not is_plain or len(set(map(len, tensors))) != 1:
         return []

@@ -32,7 +32,7 @@ class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
             subclasses only the elements count, and not a mask for example.
 
     Raises:
-        TypeError: one is something else, or has a dtype that torch does not know.
+        TypeError: one is something else, or has a dtype that torch does not have.
         ValueError: one has no axis of samples, or their lengths differ.
     """
 
@@ -64,7 +64,7 @@ class _Column:
 
     def __init__(self, array: Any, name: str) -> None:
         self._dtype = _dtype_of(array, name)
-        # Plain in any case: a subclass has ideas of its own of what a row is, and those of memory maps cost more.
+        # Plain in any case: a subclass may index in its own way, and memory maps do so at a cost.
         self._source: Array | torch.Tensor = array if isinstance(array, torch.Tensor) else np.asarray(array)
         if not self._source.ndim:
             raise ValueError(f"{name} has no axis of samples")

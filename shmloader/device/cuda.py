@@ -221,7 +221,7 @@ class Driver:
 
     @contextlib.contextmanager
     def _inside(self, context: _Context) -> Iterator[None]:
-        """Makes a context the current one, and keeps what is called out of captures that other threads have begun."""
+        """Makes a context the current one, and what is called is no part of captures that other threads have begun."""
         mode, popped = ctypes.c_int(_RELAXED), ctypes.c_void_p()
         self._call.cuCtxPushCurrent_v2(context.handle)
         self._call.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
@@ -271,7 +271,7 @@ class Lane:
         """Begins to copy a dense tensor, and returns it as it will be.
 
         One that is not in a slot, and so perhaps not in page-locked memory, is copied there first: from any other the
-        host would have to wait for the device. That copy torch keeps until the device has read it.
+        host would have to wait for the device. torch holds that copy until the device has read it.
         """
         source = tensor.pin_memory() if tensor.is_cpu else tensor
         return source.to(self.device, non_blocking=True)
@@ -288,7 +288,7 @@ class Lane:
         """Makes tensors that were sent safe to use on this thread's current stream, which waits for ``mark``.
 
         The host does not. Without `record_stream`, memory that the loop lets go of would be used for the next copy
-        while the loop's kernels still read it: it was allocated on our stream, which knows nothing of theirs.
+        while the loop's kernels still read it: it was allocated on our stream, which does not wait for theirs.
         """
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(mark)

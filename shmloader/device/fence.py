@@ -1,8 +1,8 @@
 """Holds slots back until the copies that were begun from them are over.
 
-``x.to("cuda", non_blocking=True)`` returns before the device has read the slot. That no tensor of a batch is alive
-says nothing of copies, and which stream they are on nobody has told. torch guards its own page-locked blocks in such a
-case; others' it does not know. So what is freed waits for a mark behind all that the devices have been given, on
+``x.to("cuda", non_blocking=True)`` returns before the device has read the slot. A batch of which no tensor is
+alive may still be copied from, on a stream that cannot be found out. torch guards its own page-locked blocks in such a
+case, and no others. So what is freed waits for a mark behind all that the devices have been given, on
 whatever streams, when it was found to be free.
 """
 
@@ -20,7 +20,7 @@ class Fence:
     Used in the parent, by one thread at a time. Nothing here waits.
 
     Args:
-        driver: who knows of copies.
+        driver: what tells when copies are over.
     """
 
     def __init__(self, driver: cuda.Driver) -> None:

@@ -104,7 +104,7 @@ class PinnedArena(Arena):
             super().give_back(slot, after)
 
     def giving_back_later(self) -> Callable[[int], bool]:
-        """Returns what gives back the memory of a slot. It keeps the mapping alive, which a copy may still read."""
+        """Returns what gives back the memory of a slot. It holds the mapping, which a copy may still read."""
 
         def give_back(slot: int) -> bool:
             self.give_back(slot)

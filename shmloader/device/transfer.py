@@ -7,7 +7,7 @@ What moves when:
 
 - dense tensors, in whatever lists, tuples, mappings and dataclasses: ahead;
 - anything else with a method ``to``, tensors of other layouts and classes among it: when it is handed out, on the
-  loop's own stream, since nobody can tell what memory such an object has, and it belongs to the stream it is made on;
+  loop's own stream, since such an object's memory cannot be found out, and it belongs to the stream it is made on;
 - the rest stays as it is.
 """
 
@@ -143,7 +143,7 @@ class _Transfer:
     Attributes:
         sources: the tensors that are copied; to be held until ``mark`` has passed.
         mark: behind the copies.
-        is_alone: whether nothing of the batch's slot can be in anybody else's hands.
+        is_alone: whether nothing of the batch's slot can be held elsewhere.
     """
 
     def __init__(self, batch: Any, lane: cuda.Lane, lease: Lease | None) -> None:
@@ -177,7 +177,7 @@ class _Transfer:
             return part
         try:
             return part.to(self._lane.device, non_blocking=True)
-        except TypeError:  # a class that knows nothing of that
+        except TypeError:  # a class whose method has no such argument
             return part.to(self._lane.device)
 
     def _rebuilt(self, data: Any, change: _Change) -> Any:

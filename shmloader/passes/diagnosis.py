@@ -1,4 +1,4 @@
-"""What is said of workers that have died, that keep the loop waiting, or that could not be started.
+"""What is said of workers that have died, that the loop waits for, or that could not be started.
 
 Used in the parent. Facts come from the workers, the schedule and the shared state; here they become sentences that name
 the worker, the batch and what can be done.

@@ -27,7 +27,7 @@ from .restarts import RestartCount, RestartPolicy
 from .schedule import Schedule, Task
 from .succession import Succession
 
-# What workers may take to end after a Ctrl-C, before they are ended; whoever pressed it is waiting.
+# What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
 _IMPATIENCE_SECONDS = 0.1
 
 
@@ -366,7 +366,7 @@ class Dispatcher:
         return True
 
 
-_open: set[Dispatcher] = set()  # by their own hands; a WeakSet's callback would swallow a Ctrl-C
+_open: set[Dispatcher] = set()  # they leave it when they close; a WeakSet's callback would swallow a Ctrl-C
 
 
 def close_all() -> None:

@@ -67,7 +67,7 @@ class Arena:
             os.ftruncate(fd, size)
             self._map(fd, size)
             # Workers need one, since not all inherit the mapping as it is. mmap has a duplicate of its own, which lives
-            # as long as the mapping: to keep another would take two of each pool, and somebody to close it.
+            # as long as the mapping: another would be two for each pool, and would have to be closed.
             self._fd = _duplicate_of(fd)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -90,7 +90,7 @@ class Arena:
         return self._first + slot * self.stride
 
     def block(self, slot: int, nbytes: int) -> Block:
-        """Returns the first ``nbytes`` bytes of ``slot`` as a new array; whoever keeps it alive holds the mapping."""
+        """Returns the first ``nbytes`` bytes of ``slot`` as a new array, which holds the mapping."""
         return np.ndarray((nbytes,), np.uint8, self.memory, self._first + slot * self.stride)
 
     def populate(self, slot: int, nbytes: int) -> None:
@@ -116,7 +116,7 @@ class Arena:
             self.memory.madvise(mmap.MADV_REMOVE, self.start(slot) + begin, self.stride - begin)
 
     def giving_back_later(self) -> Callable[[int], bool]:
-        """Returns what gives back the memory of a slot, and does not keep the mapping alive.
+        """Returns what gives back the memory of a slot, and does not hold the mapping.
 
         It returns False where the mapping is gone, and all memory with it.
         """
@@ -187,7 +187,7 @@ def _duplicate_of(fd: int) -> int:
 
 
 def tight_limit() -> str:
-    """Names the resource limit that keeps slots small; empty where none does."""
+    """Names the resource limit that makes slots small; empty where none does."""
     if file_size_limit() is not None:
         return "the limit on file sizes (ulimit -f)"
     return ADDRESS_SPACE_LIMIT if address_space_left() is not None else ""

@@ -1,8 +1,8 @@
 """What a process that is forked sees of batches: copies of its own, at the same addresses.
 
-Slots are shared memory. Without this, a child would see its batches change when the parent lets go of them, and what it
-writes to them would reach the parent. So what somebody holds is copied before a fork, and in the child the copies take
-the place of the slots. The parent's memory stays as it is, which may be page-locked, or written to by other threads
+Slots are shared memory. Without this, a child would see its batches change when the parent has dropped them, and what
+it writes to them would reach the parent. So what is held is copied before a fork, and in the child the copies take the
+place of the slots. The parent's memory stays as it is, which may be page-locked, or written to by other threads
 meanwhile. Where nothing is held, a fork costs a look at each pool.
 
 Rejected: to turn the parent's slots into private memory before a fork, and into shared memory again when the leases
@@ -51,7 +51,7 @@ class _Thread(threading.local):
 
     Attributes:
         copies: by the address that they are for.
-        is_gathering: whether the copies are kept for further forks.
+        is_gathering: whether further forks use the same copies.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ class CopyNotice:
                 f"{holds}, and a pool of {self._num_slots} slots has no more to lend beside those for loading; further "
                 "batches are private copies. Clone what you hold, drop batches sooner, or raise num_slots"
             )
-        elif held > 1:  # one is in the hands of any loop that takes the next
+        elif held > 1:  # any loop holds one when it takes the next
             self._text = (
                 f"{holds}, and {self._cap_text} leaves no room to lend more beside those for loading; further batches "
                 "are private copies. Clone what you hold, drop batches sooner, or raise max_pool_bytes"

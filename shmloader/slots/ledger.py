@@ -63,7 +63,7 @@ class Ledger:
     ) -> None:
         self.cap = cap
         self.slot_cap = min(cap, slot_cap or cap)
-        # A plain loop has two batches in its hands beside those in flight.
+        # A plain loop holds two batches beside those in flight.
         self.share = min(max(MIN_SLOT_BYTES, cap // (in_flight + 2)), self.slot_cap)
         if min(cap // slots, self.slot_cap) < MIN_SLOT_BYTES:
             raise ValueError(f"a cap of {cap} bytes is too small for {slots} slots of {MIN_SLOT_BYTES} bytes")

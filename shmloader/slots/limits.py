@@ -9,7 +9,7 @@ from pathlib import Path
 with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
     import resource
 
-_ADDRESS_BITS = 47  # what processes have on x86-64; elsewhere it may be more, which nobody needs, or less
+_ADDRESS_BITS = 47  # what processes have on x86-64; elsewhere it may be more, which is not needed, or less
 _UNLIMITED_V1 = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 
 

@@ -13,8 +13,8 @@ from .ledger import MIN_SLOT_BYTES
 from .limits import available_memory, memory_limit
 from .pool import Memory, Pool, SharedMemory
 
-# Slots beyond those in flight: the loop's batch, the one before it that is still in its hands when it asks for the
-# next, and more for libraries that look ahead, or collect the batches of one optimizer step. Untouched slots take no
+# Slots beyond those in flight: the loop's batch, the one before it that it still holds when it asks for the next, and
+# more for libraries that look ahead, or collect the batches of one optimizer step. Untouched slots take no
 # memory, but each counts for a little of the cap: where that is tight, there are fewer.
 _SPARE_SLOTS = 16
 _LEAST_SPARE_SLOTS = 4

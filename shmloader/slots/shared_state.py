@@ -72,7 +72,7 @@ class SharedState:
     def save(self, worker: int, tag: int, data: bytes) -> None:
         """Saves ``data`` for the successor of ``worker``, beside what was saved by the call before.
 
-        The two take turns: whoever is killed in the middle of this has left the one before untouched.
+        The two take turns: a worker that is killed in the middle of this has left the one before untouched.
 
         Args:
             worker: whose data it is.

@@ -16,7 +16,7 @@ from shmloader.errors import PoolMemoryError
 from .arena import Arena
 from .ledger import MIN_SLOT_BYTES
 
-# Cache lines, and what vector instructions want.
+# A cache line, and a vector register.
 ALIGNMENT = 64
 
 # What is never lent of a slot's room: an exception's text must find a place behind what user code may hold.

@@ -1,4 +1,4 @@
-"""Makes batches: job in, slot filled. It knows no transport, so that all kinds of workers share it.
+"""Makes batches: job in, slot filled. It has to do with no transport, so that all kinds of workers share it.
 
 What user code can observe here is torch's worker loop: the order of calls, and the text of errors
 (torch/utils/data/_utils/worker.py says what they are).
@@ -218,7 +218,7 @@ class BatchMaker:
         self.writer.close()
         is_retained = self.writer.is_held
         if is_retained:
-            # Whoever keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
+            # Code that keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
             # looking for those after each batch would cost more than direct collation saves.
             self.writer.stop_lending()
             gc.collect()

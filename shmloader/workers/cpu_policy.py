@@ -4,7 +4,7 @@ A job that wakes a worker would interrupt the process that has sent it, the trai
 use: at every batch, which for batches of some microseconds costs more than the batch. `SCHED_BATCH` prevents that. But
 a worker with that policy does not interrupt other programs either, and where one of those uses the processor, it waits
 some 2 ms for it and not 50 us. So the policy is for workers whose batches are made in no time, whose look-ahead hides
-that; others keep the ordinary one.
+that; others have the ordinary one.
 """
 
 from __future__ import annotations

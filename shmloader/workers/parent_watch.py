@@ -29,7 +29,7 @@ def end_with_parent(parent_pidfd: int, by_kernel: bool) -> bool:
     that a fork server started. Otherwise a thread of ours waits for the parent's end.
 
     Args:
-        parent_pidfd: the parent's process descriptor; kept open.
+        parent_pidfd: the parent's process descriptor; it stays open.
         by_kernel: whether the parent itself has started this process, from its first thread.
 
     Returns:

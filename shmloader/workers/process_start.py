@@ -102,7 +102,7 @@ def start_elsewhere(process: BaseProcess, method: str, parcel: Parcel, name: str
 
 @contextlib.contextmanager
 def _without_sigpipe() -> Iterator[None]:
-    """Keeps writes of this thread to pipes that nobody reads from raising SIGPIPE, and so from ending the program.
+    """Stops writes of this thread to pipes that nobody reads from raising SIGPIPE, which might end the program.
 
     What is started meanwhile inherits that, so it must be nothing that runs code of the user's.
     """

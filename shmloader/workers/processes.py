@@ -267,7 +267,7 @@ class ProcessWorkers:
     def stop(self, token: Fields, grace: float) -> None:
         """Ends all workers and reaps them: tells each with ``token``, then waits.
 
-        Blocks until they have finished the sample that they are at, ``grace`` seconds at most; whoever has not ended
+        Blocks until they have finished the sample that they are at, ``grace`` seconds at most; what has not ended
         then is terminated, and after another second killed, which reaches stopped processes too; or at once, by `kill`
         in a signal handler.
         """
@@ -280,7 +280,7 @@ class ProcessWorkers:
         try:
             self._reap(grace, None)
             self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
-        finally:  # whatever comes, nobody is left behind
+        finally:  # whatever comes, no process is left behind
             self._reap(None, signal.SIGKILL)
             for member in self._members:
                 if member.pidfd >= 0:

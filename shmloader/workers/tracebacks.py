@@ -35,7 +35,7 @@ class TracebackPipe:
 
     def __init__(self) -> None:
         self.fd, outlet = os.pipe()
-        # Nobody must ever be held up by this pipe: a worker drops what does not fit.
+        # No process ever waits for this pipe: a worker drops what does not fit.
         os.set_blocking(self.fd, False)
         os.set_blocking(outlet, False)
         self.outlet = PipeEnd(outlet)

@@ -86,7 +86,7 @@ class PipeEnd:
         Raises:
             BlockingIOError: the pipe is full, and this end does not block. Nothing was written.
             BrokenPipeError: no process has the other end open. SIGPIPE comes first, and where a program has set it to
-                its default that is the end: the parent keeps both ends of its pipes.
+                its default that is the end. So the parent has both ends of its pipes to workers open.
         """
         os.write(self.fd, _LAYOUT.pack(*token))
 
