@@ -59,7 +59,7 @@ _CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, Order
 _MAX_GAPS = 2
 
 
-class Memory(Protocol):
+class Writer(Protocol):
     """What a packer writes to: laid out piece by piece, and then filled, once it is certain that there is room."""
 
     def offset_of(self, address: int) -> int | None:
@@ -108,34 +108,34 @@ class Packer:
         """Whether the last batch's tail is partly made by what is registered for types: it may hold anything."""
         return self._pickler.has_asked_others
 
-    def lay_out(self, batch: object, memory: Memory) -> None:
-        """Lays ``batch`` out in ``memory``, to be written by `fill`, or to be dropped by `drop`. Until then it is held.
+    def lay_out(self, batch: object, writer: Writer) -> None:
+        """Lays ``batch`` out in the slot, to be written by `fill`, or to be dropped by `drop`. Until then it is held.
 
-        Tensors that lie in ``memory`` already, whole or as views, stay where they are; any other is copied once.
+        Tensors that lie there already, whole or as views, stay where they are; any other is copied once.
 
         Raises:
             Exception: whatever pickling some object of the batch raises. Nothing is held then.
         """
         pickler = self._pickler
-        pickler.begin(memory)
+        pickler.begin(writer)
         try:
             self._dump(batch)
             extents = [(offset, buffer.nbytes) for buffer, offset in pickler.buffers]
             self._tail = _make_tail(pickler.places, extents, self._buffer.getvalue())
-            self._offset = memory.reserve(len(self._tail))
+            self._offset = writer.reserve(len(self._tail))
         except BaseException:
             pickler.end()
             raise
 
-    def fill(self, memory: Memory) -> Packed:
-        """Writes what was laid out into ``memory``, which has room for it."""
+    def fill(self, writer: Writer) -> Packed:
+        """Writes what was laid out into the slot, which has room for it."""
         pickler = self._pickler
         try:
             for tensor, place in pickler.tensors:
-                _copy_tensor(tensor, memory, place)
+                _copy_tensor(tensor, writer, place)
             for buffer, place in pickler.buffers:
-                memory.view(place, buffer.nbytes).data[:] = buffer
-            memory.write(self._offset, self._tail)
+                writer.view(place, buffer.nbytes).data[:] = buffer
+            writer.write(self._offset, self._tail)
             return Packed(self._offset, self._tail, pickler.places, not pickler.tensors)
         finally:
             pickler.end()
@@ -145,7 +145,7 @@ class Packer:
         self._pickler.end()
 
     def can_pack(self, part: object) -> bool:
-        """Whether `lay_out` could take ``part`` as a batch, so far as that is seen without memory."""
+        """Whether `lay_out` could take ``part`` as a batch, so far as that is seen without a slot."""
         self._pickler.begin(_Nowhere())
         try:
             self._pickler.dump(part)
@@ -161,15 +161,15 @@ class Packer:
         except RecursionError:
             # A forked worker is as deep in the stack as the loop was when it forked, and deeper; the thread in which
             # torch's queues pickle is not. So it gets one too, that what they can send can be sent here.
-            memory = self._pickler.memory
-            memory.rewind()
+            writer = self._pickler.writer
+            writer.rewind()
             self._pickler.end()
-            self._pickler.begin(memory)
+            self._pickler.begin(writer)
             _in_a_thread(lambda: self._pickler.dump(batch))
 
 
 class _Nowhere:
-    """Memory for a batch that is pickled to see whether it can be."""
+    """Takes a batch that is pickled to see whether it can be."""
 
     def offset_of(self, address: int) -> int | None:
         return None
@@ -190,14 +190,14 @@ class _Pickler(pickle.Pickler):
     """Pickles a batch with its tensors taken out. Objects of multiprocessing go as they do through its queues.
 
     Attributes:
-        memory: where the batch is laid out.
+        writer: where the batch is laid out.
         places: of all tensors, in the order of the batch.
         tensors: those that are still to be copied, contiguous, and to where.
         buffers: bytes that are still to be copied, and to where.
         has_asked_others: whether anything went as it was registered.
     """
 
-    memory: Memory
+    writer: Writer
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
@@ -210,11 +210,11 @@ class _Pickler(pickle.Pickler):
         self.tensors: list[tuple[torch.Tensor, int]] = []
         self.buffers: list[tuple[memoryview, int]] = []
 
-    def begin(self, memory: Memory) -> None:
+    def begin(self, writer: Writer) -> None:
         """Makes ready for one batch."""
         self._file.seek(0)
         self._file.truncate()
-        self.memory = memory
+        self.writer = writer
         self.has_asked_others = False
         self._runs_code = False
         self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is torch_private.reduce_tensor
@@ -228,7 +228,7 @@ class _Pickler(pickle.Pickler):
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
         raw = buffer.raw()
-        offset = self.memory.reserve(raw.nbytes)
+        offset = self.writer.reserve(raw.nbytes)
         self.buffers.append((memoryview(bytes(raw)) if self._runs_code else raw, offset))
 
     def _expect_code(self) -> None:
@@ -289,7 +289,7 @@ class _Pickler(pickle.Pickler):
             tensor = tensor.resolve_conj().resolve_neg()
         shape = tuple(tensor.shape)
         stride = None if _is_canonical(tensor, shape) else tensor.stride()
-        offset = self.memory.offset_of(tensor.data_ptr()) if tensor.numel() else 0
+        offset = self.writer.offset_of(tensor.data_ptr()) if tensor.numel() else 0
         if offset is None:
             there = as_bits(tensor)
             if not tensor.is_contiguous():
@@ -298,7 +298,7 @@ class _Pickler(pickle.Pickler):
                     there, stride = there.contiguous(), None
                 else:
                     there = there.as_strided((extent,), (1,))
-            offset = self.memory.reserve(there.nbytes)
+            offset = self.writer.reserve(there.nbytes)
             self.tensors.append((there.clone() if self._runs_code else there, offset))
         self.places.append(Place(offset, CODES[tensor.dtype], shape, stride))
         return _IN_SKELETON
@@ -317,8 +317,8 @@ def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
     return tensor.stride() == tuple(reversed(stride))
 
 
-def _copy_tensor(tensor: torch.Tensor, memory: Memory, offset: int) -> None:
-    block = memory.view(offset, tensor.nbytes)
+def _copy_tensor(tensor: torch.Tensor, writer: Writer, offset: int) -> None:
+    block = writer.view(offset, tensor.nbytes)
     there = np.ndarray(tuple(tensor.shape), carrier(tensor.dtype), block)
     carried(there, tensor.dtype).copy_(tensor)
 

@@ -40,6 +40,7 @@ class SlotWriter:
         address: where the slot begins, in this process.
         is_collating: whether the batch's own collate function runs. What user code collates at any other time, a sample
             perhaps, may be a source of the batch, and must not lie where that is going to be written.
+        is_inherited: whether this is a process that user code has forked in the worker. The slot is the worker's.
     """
 
     def __init__(self, arena: Arena, cap_text: str) -> None:
@@ -52,11 +53,11 @@ class SlotWriter:
         self._written = 0
         self.address = 0
         self.is_collating = False
+        self.is_inherited = False
         self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
         self._retained: list[tuple[weakref.ref[Block], int]] = []
-        self._is_inherited = False
 
     def open(self, slot: int, room: int) -> None:
         """Begins a batch in ``slot``, of which ``room`` bytes may be used."""
@@ -91,18 +92,13 @@ class SlotWriter:
         lent = [*self._retained, *([] if self._held is None else [(self._held, self._written)])]
         return [block[:written] for held, written in lent if (block := held()) is not None]
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this is a process that user code has forked in the worker; the slot is not its."""
-        return self._is_inherited
-
     def leave_to_parent(self) -> None:
         """Writes nothing from now on. Called in a process that user code has forked in the worker.
 
         It may go on as the worker does, and would write its samples to the worker's slot.
         """
         self._is_direct = False
-        self._is_inherited = True
+        self.is_inherited = True
         self._slot = self._room = -1
 
     def lending_to(self, collate_fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
