@@ -1,7 +1,7 @@
 """Jobs go out to the workers, tokens come in, and batches leave in their turn.
 
-Everything that the parent knows of one set of workers meets here: the schedule says who is asked, the pool where the
-batch goes, the workers carry the tokens, and one that dies is replaced or ends it all.
+Here the parts of a pass meet: the schedule says which worker is asked, the pool where the batch goes, the workers carry
+the tokens, and the succession what is begun again when one of them dies.
 """
 
 from __future__ import annotations
@@ -108,8 +108,12 @@ class Dispatcher:
         try:
             self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
         except Exception as error:
-            names = {"dataset": "dataset", "collate_fn": "collate_fn", "init_fn": "worker_init_fn"}
-            parts = {name: getattr(self._source, field) for field, name in names.items()}
+            source = self._source
+            parts = {
+                "dataset": source.dataset,
+                "collate_fn": source.collate_fn,
+                "worker_init_fn": source.init_fn,
+            }
             raise (diagnosis.failed_start(error, self._workers, parts) or error) from error.__cause__
 
     def resume(self, shared_seed: int | None, timeout: float) -> None:

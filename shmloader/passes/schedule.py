@@ -71,7 +71,7 @@ class Schedule(Generic[Result]):
             self._arrived.append(task)
 
     def forget(self, seq: int) -> None:
-        """Notes that nobody wants batch ``seq``, whether it was made or not."""
+        """Notes that batch ``seq`` is not needed, whether it was made or not."""
         task = self._tasks.pop(seq)
         self._load[task.worker] -= 1
         if task in self._arrived:

@@ -215,7 +215,7 @@ class Pool:
         self._ledger.ready(made.slot, made.tail_offset + made.tail_bytes)
 
     def release(self, result: Result) -> None:
-        """Frees the slot of a batch that nobody wants."""
+        """Frees the slot of a batch that is not needed, or was copied."""
         if isinstance(result, Retained):
             block, *_ = self._where(result.made)
             self._ledger.retain(result.made.slot)
