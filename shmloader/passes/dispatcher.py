@@ -24,7 +24,7 @@ from shmloader.workers.wire import Token
 from . import diagnosis
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
-from .schedule import Schedule, Task
+from .schedule import Schedule
 from .succession import Succession
 
 # What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
@@ -164,11 +164,9 @@ class Dispatcher:
             self._schedule.arrive(task.seq, Unsent(error))
             return
         self._last_job = job
-        self._send_job(self._schedule.send(number, job, slot), room, self._succession.generation)
-
-    def _send_job(self, task: Task[Result], room: int, generation: int) -> None:
-        number = task.worker
-        self._workers.send(number, (wire.JOB, 0, number, generation, task.slot, task.seq, room, 0, len(task.job)))
+        task = self._schedule.send(number, job, slot)
+        generation = self._succession.generation
+        self._workers.send(number, (wire.JOB, 0, number, generation, slot, task.seq, room, 0, len(job)))
 
     def dismiss_idle(self) -> None:
         """Lets workers end that owe nothing, since no more will be asked for. Does not block.
@@ -244,7 +242,7 @@ class Dispatcher:
 
     def _arrive(self, token: Token, is_current: bool) -> None:
         self._succession.deliver(token.worker)
-        made = Made(token.slot, token.offset, token.nbytes, is_fault=token.kind == wire.FAULT)
+        made = Made(token.slot, token.offset, token.nbytes, token.kind == wire.FAULT)
         self._pool.ready(made)
         result: Result = Retained(made, token.worker) if token.is_retained else made
         if is_current:
@@ -332,7 +330,7 @@ class Dispatcher:
         self._workers.replace(brief)
         for task in owed:
             task.slot, room = self._pool.claim(task.job)
-            self._send_job(task, room, generation)
+            self._workers.send(number, (wire.JOB, 0, number, generation, task.slot, task.seq, room, 0, len(task.job)))
         if is_behind:
             self._tell(number, wire.RESUME)
 
