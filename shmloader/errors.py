@@ -13,8 +13,9 @@ from typing import Any
 
 from .torch_private import ExceptionWrapper
 
-# A small part of what any slot holds, so that a fault can always be told.
+# A small part of what any slot holds, so that a fault can always be told. Names are part of it, and may be anything.
 _MAX_FAULT_BYTES = 8192
+_MAX_NAME_BYTES = 1024
 
 
 class SpecMismatchError(ValueError):
@@ -92,9 +93,14 @@ class WorkerFault(ExceptionWrapper):
     def as_text(self) -> None:
         """Becomes a RuntimeError that says what it was, for a class or a size that does not travel."""
         name = self.exc_type.__name__ if self.exc_type is not None else ""
-        text = self.exc_msg.encode("utf-8", "backslashreplace")[:_MAX_FAULT_BYTES].decode("utf-8", "ignore")
-        self.exc_msg = f"{text}\n({name} itself cannot be sent)"
+        text = _cut(self.exc_msg, _MAX_FAULT_BYTES)
+        self.exc_msg = f"{text}\n({_cut(name, _MAX_NAME_BYTES)} itself cannot be sent)"
+        self.where = _cut(self.where, _MAX_NAME_BYTES)
         self.exc_type, self._original = RuntimeError, None
+
+
+def _cut(text: str, nbytes: int) -> str:
+    return text.encode("utf-8", "backslashreplace")[:nbytes].decode("utf-8", "ignore")
 
 
 def _pickled(error: BaseException | None) -> bytes | None:

@@ -340,6 +340,31 @@ def test_an_error_that_cannot_be_pickled_arrives_with_its_text() -> None:
     assert [int(value) for value in iterator] == [2, 3]
 
 
+def raise_from(kind: type) -> Any:
+    raise kind("the text")
+
+
+@pytest.mark.parametrize("culprit", ["class", "collate_fn", "exception"])
+def test_names_that_are_larger_than_a_slot_may_be(culprit: str) -> None:
+    name = "x" * 300_000
+    unpicklable = type(name if culprit == "class" else "Odd", (), {"__reduce__": lambda self: raise_from(OSError)})
+    error = type(name, (Exception,), {})
+
+    def collate(samples: list[int]) -> Any:
+        if samples == [1]:
+            return raise_from(error) if culprit == "exception" else unpicklable()
+        return samples
+
+    if culprit == "collate_fn":
+        collate.__qualname__ = name
+    source = Mapped(lambda index: index, 4)
+    iterator = iter(ShmDataLoader(source, num_workers=1, collate_fn=collate, num_slots=4, max_pool_bytes=5 << 16))
+    assert next(iterator) == [0]
+    with pytest.raises(RuntimeError, match=r"the text(.|\n)*itself cannot be sent"):
+        next(iterator)
+    assert list(iterator) == [[2], [3]]
+
+
 class BadStream(IterableDataset[Any]):
     """A stream that fails where it is told to."""
 
