@@ -42,7 +42,12 @@ class CheckedCollate:
         return self._collate_fn(data)
 
     def _names(self, count: int) -> list[Any]:
-        names = list(self.indices) if self._batched else [self.indices]
+        names = [self.indices]
+        if self._batched:
+            try:
+                names = list(self.indices)
+            except TypeError:  # a slice, say, for a `__getitems__` that takes one
+                names = []
         if names and len(names) == count and names[0] is not None:
             return names
         return list(range(self._seen, self._seen + count))

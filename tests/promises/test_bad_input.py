@@ -345,6 +345,19 @@ def test_a_declared_batch_sampler() -> None:
     assert [labels.tolist() for _, labels in loader] == [[1, 2], [3]]
 
 
+class BySlice(Images):
+    """Reads whole slices."""
+
+    def __getitems__(self, indices: Any) -> list[Any]:
+        return [self[index] for index in range(len(self))[indices]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_declared_dataset_that_reads_slices(num_workers: int) -> None:
+    slices: Any = [slice(0, 4), slice(4, 6)]
+    assert_same_stream(BySlice, batch_sampler=lambda: slices, num_workers=num_workers, **SPEC)
+
+
 def collated_or_none(samples: list[Any]) -> Any:
     return default_collate(samples) if samples else "none"
 
