@@ -189,7 +189,8 @@ def _fits(spec: TensorSpec, value: Any) -> bool:
     shape = getattr(value, "shape", None)
     if shape != spec.shape:
         return False
-    return spec.dtype is None or value.dtype is spec.dtype or TO_TORCH.get(value.dtype) is spec.dtype
+    dtype: Any = getattr(value, "dtype", None)
+    return spec.dtype is None or dtype is spec.dtype or TO_TORCH.get(dtype) is spec.dtype
 
 
 def describe(value: Any) -> str:

@@ -358,6 +358,18 @@ def test_a_declared_dataset_that_reads_slices(num_workers: int) -> None:
     assert_same_stream(BySlice, batch_sampler=lambda: slices, num_workers=num_workers, **SPEC)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sample_that_has_a_shape_and_no_dtype(num_workers: int) -> None:
+    class Odd:
+        shape = (3,)
+
+    loader = ShmDataLoader(
+        Mapped(lambda index: Odd(), 2), num_workers=num_workers, sample_shapes=(3,), sample_dtypes=torch.uint8
+    )
+    with pytest.raises(SpecMismatchError, match=r"sample 0: expected .* got a Odd"):
+        next(iter(loader))
+
+
 def collated_or_none(samples: list[Any]) -> Any:
     return default_collate(samples) if samples else "none"
 
