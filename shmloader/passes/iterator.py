@@ -170,8 +170,9 @@ class ShmIterator(BaseIterator):
         try:
             return self._step()
         except Exception as error:
-            if process_exit.is_exiting() and not isinstance(error, StopIteration):
-                # This is a daemon thread, and the main thread, on its way out, has closed the iterator under it.
+            is_abandoned = process_exit.is_exiting() and threading.current_thread().daemon
+            if is_abandoned and not isinstance(error, StopIteration):
+                # The main thread, on its way out, has closed the iterator under this one, which ends with the process.
                 threading.Event().wait()
             raise
         except BaseException:

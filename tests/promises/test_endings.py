@@ -155,6 +155,28 @@ def wait_for_end(pid: int) -> None:
     os.close(pidfd)
 
 
+@pytest.mark.parametrize("iterator", ["iter(make(worker_init_fn=fail))", "iterators[0]"])
+def test_an_error_in_an_exit_function_that_runs_after_ours_is_raised_there(iterator: str) -> None:
+    result = run_file(
+        f"""
+        import atexit
+
+        @atexit.register  # before shmloader registers its own, so it is called after that
+        def evaluate():
+            try: next({iterator})
+            except (RuntimeError, ArithmeticError) as error: print(type(error).__name__)
+
+        from shmloader import ShmDataLoader
+
+        def fail(worker): raise ArithmeticError
+        def make(**arguments): return ShmDataLoader(range(9), num_workers=1, **arguments)
+
+        iterators = [iter(make())]
+        """
+    )
+    assert result.stdout in ("ArithmeticError\n", "RuntimeError\n"), result.stderr
+
+
 def test_an_exception_while_iterating_prints_itself_only() -> None:
     result = run("for batch in make(): raise ValueError('of the loop')")
     assert result.returncode == 1
