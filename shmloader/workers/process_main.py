@@ -74,7 +74,9 @@ def _leave(error: BaseException) -> NoReturn:
 
 def _prepare_process() -> None:
     # Ctrl-C reaches every process of the terminal; the parent decides what becomes of it. A handler that does nothing,
-    # and not SIG_IGN, since programs that the dataset starts would inherit that.
+    # and not SIG_IGN, since programs that the dataset starts would inherit that. Nor must an event loop of the parent's
+    # hear of it from here, through a descriptor that it has Python write the signals to.
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, lambda signum, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since before the fork, see `process_start`
     torch_private.set_signal_handlers()

@@ -11,6 +11,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -670,6 +671,26 @@ def test_a_ctrl_c_while_workers_are_awaited_leaves_nobody_behind(monkeypatch: py
         iterator._shutdown_workers()
     monkeypatch.undo()
     assert not children()
+
+
+def test_a_ctrl_c_in_workers_is_not_written_where_the_parent_has_its_signals_written() -> None:
+    """As asyncio does, whose handler would be called once for each worker."""
+
+    def interrupted(index: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return index
+
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno())
+        try:
+            assert len(list(ShmDataLoader(Mapped(interrupted, 4), num_workers=2))) == 4
+            with pytest.raises(BlockingIOError):
+                reader.recv(1)
+        finally:
+            signal.set_wakeup_fd(before)
 
 
 def test_ctrl_c_in_the_loop() -> None:
