@@ -256,6 +256,7 @@ class Dispatcher:
         self._shared_state.idle(number)  # what it began last was another pass's
 
     def _end_worker(self, token: Token) -> None:
+        self._succession.end(token.worker)
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_retained:
                 self._pool.retain(task.slot, token.worker)
@@ -325,7 +326,7 @@ class Dispatcher:
         generation = self._succession.generation_of(number)
         is_behind = generation < self._succession.generation
         source = self._source_before if is_behind else self._source
-        takeover = Takeover(*self._succession.takeover(number, self._schedule.has_ended(number)), self._last_job)
+        takeover = Takeover(*self._succession.takeover(number), self._last_job)
         brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
         self._workers.replace(brief)
         for task in owed:

@@ -85,10 +85,6 @@ class Schedule(Generic[Result]):
             del self._tasks[task.seq]
         return lost
 
-    def has_ended(self, worker: int) -> bool:
-        """Returns whether ``worker`` has no more data in this pass."""
-        return not self._active[worker]
-
     def take(self) -> Task[Result] | None:
         """Returns the next batch to hand out, or None when it is not made yet (or `done`)."""
         task = self.awaited if self._in_order else self._next_by_arrival()

@@ -24,6 +24,7 @@ class Succession:
         self._behind: set[int] = set()  # workers that are in the pass before
         self._delivered = [0] * num_workers  # batches and faults, in all passes
         self._delivered_before = [0] * num_workers  # of these, in passes before the one that the worker is in
+        self._ended: set[int] = set()  # workers that have told that there is no more data in the pass that each is in
 
     @property
     def is_complete(self) -> bool:
@@ -43,6 +44,11 @@ class Succession:
         """Notes that ``worker`` is done with the pass before, and is in the loop's."""
         self._behind.discard(worker)
         self._delivered_before[worker] = self._delivered[worker]
+        self._ended.discard(worker)
+
+    def end(self, worker: int) -> None:
+        """Notes that ``worker`` has no more data in the pass that it is in."""
+        self._ended.add(worker)
 
     def generation_of(self, worker: int) -> int:
         """Returns the pass that ``worker`` is in."""
@@ -57,16 +63,14 @@ class Succession:
         """
         return worker in self._behind and not (self._is_stream or owes)
 
-    def takeover(self, worker: int, has_ended: bool) -> tuple[int, int]:
+    def takeover(self, worker: int) -> tuple[int, int]:
         """Returns what the successor of ``worker`` goes on from: `brief.Takeover.tag`, and what is to be skipped.
 
         In a map-style dataset that is the state of the random generators behind the last batch that was delivered. In
-        an iterable one it is the state at the beginning of the pass, and all that was delivered since is made again.
-
-        Args:
-            worker: which one has died.
-            has_ended: whether it has told that it has no more data in this pass; then the end is made again too.
+        an iterable one it is the state at the beginning of the pass, and all that was delivered since is made again, the
+        end too where it was told.
         """
         if not self._is_stream:
             return self._delivered[worker], 0
-        return self.generation_of(worker), self._delivered[worker] - self._delivered_before[worker] + has_ended
+        delivered = self._delivered[worker] - self._delivered_before[worker]
+        return self.generation_of(worker), delivered + (worker in self._ended)

@@ -17,6 +17,7 @@ def test_random_walks(is_stream: bool, seed: int) -> None:
     succession = Succession(len(workers), is_stream)
     delivered: list[list[int]] = [[] for _ in workers]  # the pass that each batch belongs to
     passes = [0 for _ in workers]
+    ended = [False for _ in workers]
     for _ in range(200):
         worker = draw.choice(workers)
         if succession.is_complete and draw.random() < 0.1:
@@ -24,15 +25,18 @@ def test_random_walks(is_stream: bool, seed: int) -> None:
         elif passes[worker] < succession.generation and draw.random() < 0.5:
             succession.resume(worker)
             passes[worker] += 1
+            ended[worker] = False
+        elif draw.random() < 0.1:
+            succession.end(worker)
+            ended[worker] = True
         else:
             succession.deliver(worker)
             delivered[worker].append(passes[worker])
         assert [succession.generation_of(one) for one in workers] == passes
         assert succession.is_complete == (set(passes) == {succession.generation})
-        has_ended = draw.random() < 0.5
         of_this_pass = delivered[worker].count(passes[worker])
-        expected = (passes[worker], of_this_pass + has_ended) if is_stream else (len(delivered[worker]), 0)
-        assert succession.takeover(worker, has_ended) == expected
+        expected = (passes[worker], of_this_pass + ended[worker]) if is_stream else (len(delivered[worker]), 0)
+        assert succession.takeover(worker) == expected
 
 
 def test_a_pass_that_is_left_to_be_finished_is_finished_first() -> None:

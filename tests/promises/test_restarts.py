@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import random
 import signal
@@ -30,6 +31,7 @@ from shmloader.slots.shared_state import SharedState
 from shmloader.workers.wire import ASK, BATCH, ENDED, RESUMED, Fields, Outbox, Token
 from tests.helpers.datasets import Images
 from tests.helpers.support import (
+    PATIENCE,
     assert_same,
     checksum,
     children,
@@ -546,6 +548,47 @@ def test_a_map_style_worker_dies_just_after_it_resumed() -> None:
 def test_a_streaming_worker_dies_just_after_it_resumed() -> None:
     setting = Setting(is_stream=True, persistent_workers=True, epochs=2)
     assert assert_survives(setting, [Kill("after resumed", 0)]) == 1
+
+
+class Uneven(IterableDataset[int]):
+    """A stream that ends soon in worker 1, which dies as the next pass begins, while worker 0 is in the one before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.died, self.replaced = folder / "died", folder / "replaced"
+        self.passes = 0
+
+    def init(self, worker: int) -> None:
+        if self.died.exists():
+            self.replaced.touch()
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        assert info is not None
+        self.passes += 1
+        if self.passes == 2 and info.id == 1:
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.samples(info.id)
+
+    def samples(self, worker: int) -> Iterator[int]:
+        for step in range(2 if worker else 8):
+            if step == 5 and self.passes == 1:
+                until = time.monotonic() + PATIENCE
+                while not self.replaced.exists() and time.monotonic() < until:
+                    time.sleep(0.001)
+            yield 100 * worker + step
+
+
+@pytest.mark.filterwarnings("ignore::shmloader.WorkerRestartWarning")
+def test_a_stream_that_has_ended_begins_anew_and_dies_before_the_others_are_done(tmp_path: Path) -> None:
+    data = Uneven(tmp_path)
+    loader = ShmDataLoader(
+        data, batch_size=None, num_workers=2, persistent_workers=True, worker_restarts=1, worker_init_fn=data.init
+    )
+    expected = [0, 100, 1, 101, 2, 3, 4, 5, 6, 7]
+    assert list(itertools.islice(loader, 6)) == expected[:6]
+    assert list(loader) == expected
+    assert data.replaced.exists()
 
 
 def test_a_stream_of_declared_samples_skips_with_its_collate_function() -> None:
