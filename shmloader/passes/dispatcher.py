@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,7 @@ class Dispatcher:
         self._succession = Succession(options.num_workers, source.is_stream)
         self._last_job = b""
         self._workers = workers
-        _open.add(self)
+        _open[id(self)] = weakref.ref(self)
 
     # -- passes --------------------------------------------------------------------------------------------------
 
@@ -360,7 +361,7 @@ class Dispatcher:
             return False
         with interrupts.deferred(hurry=self._workers.kill):
             self.is_open = False
-            _open.discard(self)
+            _open.pop(id(self), None)
             self._shared_state.stopped = True
             try:
                 self._workers.stop(self._stop_token(0), grace)
@@ -369,7 +370,9 @@ class Dispatcher:
         return True
 
 
-_open: set[Dispatcher] = set()  # they leave it when they close; a WeakSet's callback would swallow a Ctrl-C
+# Not held: by the user's dataset or collate function a dispatcher may refer to whoever owns its iterator, who could
+# never be collected. With no callback, which would swallow a Ctrl-C: each takes itself out.
+_open: dict[int, weakref.ref[Dispatcher]] = {}
 
 
 def close_all() -> None:
@@ -377,13 +380,17 @@ def close_all() -> None:
 
     multiprocessing would terminate the workers too, but later, and joins without a time limit.
     """
-    for dispatcher in list(_open):
+    for dispatcher in _all_open():
         dispatcher.close()
+
+
+def _all_open() -> list[Dispatcher]:
+    return [dispatcher for one in list(_open.values()) if (dispatcher := one()) is not None]
 
 
 def _close_in_child() -> None:
     # Workers, slots and tokens are the parent's: here, nothing of them may be touched.
-    for dispatcher in list(_open):
+    for dispatcher in _all_open():
         dispatcher.is_open = False
     _open.clear()
 

@@ -29,7 +29,7 @@ import torch.utils.dlpack
 
 from shmloader import HeldBatchesWarning, LoaderStatistics, ShmDataLoader
 from tests.helpers.datasets import Mapped
-from tests.helpers.support import assert_same, detached, let_stock_end, mappings
+from tests.helpers.support import assert_same, children, detached, let_stock_end, mappings
 
 pytestmark = pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
 
@@ -344,6 +344,35 @@ def test_an_iterator_in_a_cycle_is_ended_by_a_collection(frequent_collections: N
         del source, iterator, box
     gc.collect()
     assert mappings() == 0
+
+
+class Owner:
+    """Owns a loader that calls it back, from where the loop's process keeps what workers are made of."""
+
+    def __init__(self, persistent_workers: bool) -> None:
+        self.loader = ShmDataLoader(
+            Mapped(sample, 80),
+            batch_size=8,
+            num_workers=2,
+            collate_fn=self.collate,
+            persistent_workers=persistent_workers,
+        )
+        self.iterator = iter(self.loader)
+        next(self.iterator)
+
+    def collate(self, samples: list[Any]) -> Any:
+        return torch.utils.data.default_collate(samples)
+
+
+@pytest.mark.parametrize("persistent_workers", [False, True])
+def test_an_owner_that_its_loader_calls_back_is_collected(persistent_workers: bool) -> None:
+    owner = Owner(persistent_workers)
+    is_there = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert is_there() is None
+    assert mappings() == 0
+    assert children() == set()
 
 
 def test_an_iterator_that_has_met_an_error_ends_with_its_last_reference() -> None:
