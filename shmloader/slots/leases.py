@@ -85,9 +85,18 @@ class Leases:
         ended = self._ended
         while ended:
             lease = ended.popleft()
-            del self._live[lease.slot]
-            leases.append(lease)
+            if self._live.get(lease.slot) is lease:  # else it was found before
+                del self._live[lease.slot]
+                leases.append(lease)
         return leases
+
+    def find_ended(self) -> None:
+        """Notes the leases that have ended and did not say so.
+
+        A collection that finds blocks to be garbage together with their leases calls no callback. The pool may be in
+        use all the same, by the finalizer that closes it.
+        """
+        self._ended.extend([lease for lease in list(self._live.values()) if lease() is None])
 
     def drain(self) -> list[int]:
         """Returns the slots that are free again, since their leases have ended, since the last call."""

@@ -54,6 +54,22 @@ def test_every_tensor_is_page_locked_where_it_is(
     assert statistics.copies == 0
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_a_pool_that_is_garbage_together_with_its_batches(driver: simulated.Driver, is_pinned: bool) -> None:
+    orphans.tidy()
+    before = len(orphans._all)
+    source = loader(pin_memory=is_pinned)
+    box: list[Any] = [source, next(iter(source)), next(iter(source))]
+    assert bool(driver.ranges) == is_pinned
+    box.append(box)
+    del source, box
+    gc.collect()
+    driver.device.finish()
+    orphans.tidy()
+    assert driver.ranges == {}
+    assert len(orphans._all) <= before
+
+
 @pytest.mark.usefixtures("_resource_tracker")
 def test_spawned_workers(driver: simulated.Driver) -> None:
     source = loader(multiprocessing_context="spawn", num_workers=1)
