@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
 import os
 import select
 import signal
@@ -19,7 +20,8 @@ from .wire import PipeEnd
 _SILENCE_SECONDS = 0.1
 _LIMIT_SECONDS = 1.0
 _FRAMES = 12
-_OWN_FRAMES = os.path.join("shmloader", "workers", "process_main.py")  # noqa: PTH118 - a part of a path, as text
+# What calls the user's code, and what calls that; parts of paths, as text.
+_OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in ("batch_maker.py", "process_main.py")]  # noqa: PTH118
 
 
 def answer(outlet: PipeEnd) -> None:
@@ -49,8 +51,8 @@ class TracebackPipe:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGURG)
         frames = [line.strip() for line in self._read(_SILENCE_SECONDS).splitlines() if line.startswith("  File ")]
-        own = next((number for number, frame in enumerate(frames) if _OWN_FRAMES in frame), len(frames))
-        return frames[: min(own, _FRAMES)]
+        users = itertools.takewhile(lambda frame: not any(own in frame for own in _OWN_FRAMES), frames)
+        return list(itertools.islice(users, _FRAMES))
 
     def _read(self, silence: float) -> str:
         poll = select.poll()

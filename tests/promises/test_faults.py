@@ -623,6 +623,22 @@ def test_a_timeout_is_as_long_as_the_loader_says(make_trap: MakeTrap) -> None:
         next(iterator)
 
 
+def test_a_timeout_shows_no_frames_of_the_loader(make_trap: MakeTrap) -> None:
+    trap = make_trap("hang", "first sample")
+    iterator: Any = iter(make(trap, timeout=60))
+    assert checked(next(iterator)) == 0
+    trap.wait(pids(iterator)[VICTIM])
+    iterator._timeout = 0.1
+    assert_tells(iterator, (r"\n    File .*, line \d+ in fetch(\n|$)",), pids(iterator)[VICTIM])
+    with pytest.raises(WorkerTimeoutError) as caught:
+        next(iterator)
+    assert str(Path("shmloader", "workers")) not in str(caught.value)
+    del caught
+    trap.disarm()
+    trap.release()
+    assert [checked(patient_next(iterator)) for _ in ALL[1:]] == ALL[1:]
+
+
 def patient_next(iterator: Iterator[Any]) -> Any:
     """Returns the next batch, however long the machine takes for it; the suite's time limit bounds that."""
     while True:
