@@ -54,6 +54,10 @@ _IN_SKELETON = next_tensor, ()
 # What is pickled with no code of the user's.
 _CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, OrderedDict, BuiltinFunctionType}
 
+# Stock's queues pickle by Python's default protocol. Up to Python 3.13 it makes arrays native, contiguous and writable;
+# from 3.14 on they arrive as they are.
+_ARRAYS_STAY = pickle.DEFAULT_PROTOCOL >= 5
+
 # A tensor with gaps between its elements is copied with them while its extent is at most this many times its elements;
 # beyond, moving the gaps costs more than the strides are worth, and it arrives contiguous.
 _MAX_GAPS = 2
@@ -226,10 +230,14 @@ class _Pickler(pickle.Pickler):
         self.tensors.clear()
         self.buffers.clear()
 
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Puts a buffer into the slot, or returns True: one that is to arrive read-only goes by value."""
         raw = buffer.raw()
+        if raw.readonly and _ARRAYS_STAY:
+            return True
         offset = self.writer.reserve(raw.nbytes)
         self.buffers.append((memoryview(bytes(raw)) if self._runs_code else raw, offset))
+        return False
 
     def _expect_code(self) -> None:
         """Copies what was taken so far, and what comes: code of the user's may write there before all is pickled."""
@@ -262,18 +270,23 @@ class _Pickler(pickle.Pickler):
             return self._reduce_parameter(obj) if kind is torch.nn.Parameter else reduce_any_tensor(obj)
         if kind is Own:
             return self._reduce_tensor(obj.tensor)
-        if kind is np.ndarray and not obj.dtype.isnative:
-            return obj.__reduce__()  # by value, which makes it native, as it does in stock's queues
-        if (kind is np.ndarray or kind is np.memmap) and not obj.dtype.hasobject:
-            # Behind stock's queues arrays are in the order of C or Fortran, and not read-only.
-            if not obj.flags.forc:
-                return obj.copy(order="C").__reduce_ex__(5)
-            if not obj.flags.writeable:
-                return obj.copy(order="K").__reduce_ex__(5)
+        if (kind is np.ndarray or kind is np.memmap) and not _ARRAYS_STAY:
+            return self._reduce_array(obj, kind)
         if isinstance(obj, torch.storage.TypedStorage):
             return torch_private.typed_storage, (torch_private.untyped_storage(obj), obj.dtype)
         if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
             return torch.Tensor.untyped_storage, (Own(bytes_of(obj)),)
+        return NotImplemented
+
+    def _reduce_array(self, array: np.ndarray[Any, Any], kind: type) -> Any:
+        """Does to an array what protocol 4 does to it."""
+        if kind is np.ndarray and not array.dtype.isnative:
+            return array.__reduce__()  # by value, which makes it native
+        if not array.dtype.hasobject:
+            if not array.flags.forc:
+                return array.copy(order="C").__reduce_ex__(5)
+            if not array.flags.writeable:
+                return array.copy(order="K").__reduce_ex__(5)
         return NotImplemented
 
     # What is registered for tensors sees a parameter whole in torch's queues, or not at all.

@@ -201,7 +201,7 @@ def way_of(dataset: Any) -> Way | None:
 def _defines(kind: type, method: str) -> bool:
     for base in kind.__mro__:
         if method in vars(base):
-            return True
+            return vars(base)[method] is not None  # None says that there is none, as with methods of Python's own
         if "__getitem__" in vars(base) or "__getitems__" in vars(base):
             return False
     return False

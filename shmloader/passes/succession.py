@@ -67,8 +67,8 @@ class Succession:
         """Returns what the successor of ``worker`` goes on from: `brief.Takeover.tag`, and what is to be skipped.
 
         In a map-style dataset that is the state of the random generators behind the last batch that was delivered. In
-        an iterable one it is the state at the beginning of the pass, and all that was delivered since is made again, the
-        end too where it was told.
+        an iterable one it is the state at the beginning of the pass, and all that was delivered since is made again,
+        the end too where it was told.
         """
         if not self._is_stream:
             return self._delivered[worker], 0

@@ -131,7 +131,7 @@ def test_an_exception_is_a_fault_in_the_slot() -> None:
     assert done.contents is Contents.FAULT
     made = Made(slot, done.offset, done.nbytes, is_fault=True)
     maker.pool.ready(made)
-    assert isinstance(maker.pool._copy(made), WorkerFault)
+    assert isinstance(maker.pool._copy(made, made), WorkerFault)
 
 
 class Two(IterableDataset[int]):
