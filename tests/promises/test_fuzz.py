@@ -113,6 +113,7 @@ class Recorder:
             seed_everything(self._scenario.seed)
             with warnings.catch_warnings(record=True) as self._caught:
                 warnings.simplefilter("always")
+                warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # a fork beside stock's threads
                 passes = [*self._play(), Pass(self._step("over"))]
             for step in [step for one in passes for step in one.steps if isinstance(step.value, Kept)]:
                 step.value = step.value.contents()
