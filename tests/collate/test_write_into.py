@@ -461,6 +461,12 @@ class InheritingInBatches(WholeBatches):
         return [(image(index) + 1, index) for index in indices]
 
 
+class OptingOut(WholeBatches):
+    """Says in Python's usual way that it does not have what it inherits."""
+
+    __getitems_into__ = None  # type: ignore[assignment]
+
+
 class Strings(WholeBatches):
     def __getitem__(self, index: int) -> Any:
         return *super().__getitem__(index), "name"
@@ -524,6 +530,7 @@ def test_arrays_of_another_length_than_the_dataset(make: Any) -> None:
     [
         Inheriting,
         InheritingInBatches,
+        OptingOut,
         Instructed,
         instructed_rows,
         lambda: Subset(instructed_rows(), range(30)),
