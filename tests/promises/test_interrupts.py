@@ -210,6 +210,8 @@ def test_an_interrupt_within_the_fork_beside_other_threads(nth: int) -> None:
     """The main thread has the signal blocked; the other one takes it, and its handler runs in the main one."""
     code = f"""
         import signal
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's of forks beside threads
         forks = 0
         fork = os.fork
         def interrupted():
