@@ -75,7 +75,7 @@ def arrays_over(places: Sequence[Place], block: Block) -> list[Array]:
 
 def viewer(places: Sequence[Place]) -> _ToTensors:
     """Returns what makes views of a block, each with a storage of its own that ends where its elements end."""
-    if not all(place.dtype in TO_NUMPY and 0 not in place.shape for place in places):
+    if not _are_plain(places):
         makers = list(map(_view_maker, places))
         return lambda block: [make(block) for make in makers]
     # All in one loop, since this is what most batches cost.
@@ -83,6 +83,11 @@ def viewer(places: Sequence[Place]) -> _ToTensors:
     return lambda block: [
         _from_numpy(_ndarray(shape, dtype, block, offset, steps)) for shape, dtype, offset, steps in arguments
     ]
+
+
+def _are_plain(places: Sequence[Place]) -> bool:
+    """Whether each tensor is all that `torch.from_numpy` makes of its array."""
+    return all(place.dtype in TO_NUMPY and 0 not in place.shape for place in places)
 
 
 def _view_maker(place: Place) -> _ToTensor:
@@ -102,18 +107,13 @@ def _without_elements(place: Place) -> torch.Tensor:
 
 def copier(places: Sequence[Place]) -> _ToTensors:
     """Returns what copies tensors out of a block, each to memory of its own, with its strides."""
-    copiers = [_copies_of([place], slice(place.offset, place.offset + place.nbytes)) for place in places]
-    return lambda block: [copy(block)[0] for copy in copiers]
-
-
-def _copies_of(places: Sequence[Place], where: slice) -> _ToTensors:
-    """Returns what makes tensors over a copy of a part of a block."""
-    view = viewer([place._replace(offset=place.offset - where.start) for place in places])
+    ranges = [slice(place.offset, place.offset + place.nbytes) for place in places]
+    make = _views_of([place._replace(offset=0) for place in places], range(len(places)))
 
     def copy(block: Block) -> list[torch.Tensor]:
-        memory = block[where].copy()
-        tensors = view(memory)
-        for tensor in tensors:
+        copies = [block[one].copy() for one in ranges]
+        tensors = make(copies)
+        for tensor, memory in zip(tensors, copies, strict=True):
             hold(tensor.untyped_storage(), memory)
         return tensors
 
@@ -122,30 +122,39 @@ def _copies_of(places: Sequence[Place], where: slice) -> _ToTensors:
 
 def lender(places: Sequence[Place], apart: Sequence[range]) -> _ToTensors:
     """Returns what makes views of a block, or of copies of the ranges ``apart`` of it."""
-    if not apart:
-        return viewer(places)
-    groups: list[list[int]] = [[] for _ in (None, *apart)]  # numbers of places: the views first, then by range
-    for number, place in enumerate(places):
-        group = next((n for n, one in enumerate(apart, 1) if place.nbytes and place.offset in one), 0)
-        groups[group].append(number)
-    view = viewer([places[number] for number in groups[0]])
-    copies = [
-        _copies_of([places[number] for number in group], slice(one.start, one.stop))
-        for group, one in zip(groups[1:], apart, strict=True)
-        if group  # else there are only other things than tensors in that range
+    # For each place the number of its block: 0 is all of it, the others are the copies.
+    numbers = [
+        next((n for n, one in enumerate(apart, 1) if place.nbytes and place.offset in one), 0) for place in places
     ]
-    made = [number for group in groups for number in group]
-    numbers = list(range(len(places)))
-    order = [made.index(number) for number in numbers]
-    is_in_order = order == numbers
+    copied = [(place, n) for place, n in enumerate(numbers) if n]
+    if not copied:
+        return viewer(places)
+    ranges = [slice(one.start, one.stop) for one in apart]
+    starts = [0, *(one.start for one in apart)]
+    moved = [place._replace(offset=place.offset - starts[n]) for place, n in zip(places, numbers, strict=True)]
+    make = _views_of(moved, numbers)
 
     def lend(block: Block) -> list[torch.Tensor]:
-        tensors = view(block)
-        for copy in copies:
-            tensors += copy(block)
-        return tensors if is_in_order else [tensors[number] for number in order]
+        blocks = [block]
+        for one in ranges:
+            blocks.append(block[one].copy())  # noqa: PERF401 - twice as fast as to extend, for one or two
+        tensors = make(blocks)
+        for place, n in copied:
+            hold(tensors[place].untyped_storage(), blocks[n])
+        return tensors
 
     return lend
+
+
+def _views_of(places: Sequence[Place], numbers: Sequence[int]) -> Callable[[list[Block]], list[torch.Tensor]]:
+    """Returns what makes views as `viewer` does, but of several blocks, of which ``numbers`` has one for each place."""
+    if not _are_plain(places):
+        makers = [(n, _view_maker(place)) for n, place in zip(numbers, places, strict=True)]
+        return lambda blocks: [make(blocks[n]) for n, make in makers]
+    arguments = [(n, *place.array_arguments()) for n, place in zip(numbers, places, strict=True)]
+    return lambda blocks: [
+        _from_numpy(_ndarray(shape, dtype, blocks[n], offset, steps)) for n, shape, dtype, offset, steps in arguments
+    ]
 
 
 def small_ranges(extents: Sequence[Extent]) -> list[range]:

@@ -265,6 +265,15 @@ class Pool:
         Raises:
             Exception: making the batch raised it; the job could not be sent; or what unpickling the batch raises.
         """
+        if isinstance(result, Made) and not result.is_fault:
+            self.batches += 1
+            if self._ledger.lend(result.slot):
+                block = self.arena.block(result.slot, result.tail_offset + result.tail_bytes)
+                lease = self._leases.open(result.slot, block)
+                return self._unpacker.views(block, result.tail_offset, result.tail_bytes), lease
+            self.copies += 1
+            self._copy_notice.note(result.tail_offset + result.tail_bytes)
+            return self._copy(result, result), None
         if isinstance(result, Unsent):
             raise result.error
         packed = result.made if isinstance(result, Retained) else result
@@ -272,13 +281,6 @@ class Pool:
             fault: WorkerFault = self._copy(packed, result)
             fault.reraise()
         self.batches += 1
-        if isinstance(result, Made):
-            if self._ledger.lend(result.slot):
-                block, offset, nbytes = self._where(result)
-                lease = self._leases.open(result.slot, block)
-                return self._unpacker.views(block, offset, nbytes), lease
-            self.copies += 1
-            self._copy_notice.note(result.tail_offset + result.tail_bytes)
         return self._copy(packed, result), None
 
     def settle(self, lease: Lease) -> None:
