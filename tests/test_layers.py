@@ -33,7 +33,7 @@ WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
     "observe": ["statistics"],
-    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts succession"],
+    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts worker_progress"],
     "workers": [
         "processes",
         "process_main",
@@ -56,7 +56,7 @@ WINGS = {
 }  # fmt: skip
 
 PURE = [
-    "slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "passes/succession.py", "batches/spec.py",
+    "slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py", "batches/spec.py",
     "batches/structure.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {

@@ -1,7 +1,7 @@
 """Jobs go out to the workers, tokens come in, and batches leave in their turn.
 
 Here the parts of a pass meet: the schedule says which worker is asked, the pool where the batch goes, the workers carry
-the tokens, and the succession what is begun again when one of them dies.
+the tokens, and their progress says what is begun again when one of them dies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from . import diagnosis
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
 from .schedule import Schedule
-from .succession import Succession
+from .worker_progress import WorkerProgress
 
 # What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
 _IMPATIENCE_SECONDS = 0.1
@@ -81,7 +81,7 @@ class Dispatcher:
         self._schedule = self._new_schedule()
         self._restarts = RestartPolicy(options.worker_restarts, restart_count)
         self._requests = GrowthRequests(pool)
-        self._succession = Succession(options.num_workers, source.is_stream)
+        self._progress = WorkerProgress(options.num_workers, source.is_stream)
         self._last_job = b""
         self._workers = workers
         _open[id(self)] = weakref.ref(self)
@@ -133,11 +133,11 @@ class Dispatcher:
         self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
         self._shared_state.shared_seed = shared_seed or 0
         self._drop_batches()
-        self._succession.begin_pass()
+        self._progress.begin_pass()
         self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
         for number in range(self._options.num_workers):
             self._tell(number, wire.RESUME)
-        while not self._succession.is_complete:
+        while not self._progress.is_complete:
             self.receive(timeout)
             self._drop_batches()
         self._pool.withdraw_all()
@@ -166,7 +166,7 @@ class Dispatcher:
             return
         self._last_job = job
         task = self._schedule.send(number, job, slot)
-        generation = self._succession.generation
+        generation = self._progress.generation
         self._workers.send(number, (wire.JOB, 0, number, generation, slot, task.seq, room, 0, len(job)))
 
     def dismiss_idle(self) -> None:
@@ -229,7 +229,7 @@ class Dispatcher:
     def _handle(self, tokens: list[Token]) -> int:
         ended = 0
         for token in tokens:
-            is_current = token.generation == self._succession.generation
+            is_current = token.generation == self._progress.generation
             if token.kind == wire.BATCH or token.kind == wire.FAULT:
                 self._arrive(token, is_current)
             elif token.kind == wire.ASK:
@@ -242,7 +242,7 @@ class Dispatcher:
         return ended
 
     def _arrive(self, token: Token, is_current: bool) -> None:
-        self._succession.deliver(token.worker)
+        self._progress.deliver(token.worker)
         made = Made(token.slot, token.offset, token.nbytes, token.kind == wire.FAULT)
         self._pool.ready(made)
         result: Result = Retained(made, token.worker) if token.is_retained else made
@@ -253,21 +253,21 @@ class Dispatcher:
             self._schedule.forget(token.seq)
 
     def _resumed(self, number: int) -> None:
-        self._succession.resume(number)
+        self._progress.resume(number)
         self._shared_state.idle(number)  # what it began last was another pass's
 
     def _end_worker(self, token: Token) -> None:
-        self._succession.end(token.worker)
+        self._progress.end(token.worker)
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_retained:
                 self._pool.retain(task.slot, token.worker)
             else:
                 self._pool.withdraw(task.slot)
-        if token.generation == self._succession.generation and not self._options.persistent:
+        if token.generation == self._progress.generation and not self._options.persistent:
             self._workers.dismiss(token.worker, self._stop_token(token.worker))
 
     def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, room: int = 0) -> None:
-        self._workers.send(number, (kind, 0, number, self._succession.generation, slot, seq, room, 0, 0))
+        self._workers.send(number, (kind, 0, number, self._progress.generation, slot, seq, room, 0, 0))
 
     def _send_all(self, replies: list[Reply]) -> None:
         """Sends replies; one that cannot be sent does not stop the others."""
@@ -276,7 +276,7 @@ class Dispatcher:
                 stack.callback(self._tell, *reply)
 
     def _stop_token(self, number: int) -> Token:
-        return Token(wire.STOP, 0, number, self._succession.generation)
+        return Token(wire.STOP, 0, number, self._progress.generation)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -290,14 +290,14 @@ class Dispatcher:
             slots_to_map=self._pool.populated_slots,
             bytes_to_map=self._pool.populated_bytes,
             saves_rng_state=self._options.worker_restarts > 0,
-            generation=self._succession.generation,
+            generation=self._progress.generation,
         )
 
     def _bury(self, number: int) -> None:
         """Replaces a worker that has ended, if it may."""
         text = diagnosis.death(number, self._workers, self._schedule, self._shared_state)
         at = diagnosis.current(number, self._schedule, self._shared_state)
-        refusal = self._restarts.refusal(at[0].seq if at is not None else None, self._succession.generation_of(number))
+        refusal = self._restarts.refusal(at[0].seq if at is not None else None, self._progress.generation_of(number))
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:
@@ -321,13 +321,13 @@ class Dispatcher:
         self._requests.forget(number)
         self._pool.inherit(number, [task.slot for task in owed])
         self._shared_state.idle(number)
-        if self._succession.may_skip_to_the_pass(number, bool(owed)):
+        if self._progress.may_skip_to_the_pass(number, bool(owed)):
             self._resumed(number)
         # Where the pass before is still to be finished, that comes first, and then this one as for all others.
-        generation = self._succession.generation_of(number)
-        is_behind = generation < self._succession.generation
+        generation = self._progress.generation_of(number)
+        is_behind = generation < self._progress.generation
         source = self._source_before if is_behind else self._source
-        takeover = Takeover(*self._succession.takeover(number), self._last_job)
+        takeover = Takeover(*self._progress.takeover(number), self._last_job)
         brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
         self._workers.replace(brief)
         for task in owed:

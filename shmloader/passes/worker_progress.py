@@ -7,7 +7,7 @@ that dies meanwhile leaves a pass to be finished before the next.
 from __future__ import annotations
 
 
-class Succession:
+class WorkerProgress:
     """Which pass each worker is in, and what it has delivered, together with those that it succeeds.
 
     Args:
