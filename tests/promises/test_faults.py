@@ -703,8 +703,9 @@ def test_a_ctrl_c_in_workers_is_not_written_where_the_parent_has_its_signals_wri
         before = signal.set_wakeup_fd(writer.fileno())
         try:
             assert len(list(ShmDataLoader(Mapped(interrupted, 4), num_workers=2))) == 4
-            with pytest.raises(BlockingIOError):
-                reader.recv(1)
+            writer.send(b"\0")  # that there is something to read
+            # But perhaps SIGCHLD, which torch's own loader has a handler for.
+            assert signal.SIGINT not in reader.recv(100)
         finally:
             signal.set_wakeup_fd(before)
 
