@@ -45,6 +45,8 @@ The keys of the JSON: python -m pydoc shmloader.cli.bench.report
 # What shells report of a program that Ctrl-C has ended.
 _INTERRUPTED = 130
 
+_SEEDS = 1 << 64  # how many torch's generators know
+
 
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds ``bench`` and its options."""
@@ -61,7 +63,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     _add_loader_options(parser.add_argument_group("the loaders' arguments, where MODULE:CALLABLE does not set them"))
     add("--batches", type=positive, metavar="N", help="batches a round; default: as many as take about a second")
     add("--rounds", type=positive, default=5, metavar="N", help="rounds, each with both loaders; default: 5")
-    add("--seed", type=natural, default=0, metavar="N", help="seed of every generator; default: 0")
+    add("--seed", type=_seed, default=0, metavar="N", help="seed of every generator; default: 0")
     add("--json", action="store_true", help="print JSON, and nothing else, on stdout")
 
 
@@ -72,6 +74,13 @@ def _add_loader_options(group: argparse._ArgumentGroup) -> None:
     add("--prefetch-factor", type=positive, metavar="N", help="batches that each worker loads ahead; default: 2")
     add("--persistent-workers", action="store_const", const=True, help="keep the workers from pass to pass")
     add("--shuffle", action="store_const", const=True, help="draw indices in random order")
+
+
+def _seed(text: str) -> int:
+    seed = natural(text)
+    if seed >= _SEEDS:
+        raise argparse.ArgumentTypeError("must be less than 2**64")
+    return seed
 
 
 def _run(args: argparse.Namespace) -> int:

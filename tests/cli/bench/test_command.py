@@ -129,6 +129,7 @@ _BAD_USAGE = [
     (["{user}:Images", "--rounds", "0"], "--rounds: must be 1 or more"),
     (["{user}:Images", "--num-workers", "-1"], "--num-workers: must be 0 or more"),
     (["{user}:Images", "--batches", "few"], "'few' is not a whole number"),
+    (["{user}:Images", "--seed", str(1 << 64)], "--seed: must be less than 2**64"),
     (["{user}:Images", "--fast"], "unrecognized arguments: --fast"),
 ]
 
