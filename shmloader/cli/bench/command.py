@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
@@ -84,8 +85,11 @@ def _seed(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # What the user's code prints, in forked workers too, is no JSON.
+    noise = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     try:
-        report = _measure(args)
+        with noise:
+            report = _measure(args)
     except KeyboardInterrupt:
         return _INTERRUPTED  # who ends it knows where, and needs no traceback
     print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")

@@ -38,6 +38,15 @@ class Processes(Images):
         return index, os.getpid()
 
 
+class Chatty(Images):
+    def __init__(self):
+        print("made")
+
+    def __getitem__(self, index):
+        print("reading", index)
+        return index
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from range(24)

@@ -63,6 +63,15 @@ def test_a_stream_of_unknown_length_is_timed(user: str, capsys: pytest.CaptureFi
     assert found["compared_batches"] == 6
 
 
+def test_json_is_all_that_stdout_gets(user: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for workers in ("0", "1"):
+        assert main(["bench", f"{user}:Chatty", *_QUICK, "--num-workers", workers, "--json"]) == 0
+        captured = capfd.readouterr()
+        assert json.loads(captured.out)["equal"] is True
+        assert "made\n" in captured.err
+        assert "reading 0\n" in captured.err
+
+
 def test_the_table_says_it_all(user: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", f"{user}:Namespace.images", *_QUICK, "--prefetch-factor", "1", "--seed", "5"]) == 0
     captured = capsys.readouterr()
