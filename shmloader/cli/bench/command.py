@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -92,8 +93,12 @@ def _run(args: argparse.Namespace) -> int:
             report = _measure(args)
     except KeyboardInterrupt:
         return _INTERRUPTED  # who ends it knows where, and needs no traceback
-    print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
-    sys.stdout.flush()
+    try:
+        print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who has ended the reader knows; Python would try once more at its exit, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

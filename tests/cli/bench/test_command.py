@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -172,6 +173,15 @@ def test_errors_of_the_users_own_code_propagate(user: str) -> None:
 def test_an_interrupt_needs_no_traceback(user: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", f"{user}:interrupted"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_reader_that_has_gone_needs_no_traceback(user: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        command = [sys.executable, "-m", "shmloader", "bench", f"{user}:Images", *_QUICK, "--num-workers", "0"]
+        ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_help_and_module_entry() -> None:
