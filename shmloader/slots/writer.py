@@ -210,11 +210,6 @@ class SlotWriter:
         start = self._arena.start(self._slot) + offset
         self._arena.memory[start : start + len(data)] = data
 
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Returns bytes that were written at ``offset``."""
-        start = self._arena.start(self._slot) + offset
-        return self._arena.memory[start : start + nbytes]
-
     def view(self, offset: int, nbytes: int) -> Block:
         """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""
         return np.ndarray((nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset)
