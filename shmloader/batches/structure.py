@@ -25,13 +25,19 @@ class Parts(NamedTuple):
 
     Attributes:
         whole: the container.
-        paths: how one writes each part behind the container's name: ``['image']``, ``[0]``, ``.label``.
+        keys: by what it has them: a mapping's keys, positions, the names of fields.
         values: the parts.
     """
 
     whole: Any
-    paths: list[str]
+    keys: Sequence[Any]
     values: list[Any]
+
+    @property
+    def paths(self) -> list[str]:
+        """How one writes each part behind the container's name: ``['image']``, ``[0]``, ``.label``."""
+        is_indexed = isinstance(self.whole, (Mapping, Sequence))
+        return [f"[{key!r}]" if is_indexed else f".{key}" for key in self.keys]
 
     @property
     def is_bare(self) -> bool:
@@ -46,7 +52,7 @@ class Parts(NamedTuple):
         its parts becomes a plain one.
         """
         if isinstance(self.whole, Mapping):
-            return _as_mapping(self.whole, values)
+            return _as_mapping(self, values)
         return _as_sequence(self.whole, values) if isinstance(self.whole, Sequence) else _as_dataclass(self, values)
 
 
@@ -58,12 +64,12 @@ def take_apart(whole: Any, with_dataclasses: bool = False) -> Parts | None:
         with_dataclasses: whether the fields of a dataclass are parts too.
     """
     if isinstance(whole, Mapping):
-        return Parts(whole, [f"[{key!r}]" for key in whole], list(whole.values()))
+        return Parts(whole, list(whole), list(whole.values()))
     if isinstance(whole, Sequence):
-        return None if isinstance(whole, _FLAT) else Parts(whole, [f"[{n}]" for n in range(len(whole))], list(whole))
+        return None if isinstance(whole, _FLAT) else Parts(whole, range(len(whole)), list(whole))
     if with_dataclasses and dataclasses.is_dataclass(whole) and not isinstance(whole, type):
         names = [field.name for field in dataclasses.fields(whole) if hasattr(whole, field.name)]
-        return Parts(whole, [f".{name}" for name in names], [getattr(whole, name) for name in names])
+        return Parts(whole, names, [getattr(whole, name) for name in names])
     return None
 
 
@@ -128,8 +134,8 @@ def _joined(parts: list[Join]) -> Callable[[Iterator[Any]], list[Any]]:
     return lambda leaves: [part(leaves) for part in parts]
 
 
-def _as_mapping(whole: Any, values: list[Any]) -> Any:
-    items = dict(zip(whole, values, strict=True))
+def _as_mapping(parts: Parts, values: list[Any]) -> Any:
+    whole, items = parts.whole, dict(zip(parts.keys, values, strict=True))
     try:
         if not isinstance(whole, MutableMapping):
             return type(whole)(items)
@@ -156,6 +162,6 @@ def _as_sequence(whole: Any, values: list[Any]) -> Any:
 
 def _as_dataclass(parts: Parts, values: list[Any]) -> Any:
     clone = copy.copy(parts.whole)
-    for path, value in zip(parts.paths, values, strict=True):
-        object.__setattr__(clone, path[1:], value)  # frozen ones too
+    for name, value in zip(parts.keys, values, strict=True):
+        object.__setattr__(clone, name, value)  # frozen ones too
     return clone

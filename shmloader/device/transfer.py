@@ -14,7 +14,7 @@ What moves when:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -185,8 +185,7 @@ class _Transfer:
         parts = None if _can_move(data) else take_apart(data, with_dataclasses=True)
         if parts is None:
             return change(data)
-        has_plain_keys = not isinstance(data, Mapping) or all(type(key) in _VALUES for key in data)
-        self.is_alone &= parts.is_bare and has_plain_keys
+        self.is_alone &= parts.is_bare and all(type(key) in _VALUES for key in parts.keys)
         changed = [self._rebuilt(part, change) for part in parts.values]
         if all(new is old for new, old in zip(changed, parts.values, strict=True)):
             return data
