@@ -41,8 +41,19 @@ def _spare_what_stays_from_being_searched() -> None:
 def _leaves_nothing_behind() -> Iterator[None]:
     before = holdings()
     yield
+    forget_the_last_failure()
     let_stock_end()
     assert holdings() == before
+
+
+def forget_the_last_failure() -> None:
+    """Lets go of the frames of a test that failed: pytest keeps them for debuggers, and they hold loaders alive.
+
+    Every later test that looks for children would fail because of that one.
+    """
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
 
 
 @pytest.fixture

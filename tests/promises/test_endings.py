@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -234,6 +235,8 @@ def test_no_named_shared_memory() -> None:
 
 def files_in_shared_memory(pid: int) -> set[str]:
     """Returns what a process maps or has open of /dev/shm, where others come and go meanwhile."""
-    mapped = {line.split(None, 5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
-    opened = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
-    return {name for name in mapped | opened if name.startswith("/dev/shm/")}
+    names = {line.split(None, 5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a file that the worker has closed since it was listed
+            names.add(str(link.readlink()))
+    return {name for name in names if name.startswith("/dev/shm/")}
