@@ -37,6 +37,7 @@ WINGS = {
     "workers": [
         "processes",
         "process_main",
+        "job_loop",
         "batch_maker interface process_start tracebacks",
         "brief wire seeding parent_watch cpu_policy jobs",
     ],

@@ -108,6 +108,7 @@ class BatchMaker:
         else:
             collate_fn = self.writer.lending_to(source.collate_fn)
         self._collate = collate_fn
+        self._shuffle(source.shared_seed)
         self._check: CheckedCollate | None = None
         if source.sample_spec is not None:
             self._check = self._collate = CheckedCollate(collate_fn, source.sample_spec, source.auto_collation)
@@ -126,10 +127,10 @@ class BatchMaker:
 
     def begin_pass(self, shared_seed: int) -> None:
         """Begins another pass."""
-        self.shuffle(shared_seed)
+        self._shuffle(shared_seed)
         self._begin_pass(is_first=False)
 
-    def shuffle(self, shared_seed: int | None) -> None:
+    def _shuffle(self, shared_seed: int | None) -> None:
         """Shuffles an IterDataPipe, as torch's worker loop does at the beginning of each pass."""
         if isinstance(self.dataset, IterDataPipe):
             assert shared_seed is not None

@@ -1,4 +1,4 @@
-"""A worker process: tokens in, batches made, tokens out.
+"""A worker process: what is set up in it before its job loop runs, and how it ends.
 
 What user code can observe here is torch's worker loop: seeds, `get_worker_info`, thread count, and process name
 (torch/utils/data/_utils/worker.py says what they are).
@@ -20,14 +20,14 @@ import torch
 from shmloader import process_exit, torch_private
 from shmloader.errors import PoolMemoryError
 from shmloader.slots import fork_copies, moved_storages
+from shmloader.slots.writer import SlotWriter
 
-from . import parent_watch, seeding, tracebacks, wire
-from .batch_maker import BatchMaker, Shortage
+from . import parent_watch, seeding, tracebacks
+from .batch_maker import BatchMaker
 from .brief import Brief
 from .cpu_policy import PolicyTrial
-from .wire import Inbox, Link, Token
-
-_KINDS = (wire.BATCH, wire.FAULT, wire.ENDED)  # by `batch_maker.Contents`
+from .job_loop import JobLoop
+from .wire import Inbox, Link
 
 
 def run(orders: tuple[Brief, Link]) -> None:
@@ -48,11 +48,15 @@ def run(orders: tuple[Brief, Link]) -> None:
     _prepare_process()
     seeding.seed(brief.source.base_seed, brief.worker)
     try:
-        worker = _Worker(brief, link)
-        worker.prepare()
+        maker = BatchMaker(brief)
+        _guard_slots(brief, maker.writer)
+        seed = brief.source.base_seed + brief.worker
+        torch_private.set_worker_info(brief.worker, brief.num_workers, seed, maker.dataset)
+        maker.collation.install()
+        maker.begin_first_pass()
         if by_kernel:  # an init function may have given up rights
             parent_watch.end_with_parent(parent, by_kernel)
-        worker.serve()
+        JobLoop(brief, maker, Inbox(link.inbox.read), link.outbox, PolicyTrial().count).serve()
     except BaseException as error:
         _leave(error)
 
@@ -88,66 +92,13 @@ def _prepare_process() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-class _Worker:
-    """Serves the tokens of this process."""
-
-    def __init__(self, brief: Brief, link: Link) -> None:
-        self._brief = brief
-        self._inbox = Inbox(link.inbox)
-        self._outbox = link.outbox
-        self._number = brief.worker
-        self._maker = BatchMaker(brief)
-        self._shared_state = brief.arena.shared_state
-        self._policy = PolicyTrial()
-        self._curbed: dict[int, int] = {}  # jobs whose slots may use less by now than their tokens say
-
-    def prepare(self) -> None:
-        """Calls the init function, and does what else comes before the first job."""
-        brief, maker = self._brief, self._maker
-        moved_storages.install()
-        fork_copies.watch(maker.writer)
-        process_exit.in_child(process_exit.InChild.STOP_WRITING, maker.writer.leave_to_parent)
-        self._map_slots()
-        maker.shuffle(brief.source.shared_seed)
-        seed = brief.source.base_seed + brief.worker
-        torch_private.set_worker_info(brief.worker, brief.num_workers, seed, maker.dataset)
-        maker.collation.install()
-        maker.begin_first_pass()
-
-    def _map_slots(self) -> None:
-        # The parent has made the memory resident; this enters it into this process's page table, which would
-        # otherwise cost a fault a page in the first batches. Failing, it costs just that.
-        with contextlib.suppress(PoolMemoryError):
-            for slot in range(self._brief.slots_to_map):
-                self._brief.arena.populate(slot, self._brief.bytes_to_map)
-
-    def serve(self) -> None:
-        """Does one job after the other, until told to stop."""
-        while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
-            if token.kind == wire.RESUME:
-                self._resume(token.generation)
-            elif not self._maker.has_ended and not self._shared_state.stopped:
-                self._serve(token)
-
-    def _resume(self, generation: int) -> None:
-        self._curbed.clear()
-        self._maker.end_pass(generation)
-        self._outbox.write((wire.RESUMED, 0, self._number, generation, 0, 0, 0, 0, 0))
-        self._maker.begin_pass(self._shared_state.shared_seed)
-
-    def _serve(self, job: Token) -> None:
-        room = self._curbed.pop(job.seq, job.room)
-        done = self._maker.make(job.slot, job.seq, room, job.nbytes)
-        while isinstance(done, Shortage):
-            done = self._maker.go_on(self._ask(job, done))
-        self._policy.count()
-        kind = _KINDS[done.contents]
-        head = kind, done.is_retained, self._number, job.generation
-        self._outbox.write((*head, job.slot, job.seq, 0, done.offset, done.nbytes))
-
-    def _ask(self, job: Token, shortage: Shortage) -> int:
-        """Asks the parent for room, and returns how much there is. Blocks until it has answered."""
-        head = wire.ASK, 0, self._number, job.generation
-        self._outbox.write((*head, job.slot, job.seq, shortage.need, 0, shortage.to_stay))
-        grant = self._inbox.get_grant(self._curbed)
-        return grant.room if grant is not None else 0
+def _guard_slots(brief: Brief, writer: SlotWriter) -> None:
+    """Keeps user code in this process, and in those that it forks, from what would harm the slots; and maps these."""
+    moved_storages.install()
+    fork_copies.watch(writer)
+    process_exit.in_child(process_exit.InChild.STOP_WRITING, writer.leave_to_parent)
+    # The parent has made the memory resident; this enters it into this process's page table, which would otherwise
+    # cost a fault a page in the first batches. Failing, it costs just that.
+    with contextlib.suppress(PoolMemoryError):
+        for slot in range(brief.slots_to_map):
+            brief.arena.populate(slot, brief.bytes_to_map)

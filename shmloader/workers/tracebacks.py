@@ -21,7 +21,8 @@ _SILENCE_SECONDS = 0.1
 _LIMIT_SECONDS = 1.0
 _FRAMES = 12
 # What calls the user's code, and what calls that; parts of paths, as text.
-_OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in ("batch_maker.py", "process_main.py")]  # noqa: PTH118
+_OWN_MODULES = ("batch_maker.py", "job_loop.py", "process_main.py")
+_OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in _OWN_MODULES]  # noqa: PTH118
 
 
 def answer(outlet: PipeEnd) -> None:

@@ -175,19 +175,22 @@ class Link:
 
 
 class Inbox:
-    """A worker's view of its pipe: tokens in order, or None where the other end is closed. Used in the worker only.
+    """A worker's view of what it is sent: tokens in order, or None where no more will come. Used in the worker only.
 
     The parent's end is not looked for here: a worker does not outlive it, see `parent_watch`.
+
+    Args:
+        read: blocks until there are tokens, and returns them; none where no more will come.
     """
 
-    def __init__(self, reader: PipeEnd) -> None:
-        self._reader = reader
+    def __init__(self, read: Callable[[], list[Token]]) -> None:
+        self._read = read
         self._waiting: list[Token] = []
 
     def get(self) -> Token | None:
         """Returns the next token. Blocks until there is one."""
         if not self._waiting:
-            self._waiting = self._reader.read()
+            self._waiting = self._read()
             self._waiting.reverse()
         return self._waiting.pop() if self._waiting else None
 

@@ -71,7 +71,7 @@ def test_closing_twice_closes_once() -> None:
 
 @pytest.fixture
 def inbox(ends: tuple[PipeEnd, PipeEnd]) -> Inbox:
-    return Inbox(ends[0])
+    return Inbox(ends[0].read)
 
 
 def test_an_inbox_keeps_the_order(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> None:
