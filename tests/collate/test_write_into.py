@@ -302,6 +302,7 @@ def some_batch(draw: random.Random) -> Any:
     return draw.choice(makers)()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("make", ROWS)
@@ -313,6 +314,7 @@ def test_whatever_a_sampler_draws_means_what_it_means_to_stock(make: str, seed: 
     assert_same_stream(ROWS[make], batch_sampler=batches, num_workers=1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("as_indices", [list, np.array, torch.tensor])
 @pytest.mark.parametrize("make", ["tensors", "arrays", "a subset by tensor"])
@@ -568,6 +570,7 @@ UNBATCHED: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("make", UNBATCHED)
 def test_without_batches_samples_are_read_as_always(make: str) -> None:
     for collate_fn in (None, default_collate):

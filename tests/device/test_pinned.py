@@ -369,6 +369,7 @@ EXIT = """
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dropped", ["batch", "iterator, source", "iterator, source, batch"])
 def test_at_the_interpreters_exit_copies_are_awaited_and_all_is_unregistered(dropped: str) -> None:
     ended = run_file(textwrap.dedent(EXIT).format(root=str(Path(__file__).parents[2]), dropped=dropped))

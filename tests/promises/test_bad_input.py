@@ -378,6 +378,7 @@ def empty_batches() -> list[Any]:
     return [[1, 2], [], (3,), [], [4]]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("collate_fn", [None, collated_or_none])
 @pytest.mark.parametrize("batches", [empty_batches, lambda: [[]] * 3, lambda: [iter([]), iter([1, 2]), []]])

@@ -117,6 +117,7 @@ def as_integers(tensor: torch.Tensor) -> Any:
     return tensor.dtype, tensor.shape, steps, tensor.view(INTEGERS[tensor.dtype.itemsize]).tolist()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_dtype_that_torch_has_arrives_bit_by_bit(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
     makers = [partial(of_bits, dtype, seed, view) for seed, dtype in enumerate(DTYPES)]
@@ -189,6 +190,7 @@ def unwrapped(whole: Any) -> Any:
     return kinds, whole.tolist()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["list", "tuple", "dict", "mixed"])
 @pytest.mark.parametrize("collate_fn", [only, None])
 def test_structures_that_are_nested_deep(kind: str, collate_fn: Any) -> None:
@@ -294,7 +296,7 @@ def things() -> list[Callable[[], Any]]:
     ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("is_early", [True, False])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", REGISTRATIONS)
@@ -446,6 +448,7 @@ UNSENDABLE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", UNSENDABLE)
 def test_what_cannot_be_sent_is_named(name: str) -> None:
     make, kind, culprit = UNSENDABLE[name]
@@ -729,6 +732,7 @@ PERMUTED: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", PERMUTED)
 def test_arrays_arrive_in_the_order_of_stocks(what: str) -> None:
     def strides(kind: Any) -> Any:

@@ -123,6 +123,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_normal_ends_are_silent_and_leave_nothing(ending: str) -> None:
     result = run(ENDINGS[ending] + "\nprint('pid', os.getpid())")
@@ -156,6 +157,7 @@ def wait_for_end(pid: int) -> None:
     os.close(pidfd)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("iterator", ["iter(make(worker_init_fn=fail))", "iterators[0]"])
 def test_an_error_in_an_exit_function_that_runs_after_ours_is_raised_there(iterator: str) -> None:
     result = run_file(

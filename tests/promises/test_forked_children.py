@@ -383,6 +383,7 @@ def test_another_loaders_workers(kind: Any, writes: bool, persistent_workers: bo
         del batch, sample, changed, others
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("collate", COLLATES)
 def test_the_same_loaders_next_pass(collate: str, num_workers: int) -> None:
@@ -441,6 +442,7 @@ def look_at_pass(source: Any, dataset: DiesOnce) -> int:
     return step + 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("writes", [False, True])
 @pytest.mark.parametrize("at", [[13], [6, 30], [38]])
@@ -726,6 +728,7 @@ def fork_and_return(worker: int) -> None:
     os.fork()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_children_that_come_back_from_where_a_pass_begins(num_workers: int) -> None:
     """They would take the worker's jobs, and make batches twice."""

@@ -95,6 +95,7 @@ MEANWHILE: dict[str, Callable[[], None]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("what", MEANWHILE)
 def test_what_runs_beside_a_pass(what: str, persistent_workers: bool, capfd: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +191,7 @@ def run_with_children(*children: str, persistent: bool = True, at_once: bool = F
     return run_file(PRELUDE.format(children=children, persistent=persistent, at_once=at_once))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("persistent_workers", "first", "at_once"),
     [

@@ -189,6 +189,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loop", LOOPS)
 def test_interrupts(loop: str) -> None:
     interrupt_again_and_again(LOOPS[loop].format(rounds=10), 10, seed=1)
@@ -202,7 +203,7 @@ def test_many_interrupts(loop: str, seed: int) -> None:
 
 
 def test_interrupts_while_samples_block() -> None:
-    interrupt_again_and_again("play(make(), steps, 6, blocks=True)", 6, seed=3, most_steps=6)
+    interrupt_again_and_again("play(make(), steps, 3, blocks=True)", 3, seed=3, most_steps=6)
 
 
 @pytest.mark.parametrize("nth", [1, 2])

@@ -230,6 +230,7 @@ def test_a_fork_servers_process_that_ends_at_once(setting: str) -> None:
     assert (end.returncode, end.stdout.split(), end.stderr) == (0, ["died", "4"], "")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_resource_tracker_that_has_died(method: str) -> None:
     end = run_file(

@@ -82,7 +82,7 @@ def figures(loader: ShmDataLoader[Any]) -> LoaderStatistics:
 MANY = (pytest.mark.slow, pytest.mark.timeout(1800))
 
 
-@pytest.mark.parametrize("iterators", [60, pytest.param(1000, marks=MANY)])
+@pytest.mark.parametrize("iterators", [36, pytest.param(1000, marks=MANY)])
 @pytest.mark.parametrize("fresh", [False, True], ids=["one loader", "a loader each"])
 def test_iterators_that_are_dropped_in_the_middle(iterators: int, fresh: bool) -> None:
     data = Images(200, (64, 64))
@@ -96,7 +96,7 @@ def test_iterators_that_are_dropped_in_the_middle(iterators: int, fresh: bool) -
             assert int(next(iterator)[1][0]) == 4 * step
         del iterator
         # Without workers: how many of the parent's pages they have of their own depends on how far they have come.
-        if number % (iterators // 60) == 0:
+        if number % (iterators // 36) == 0:
             samples.append(Sample.take())
     assert_flat(samples)
 
@@ -164,7 +164,7 @@ def test_an_outlier_now_and_then(batches: int, hold: int) -> None:
     assert_flat(samples)
 
 
-@pytest.mark.parametrize("loaders", [60, pytest.param(1000, marks=MANY)])
+@pytest.mark.parametrize("loaders", [36, pytest.param(1000, marks=MANY)])
 def test_batches_that_outlive_their_loaders(loaders: int) -> None:
     """The last batch of each loader is held until the next one's comes; memory and mappings end with it."""
     data = Images(40, (64, 64))
@@ -176,7 +176,7 @@ def test_batches_that_outlive_their_loaders(loaders: int) -> None:
         del iterator
         assert old is None or int(old[1].sum()) == 6
         del old
-        if number % (loaders // 60) == 0:
+        if number % (loaders // 36) == 0:
             samples.append(Sample.take())
     assert {sample.arenas for sample in samples} == {1}
     assert_flat(samples)
@@ -185,7 +185,7 @@ def test_batches_that_outlive_their_loaders(loaders: int) -> None:
     assert mappings() == 0
 
 
-@pytest.mark.parametrize("loaders", [60, pytest.param(900, marks=MANY)])
+@pytest.mark.parametrize("loaders", [36, pytest.param(900, marks=MANY)])
 @pytest.mark.parametrize("memory", [24 << 30, 2 << 40], ids=["24 GB", "2 TB"])
 def test_a_batch_of_each_loader_is_kept(loaders: int, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with it its mapping: on large machines some tens of them would have filled the address space."""

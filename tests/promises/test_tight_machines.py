@@ -145,6 +145,7 @@ def run() -> Iterator[Runner]:
 # -- descriptors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_slots", [None, 310])
@@ -216,12 +217,14 @@ def test_too_few_descriptors_are_called_so(run: Runner) -> None:
 # -- resource limits -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("more", [200, 2000, 5_000_000])
 @pytest.mark.parametrize("arguments", ["", "num_slots=40"])
 def test_a_limit_on_address_space(run: Runner, more: int, arguments: str) -> None:
     run(f"limit('AS', mapped() + {more} * MIB); read(make(100, 100 * KIB, {arguments}))").assert_all(100)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("more", [0, 1, 2, 4, 8, 16])
 def test_next_to_no_address_space(run: Runner, more: int) -> None:
     """Where nothing can be had, any of Python's errors will do: fork, imports, numpy and the pool all need some."""
@@ -230,6 +233,7 @@ def test_next_to_no_address_space(run: Runner, more: int) -> None:
     assert end.said.split()[0] in ("PoolMemoryError", "MemoryError", "RuntimeError", "WorkerDiedError", "OSError"), end
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("loaders", [1, 3, 6])
 @pytest.mark.parametrize("fate", ["alive", "gone, but for a batch"])
 def test_loaders_leave_the_program_most_of_a_limited_address_space(run: Runner, fate: str, loaders: int) -> None:
@@ -251,6 +255,7 @@ def test_loaders_leave_the_program_most_of_a_limited_address_space(run: Runner, 
     ).assert_all(40)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [
@@ -287,12 +292,14 @@ def test_a_limit_on_address_space_while_batches_are_held(run: Runner) -> None:
     run("limit('AS', mapped() + 2000 * MIB); read(make(400, MIB), hold=True)").assert_all(400)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("mib", [10, 1000])
 @pytest.mark.parametrize("declared", ["", "sample_shapes=(100 * KIB,), sample_dtypes=torch.uint8"])
 def test_a_limit_on_file_sizes(run: Runner, mib: int, declared: str) -> None:
     run(f"limit('FSIZE', {mib} * MIB); read(make(100, 100 * KIB, {declared}))").assert_all(100)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kib", [4, 64, 300, 800])
 def test_files_that_may_be_next_to_nothing(run: Runner, kib: int) -> None:
     run(f"limit('FSIZE', {kib} * KIB); read(make(100, 1000))").assert_error("PoolMemoryError 0 ", "slots")
@@ -303,12 +310,14 @@ def test_too_small_files_are_called_so(run: Runner, kib: int) -> None:
     run(f"limit('FSIZE', {kib} * KIB); read(make(100, 1000))").assert_error("PoolMemoryError 0 ", "ulimit -f")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", ["read(make(4, 40 * MIB))", "read(make(4, 40 * MIB, sample_shapes=(40 * MIB,)))"])
 @pytest.mark.parametrize("limit", ["limit('AS', mapped() + 500 * MIB)", "limit('FSIZE', 100 * MIB)"])
 def test_a_batch_that_is_too_large_for_the_limit_names_the_limit(run: Runner, limit: str, what: str) -> None:
     run(f"{limit}; {what}").assert_error("PoolMemoryError 0 ", "ulimit")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", ["MEMLOCK", "SIGPENDING", "RTPRIO"])
 @pytest.mark.parametrize("declared", ["", "sample_shapes=(100 * KIB,), sample_dtypes=torch.uint8"])
 def test_limits_that_do_not_matter(run: Runner, name: str, declared: str) -> None:
@@ -411,6 +420,7 @@ def test_the_default_cap_is_half_of_the_groups_limit(group: Group) -> None:
     ).assert_all(20)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("arguments", ["", "max_pool_bytes=4 << 30", "num_slots=14, max_pool_bytes=1 << 40"])
 def test_batches_that_fit_in_a_small_group(group: Group, arguments: str) -> None:
     group.run(400, f"read(make(60, 20 * MIB, {arguments}))").assert_all(60)
@@ -451,6 +461,7 @@ TOO_LARGE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", TOO_LARGE)
 def test_a_worker_that_takes_more_than_the_group_has_is_named(group: Group, what: str) -> None:
     group.run(400, f"read({TOO_LARGE[what]})").assert_error(*KILLED)
@@ -468,6 +479,7 @@ TOO_MUCH_HELD = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", TOO_MUCH)
 def test_nobody_is_left_when_all_together_take_too_much(group: Group, what: str) -> None:
     end = group.run(400, TOO_MUCH[what])

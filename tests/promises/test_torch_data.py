@@ -64,6 +64,7 @@ MAP_STYLE: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("arguments", [{"batch_size": 4, "shuffle": True}, {"batch_size": None}])
 @pytest.mark.parametrize("kind", MAP_STYLE)
@@ -86,6 +87,7 @@ class Numbers(IterableDataset[int]):
         return self.stop - self.start
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("arguments", [{"batch_size": 4}, {"batch_size": 4, "drop_last": True}, {"batch_size": None}])
 def test_chained_streams(arguments: dict[str, Any], num_workers: int) -> None:
@@ -127,6 +129,7 @@ PIPES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore")  # torch's deprecations of DataPipes
 @pytest.mark.parametrize(
     "arguments",
