@@ -3,6 +3,7 @@
 from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset
+from .data.chunks import ChunkedDataset
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
@@ -18,6 +19,7 @@ from .version import __version__
 
 __all__ = [
     "ArrayDataset",
+    "ChunkedDataset",
     "FallbackWarning",
     "HeldBatchesWarning",
     "LoaderStatistics",

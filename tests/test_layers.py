@@ -42,8 +42,8 @@ WINGS = {
         "brief wire seeding parent_watch cpu_policy jobs",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
-    "collate": ["write_into", "default", "columns checked", "templates"],
-    "data": ["arrays", "file_maps gather"],
+    "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
+    "data": ["arrays chunks", "chunk file_maps gather"],
     "slots": [
         "pool_cache",
         "pool",

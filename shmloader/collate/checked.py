@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmloader.batches.spec import check
+from shmloader.errors import SpecMismatchError
 
 
 class CheckedCollate:
@@ -40,6 +41,18 @@ class CheckedCollate:
         check(self._spec, samples, self._names(len(samples)))
         self._seen += len(samples)
         return self._collate_fn(data)
+
+    def accepts(self, sample: Any) -> bool:
+        """Whether a sample is as declared. It does not count."""
+        try:
+            check(self._spec, [sample], [None])
+        except SpecMismatchError:
+            return False
+        return True
+
+    def pass_over(self, count: int) -> None:
+        """Counts samples that are like one that was accepted."""
+        self._seen += count
 
     def _names(self, count: int) -> list[Any]:
         names = [self.indices]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from shmloader.data.gather import write_rows
 from shmloader.slots.writer import SlotWriter
 
 from .default import DirectCollation
-from .templates import Templates
+from .templates import Template, Templates
 
 _Indices = Sequence[Any]
 
@@ -67,24 +67,12 @@ class DirectFetcher:
         """Returns the batch of ``indices``, or its template if all of it is in the slot."""
         structure = self._structure
         if structure is not None and (count := len(indices) if type(indices) is list else _count(indices)):
-            arrays, batch = self._room_for(count, structure)
+            arrays, batch = room_for(count, count, structure, self._templates, self._collation, self._arrays)
             if self._way.write(indices, arrays, structure) is not NotImplemented:
                 return batch
             del arrays, batch  # which hold the slot
             self._writer.reclaim()
         return self._fetcher.fetch(indices)
-
-    def _room_for(self, count: int, structure: SampleStructure) -> tuple[list[Array], Any]:
-        """Returns what is written to, and the loop's batch or its template."""
-        template = self._templates.find(count)
-        if template is not None and (arrays := self._arrays(template)) is not None:
-            return arrays, template
-        tensors, arrays = [], []
-        for dtype, row in structure.leaves:
-            tensor, array = self._collation.empty((count, *row), dtype)
-            tensors.append(tensor)
-            arrays.append(array)
-        return arrays, structure.batch(tensors)
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
@@ -148,6 +136,31 @@ class SampleStructure:
             return leaf.unbind(0)
         # Of one axis the rows would be numbers, which nothing can be written to.
         return list(leaf) if leaf.ndim > 1 else [leaf[row, ...] for row in range(count)]
+
+
+def room_for(
+    key: Hashable,
+    count: int,
+    structure: SampleStructure,
+    templates: Templates,
+    collation: DirectCollation,
+    arrays_of: Callable[[Template], list[Array] | None],
+) -> tuple[list[Array], Any]:
+    """Returns what a batch of ``count`` samples is written to, one array for each leaf; and the batch or its template.
+
+    Args:
+        key: of the batch's template.
+        count: how many samples.
+        structure: theirs.
+        templates: those of the batches before.
+        collation: makes new memory where there is no template, or its slot has no room.
+        arrays_of: gives a template's places, `Templates.lend` or `Templates.arrays`.
+    """
+    template = templates.find(key)
+    if template is not None and (arrays := arrays_of(template)) is not None:
+        return arrays, template
+    made = [collation.empty((count, *row), dtype) for dtype, row in structure.leaves]
+    return [array for _, array in made], structure.batch([tensor for tensor, _ in made])
 
 
 # What the default collate function makes tensors of.

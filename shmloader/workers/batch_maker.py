@@ -20,10 +20,12 @@ from torch.utils.data import default_collate
 from shmloader.batches import unpicklable
 from shmloader.batches.packing import Packer
 from shmloader.collate.checked import CheckedCollate
+from shmloader.collate.chunk_fetcher import ChunkFetcher
 from shmloader.collate.columns import ColumnCollate
 from shmloader.collate.default import DirectCollation
 from shmloader.collate.templates import Template, Templates
 from shmloader.collate.write_into import DirectFetcher, way_of
+from shmloader.data.chunks import rows_of
 from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
 from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
@@ -157,13 +159,21 @@ class BatchMaker:
 
     def _new_fetcher(self) -> Any:
         source = self._source
-        fetcher = DatasetKind.create_fetcher(
-            source.dataset_kind, self.dataset, source.auto_collation, self._collate, source.drop_last
-        )
         is_default = source.collate_fn is default_collate and self.collation.is_default()
-        has_batches = source.auto_collation and not source.is_stream
-        if is_default and has_batches and (way := way_of(self.dataset)) is not None:
-            return DirectFetcher(fetcher, self.collation, self._templates, self.writer, way)
+        is_direct = is_default and source.auto_collation
+        rows = rows_of(self.dataset) if is_direct and source.is_stream else None
+        fetcher = DatasetKind.create_fetcher(
+            source.dataset_kind,
+            self.dataset if rows is None else rows,
+            source.auto_collation,
+            self._collate,
+            source.drop_last,
+        )
+        made_by = self.collation, self._templates, self.writer
+        if rows is not None:
+            return ChunkFetcher(fetcher, rows, source.drop_last, *made_by, self._check)
+        if is_direct and not source.is_stream and (way := way_of(self.dataset)) is not None:
+            return DirectFetcher(fetcher, *made_by, way)
         return fetcher
 
     def _skip(self) -> None:
