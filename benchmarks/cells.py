@@ -16,10 +16,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, IterableDataset, Sampler, TensorDataset
 
+from shmloader import ChunkedDataset
+
 # As in a real dataset, the samples of a pass are more than the processor's caches hold.
 _DATASET_BYTES = 64 << 20
 _MAX_DISTINCT = 2048
 _RECORDS = 512
+_CHUNK_ROWS = 300
 
 # How many batches a worker loads ahead: torch's default, which peers that know the notion are given too.
 PREFETCH_FACTOR = 2
@@ -63,6 +66,18 @@ class Stream(IterableDataset[Any]):
         info = torch.utils.data.get_worker_info()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         return itertools.islice(itertools.cycle(self._samples), first, None, step)
+
+
+class _Shards:
+    """The same chunks over and over, a share for each worker."""
+
+    def __init__(self, chunks: Sequence[Any]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[Any]:
+        info = torch.utils.data.get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        return itertools.islice(itertools.cycle(self._chunks), first, None, step)
 
 
 class _Cycle(Sampler[int]):
@@ -190,6 +205,15 @@ def _tensors(samples: Sequence[Any]) -> Dataset[Any]:
     return TensorDataset(torch.from_numpy(np.stack(images)), torch.tensor(labels))
 
 
+def chunks(samples: Sequence[Any]) -> Dataset[Any]:
+    """Joins samples to chunks of a length that no batch size divides, and makes an endless stream of their rows."""
+    images, labels = (np.stack(parts) for parts in zip(*samples, strict=True))
+    starts = range(0, len(labels), _CHUNK_ROWS)
+    return ChunkedDataset(
+        _Shards([(images[start : start + _CHUNK_ROWS], labels[start : start + _CHUNK_ROWS]) for start in starts])
+    )
+
+
 def pad(samples: list[Any]) -> Any:
     """Pads lists of token ids with zeros to the longest, row by row."""
     padded = np.zeros((len(samples), max(map(len, samples))), np.int64)
@@ -220,5 +244,6 @@ CELLS = (
     Cell("memmap64", lambda: _mapped_images(3, 64, 64), 64),
     Cell("tensors28", lambda: _images(28, 28), 64, arrange=_tensors),
     Cell("stream28", lambda: _images(28, 28), 64, arrange=Stream),
+    Cell("chunks28", lambda: _images(28, 28), 64, arrange=chunks),
     Cell("jpeg224", _jpegs, 32, read=Pictures),
 )

@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 
 from shmloader.cli.bench.measure import Round, Track, calibrate
 
-from .cells import CELLS, PREFETCH_FACTOR, Cell, Stream
+from .cells import CELLS, PREFETCH_FACTOR, Cell, Stream, chunks
 
 
 def _is_any(cell: Cell) -> bool:
@@ -33,7 +33,7 @@ def _is_any(cell: Cell) -> bool:
 
 
 def _is_read_by_index(cell: Cell) -> bool:
-    return cell.arrange is not Stream
+    return cell.arrange not in (Stream, chunks)
 
 
 def _is_of_arrays(cell: Cell) -> bool:
