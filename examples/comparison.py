@@ -84,7 +84,7 @@ def compare(stock: DataLoader[Any], ours: DataLoader[Any], checked_passes: int, 
     return Comparison(
         compared=len(differences),
         difference=next(filter(None, differences), None),
-        batches=len(stock),
+        batches=len(differences) // checked_passes,  # a stream may have no length
         stock=_median(stock_costs),
         ours=_median(our_costs),
     )
