@@ -59,7 +59,7 @@ class _Thread(threading.local):
         self.is_gathering = False
 
 
-_holders: list[weakref.ref[Holder]] = []
+_holders: set[weakref.ref[Holder]] = set()
 _inherited: list[Holder] = []  # of the parent, whose batches are this process's own now
 _replaced: list[tuple[int, int]] = []  # addresses and sizes of slots whose place a copy has taken
 _never_freed: list[Block] = []
@@ -74,9 +74,11 @@ _madvise = libc.find("madvise", _int, _address, _size, _int)
 
 
 def watch(holder: Holder) -> None:
-    """Has what ``holder`` holds copied for processes that are forked from now on, as long as it is alive itself."""
-    _holders[:] = [one for one in _holders if one() is not None]
-    _holders.append(weakref.ref(holder))
+    """Has what ``holder`` holds copied for processes that are forked from now on, as long as it is alive itself.
+
+    Safe from several threads: worker threads begin side by side.
+    """
+    _holders.add(weakref.ref(holder, _holders.discard))
 
 
 def blocks() -> list[Block]:

@@ -31,6 +31,17 @@ class Lease(weakref.ref[Block]):
     is_settled: bool
 
 
+class _ThreadsLease(Lease):
+    """A lease of what code in a worker thread holds, which is this process's too.
+
+    Attributes:
+        nbytes: how much of the block is written. All of it may be far more than there is memory.
+    """
+
+    __slots__ = ("nbytes",)
+    nbytes: int
+
+
 class Leases:
     """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any.
 
@@ -65,6 +76,19 @@ class Leases:
         """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `release`."""
         self._retained.setdefault(worker, []).append(block)
 
+    def follow(self, slot: int, block: Block, written: int) -> None:
+        """Has the lease of ``slot`` end with ``block``, which code in a worker thread holds, whatever else is held."""
+        lease = _ThreadsLease(block, self._ended.append)
+        lease.slot = slot
+        lease.nbytes = written
+        lease.is_settled = False
+        self._live[slot] = lease
+
+    @property
+    def follows_any(self) -> bool:
+        """Whether code in worker threads holds anything; see `follow`."""
+        return any(isinstance(lease, _ThreadsLease) and lease() is not None for lease in list(self._live.values()))
+
     def release(self, worker: int) -> None:
         """Ends the holds of ``worker``, which has ended."""
         self._retained.pop(worker, None)
@@ -76,8 +100,9 @@ class Leases:
     def blocks(self) -> list[Block]:
         """Returns the slots' memory that the consumer holds. Safe from any thread."""
         of_workers = {id(block) for blocks in list(self._retained.values()) for block in blocks}
-        held = [lease() for lease in list(self._live.values())]
-        return [block for block in held if block is not None and id(block) not in of_workers]
+        live = list(self._live.values())
+        held = [(block, lease) for lease in live if (block := lease()) is not None and id(block) not in of_workers]
+        return [block[: lease.nbytes] if isinstance(lease, _ThreadsLease) else block for block, lease in held]
 
     def ended(self) -> list[Lease]:
         """Returns the leases that have ended since the last call."""

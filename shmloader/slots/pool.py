@@ -5,6 +5,7 @@ Here the ledger's decisions become memory operations. Used in the parent, by one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from .held_batches import CopyNotice
 from .leases import Lease, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
 from .results import Made, Result, Retained, Spilled, Unsent
+from .writer import Hold
 
 NO_SLOT = -1
 
@@ -234,12 +236,36 @@ class Pool:
         self.ready(made)
         self.release(Retained(made, worker))
 
-    def inherit(self, worker: int, slots: list[int]) -> None:
-        """Takes back what a worker that has died had: the slots of its jobs, and those that it retained."""
+    def inherit(self, worker: int, slots: list[int], holds: Sequence[Hold] = ()) -> None:
+        """Takes back what a worker that has died had: the slots of its jobs, and those that it retained.
+
+        Args:
+            worker: which one.
+            slots: of its jobs.
+            holds: what code in this process holds through workers; such slots stay retained until `follow`.
+        """
+        held = {hold.slot for hold in holds}
         for slot in slots:
-            self._take_from_the_dead(slot)
-        self._leases.release(worker)
+            if slot in held:
+                self.retain(slot, worker)
+            else:
+                self._take_from_the_dead(slot)
+        if not held:
+            self._leases.release(worker)
         self._drain()
+
+    def follow(self, holds: Sequence[Hold]) -> None:
+        """Has slots that code in this process holds through worker threads be in use until it lets go.
+
+        Called when the workers have ended. It is not the end of the threads that ends such a hold.
+        """
+        for hold in holds:
+            if self._ledger.state(hold.slot) is State.WRITING:
+                self._ledger.ready(hold.slot, hold.written)
+            if self._ledger.state(hold.slot) is State.READY:
+                self._ledger.retain(hold.slot)
+            if self._ledger.state(hold.slot) is State.RETAINED:
+                self._leases.follow(*hold)
 
     def withdraw_all(self) -> None:
         """Takes back the slots of all jobs that their workers have never begun."""
@@ -247,8 +273,12 @@ class Pool:
             if self._ledger.state(slot) is State.WRITING:
                 self._ledger.free(slot)
 
-    def abandon(self) -> None:
-        """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were."""
+    def abandon(self) -> bool:
+        """Frees every slot that the consumer does not hold, after the workers have ended, wherever they were.
+
+        Returns:
+            Whether others may use it: not while code of worker threads holds slots, since no more are to spare.
+        """
         self._leases.release_all()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
@@ -256,6 +286,7 @@ class Pool:
             elif self._ledger.state(slot) is State.READY:
                 self._ledger.free(slot)
         self.arena.shared_state.stopped = False
+        return not self._leases.follows_any
 
     def hand_over(self, result: Result) -> tuple[Any, Lease | None]:
         """Returns the batch itself, and its lease.
@@ -297,6 +328,7 @@ class Pool:
 
     def close(self) -> None:
         """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`."""
+        self._leases.release_all()
         self._drain()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) not in (State.LEASED, State.RETAINED):

@@ -6,13 +6,15 @@ import math
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmloader import process_exit
 from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
 
+from . import fork_copies
 from .arena import Arena
 from .ledger import MIN_SLOT_BYTES
 
@@ -21,6 +23,26 @@ ALIGNMENT = 64
 
 # What is never lent of a slot's room: an exception's text must find a place behind what user code may hold.
 _FAULT_BYTES = 16 * 1024
+
+
+class Hold(NamedTuple):
+    """What code in a worker holds of a slot.
+
+    Attributes:
+        slot: which slot.
+        block: its memory. It is alive as long as anything is held.
+        written: how many of its first bytes are written.
+    """
+
+    slot: int
+    block: Block
+    written: int
+
+
+class _Lent(NamedTuple):
+    block: weakref.ref[Block]
+    slot: int
+    written: int
 
 
 class SlotWriter:
@@ -48,6 +70,7 @@ class SlotWriter:
         self._cap_text = cap_text
         self._thread = threading.get_ident()
         self._slot = -1
+        self._number = -1  # the slot's, also after it was closed
         self._room = 0
         self._top = 0
         self._written = 0
@@ -57,15 +80,17 @@ class SlotWriter:
         self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
-        self._retained: list[tuple[weakref.ref[Block], int]] = []
+        self._retained: list[_Lent] = []
+        _all.add(weakref.ref(self, _all.discard))
+        fork_copies.watch(self)
 
     def open(self, slot: int, room: int) -> None:
         """Begins a batch in ``slot``, of which ``room`` bytes may be used."""
-        self._slot = slot
+        self._block = self._held = None  # first, since other threads may look at it
+        self._slot = self._number = slot
         self._room = room
         self._top = self._written = 0
         self.address = self._arena.address + self._arena.start(slot)
-        self._block = self._held = None
 
     def close(self) -> None:
         """Ends the batch: nothing more is written."""
@@ -84,13 +109,20 @@ class SlotWriter:
     def stop_lending(self) -> None:
         """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
         self._is_direct = False
-        if self._held is not None:
-            self._retained.append((self._held, self._written))
+        if (held := self._held) is not None:
+            self._retained.append(_Lent(held, self._number, self._written))
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which something in this process holds a tensor. Safe from any thread."""
+        lent = list(self._retained)
+        if (held := self._held) is not None:
+            lent.append(_Lent(held, self._number, self._written))
+        blocks = {one.slot: (one.block(), one.written) for one in lent}
+        return [Hold(slot, block, written) for slot, (block, written) in blocks.items() if block is not None]
 
     def blocks(self) -> list[Block]:
         """Returns what was written of the slots of which something in this process holds a tensor."""
-        lent = [*self._retained, *([] if self._held is None else [(self._held, self._written)])]
-        return [block[:written] for held, written in lent if (block := held()) is not None]
+        return [hold.block[: hold.written] for hold in self.holds()]
 
     def leave_to_parent(self) -> None:
         """Writes nothing from now on. Called in a process that user code has forked in the worker.
@@ -213,3 +245,15 @@ class SlotWriter:
     def view(self, offset: int, nbytes: int) -> Block:
         """Returns ``nbytes`` bytes at ``offset``. For use within the library: it does not count as held."""
         return np.ndarray((nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset)
+
+
+_all: set[weakref.ref[SlotWriter]] = set()
+
+
+def _leave_all_to_parent() -> None:
+    for writer in [one() for one in list(_all)]:
+        if writer is not None:
+            writer.leave_to_parent()
+
+
+process_exit.in_child(process_exit.InChild.STOP_WRITING, _leave_all_to_parent)

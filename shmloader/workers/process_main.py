@@ -17,10 +17,9 @@ from typing import NoReturn
 
 import torch
 
-from shmloader import process_exit, torch_private
+from shmloader import torch_private
 from shmloader.errors import PoolMemoryError
-from shmloader.slots import fork_copies, moved_storages
-from shmloader.slots.writer import SlotWriter
+from shmloader.slots import moved_storages
 
 from . import parent_watch, seeding, tracebacks
 from .batch_maker import BatchMaker
@@ -49,7 +48,7 @@ def run(orders: tuple[Brief, Link]) -> None:
     seeding.seed(brief.source.base_seed, brief.worker)
     try:
         maker = BatchMaker(brief)
-        _guard_slots(brief, maker.writer)
+        _make_slots_ready(brief)
         seed = brief.source.base_seed + brief.worker
         torch_private.set_worker_info(brief.worker, brief.num_workers, seed, maker.dataset)
         maker.collation.install()
@@ -92,11 +91,9 @@ def _prepare_process() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _guard_slots(brief: Brief, writer: SlotWriter) -> None:
-    """Keeps user code in this process, and in those that it forks, from what would harm the slots; and maps these."""
+def _make_slots_ready(brief: Brief) -> None:
+    """Keeps user code in this process from what would harm the slots, and maps these."""
     moved_storages.install()
-    fork_copies.watch(writer)
-    process_exit.in_child(process_exit.InChild.STOP_WRITING, writer.leave_to_parent)
     # The parent has made the memory resident; this enters it into this process's page table, which would otherwise
     # cost a fault a page in the first batches. Failing, it costs just that.
     with contextlib.suppress(PoolMemoryError):
