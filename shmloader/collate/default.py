@@ -1,14 +1,19 @@
 """Direct collation: torch's default collate functions, writing into the slot.
 
-torch's ``collate`` looks each element type up in ``default_collate_fn_map``. A worker process adds entries of its own
-to that map, so that `default_collate` stacks into slot memory whoever calls it, a user's own collate function
-included. Whatever an entry is not certain to treat as torch does, it leaves to torch's function: there the result is
-torch's, and so is the error.
+torch's ``collate`` looks each element type up in ``default_collate_fn_map``. A worker replaces entries of that map, so
+that `default_collate` stacks into slot memory whoever calls it, a user's own collate function included. Whatever an
+entry is not certain to treat as torch does, it leaves to torch's function: there the result is torch's, and so is the
+error.
+
+The map is the process's, and a worker may be one of its threads. So the entries are functions that look for the worker
+that they run in, and in any other thread they do nothing but call torch's. They stay in the map: to take them out when
+the last worker thread has ended would be one more thing that another thread may be in the middle of.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +39,7 @@ _NUMBERS: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: 
 
 
 class DirectCollation:
-    """Replaces entries of torch's map in this process. Used in a worker.
+    """What the entries of torch's map do in one worker.
 
     An entry that the user has replaced or added stays the user's. Ours write into the slot while the batch's own
     collate function runs (`SlotWriter.is_collating`), and into private memory at any other time: what a dataset
@@ -46,23 +51,21 @@ class DirectCollation:
         self._values: list[_CollateFn] = []  # the map's, if none is the user's
 
     def install(self) -> None:
-        """Makes the default collate functions of this process write into the writer's slot."""
-        for kind, torchs, ours in self._entries():
-            if collate_fn_map.get(kind) is torchs:
-                collate_fn_map[kind] = ours
-        if collate_fn_map.keys() == COLLATE_KEYS and all(
-            collate_fn_map[kind] == ours for kind, _, ours in self._entries()
-        ):
-            self._values = list(collate_fn_map.values())
+        """Makes the default collate functions of this process write into the writer's slot, in whatever thread."""
+        global _of_process
+        _of_thread.collation = None  # a worker thread's, where the process was forked from that
+        _of_process = self
+        self._begin()
 
-    def _entries(self) -> list[tuple[type, _CollateFn, _CollateFn]]:
-        """Returns the types, torch's functions for them, and ours."""
-        return [
-            (torch.Tensor, collate_tensor_fn, self._stack_tensors),
-            (np.ndarray, collate_numpy_array_fn, self._stack_arrays),
-            (float, collate_float_fn, self._join_numbers),
-            (int, collate_int_fn, self._join_numbers),
-        ]
+    def install_in_thread(self) -> None:
+        """Does the same in this thread alone, until `leave_thread`."""
+        _of_thread.collation = self
+        self._begin()
+
+    def _begin(self) -> None:
+        replace_entries()
+        if collate_fn_map.keys() == COLLATE_KEYS and all(collate_fn_map[kind] is ours for kind, _, ours in _ENTRIES):
+            self._values = list(collate_fn_map.values())
 
     def is_default(self) -> bool:
         """Whether no entry of the map is the user's. Asked for every batch, since code of a dataset may change it."""
@@ -80,33 +83,91 @@ class DirectCollation:
         """Does the same for code that may not be the batch's own collate function."""
         return self.empty(shape, dtype) if self._writer.is_collating else _private(shape, dtype)
 
-    def _stack_tensors(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    # What each of these does not make, it returns None for.
+
+    def stack_tensors(self, batch: Sequence[Any]) -> torch.Tensor | None:
+        """Stacks tensors."""
         first = batch[0]
         if type(first) is torch.Tensor and is_plain(first):
             # What cannot be stacked, torch's own function refuses in its own words.
             with contextlib.suppress(RuntimeError, TypeError):
                 out, _ = self._new((len(batch), *first.shape), first.dtype)
                 return torch.stack(batch, 0, out=out)  # type: ignore[arg-type]
-        return collate_tensor_fn(batch, collate_fn_map=collate_fn_map)
+        return None
 
-    def _stack_arrays(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    def stack_arrays(self, batch: Sequence[Any]) -> torch.Tensor | None:
+        """Stacks arrays."""
         first = batch[0]
-        # torch makes tensors of arrays and collates those, by whatever entry there is for them.
-        is_ours = collate_fn_map is not None and collate_fn_map.get(torch.Tensor) == self._stack_tensors
-        if is_ours and first.dtype in TO_TORCH and first.ndim and first.flags.c_contiguous:
+        if first.dtype in TO_TORCH and first.ndim and first.flags.c_contiguous:
             tensor, out = self._new((len(batch), *first.shape), TO_TORCH[first.dtype])
             if write_arrays(batch, out):
                 return tensor
-        return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map)
+        return None
 
-    def _join_numbers(self, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    def join_numbers(self, batch: Sequence[Any]) -> torch.Tensor | None:
+        """Makes a tensor of numbers."""
         dtype = _NUMBERS.get(type(batch[0]))
         if dtype is not None:
             tensor, out = self._new((len(batch),), dtype)
             if write_numbers(batch, out):
                 return tensor
-        torchs = collate_float_fn if isinstance(batch[0], float) else collate_int_fn
-        return torchs(batch, collate_fn_map=collate_fn_map)
+        return None
+
+
+class _OfThread(threading.local):
+    collation: DirectCollation | None = None
+
+
+_of_thread = _OfThread()
+_of_process: DirectCollation | None = None  # of a worker process, whose dataset may have threads of its own
+
+
+def leave_thread() -> None:
+    """Undoes `DirectCollation.install_in_thread` in this thread."""
+    _of_thread.collation = None
+
+
+def _stack_tensors(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    collation = _of_thread.collation or _of_process
+    made = None if collation is None else collation.stack_tensors(batch)
+    return collate_tensor_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
+
+
+def _stack_arrays(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    collation = _of_thread.collation or _of_process
+    made = None
+    # torch makes tensors of arrays and collates those, by whatever entry there is for them.
+    if collation is not None and collate_fn_map is not None and collate_fn_map.get(torch.Tensor) is _stack_tensors:
+        made = collation.stack_arrays(batch)
+    return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
+
+
+def _join_floats(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    collation = _of_thread.collation or _of_process
+    made = None if collation is None else collation.join_numbers(batch)
+    return collate_float_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
+
+
+def _join_ints(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+    collation = _of_thread.collation or _of_process
+    made = None if collation is None else collation.join_numbers(batch)
+    return collate_int_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
+
+
+# The types, torch's functions for them, and ours.
+_ENTRIES: list[tuple[type, _CollateFn, _CollateFn]] = [
+    (torch.Tensor, collate_tensor_fn, _stack_tensors),
+    (np.ndarray, collate_numpy_array_fn, _stack_arrays),
+    (float, collate_float_fn, _join_floats),
+    (int, collate_int_fn, _join_ints),
+]
+
+
+def replace_entries() -> None:
+    """Puts our functions into torch's map, in the place of torch's. Safe to call again, and from any thread."""
+    for kind, torchs, ours in _ENTRIES:
+        if collate_fn_map.get(kind) is torchs:
+            collate_fn_map[kind] = ours
 
 
 def _private(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, Array]:

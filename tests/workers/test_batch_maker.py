@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, default_collate
 
 from shmloader import PoolMemoryError
+from shmloader.collate import default
 from shmloader.errors import WorkerFault
 from shmloader.slots.ledger import MIN_SLOT_BYTES
 from shmloader.slots.pool import Pool
@@ -70,6 +71,7 @@ def sample(index: int) -> Any:
 def own_collation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Maker], None]]:
     """Has a maker's functions in torch's map while a test runs, as in a worker's process."""
     before = dict(collate_fn_map)
+    monkeypatch.setattr(default, "_of_process", None)
     yield lambda maker: maker.maker.collation.install()
     collate_fn_map.clear()
     collate_fn_map.update(before)
