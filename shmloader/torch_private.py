@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -184,7 +185,63 @@ set_thread_name: Callable[[str], None] = _optional(
 
 def set_worker_info(worker: int, num_workers: int, seed: int, dataset: Any) -> None:
     """Makes `get_worker_info` of this process return what it returns in a worker."""
+    _of_thread.info = None  # a thread of another loader's, where the process was forked from that
     _worker._worker_info = _worker_info(id=worker, num_workers=num_workers, seed=seed, dataset=dataset)
+
+
+# -- a worker that is a thread ---------------------------------------------------------------------------------------
+
+# torch's function reads a variable of its module, which all threads have in common. User code has imported the function
+# by its name, so it is not replaced: it gets other code, which looks for the thread's own answer first.
+_get_worker_info: Any = torch.utils.data.get_worker_info
+NAMES.append(
+    PrivateName(
+        "torch.utils.data.get_worker_info.{__code__}",
+        "replaced, where worker_type is 'thread': it returns what is true of the thread that asks",
+        f"{_STOCK}, where worker_type is 'thread'",
+    )
+)
+
+
+class _OfThread(threading.local):
+    info: Any = None
+
+
+_of_thread = _OfThread()
+_OF_THREAD = "_shmloader_of_thread"  # what torch's module knows it by
+
+
+def _answer() -> Any:  # with the global variables of torch's module
+    return _shmloader_of_thread.info or _worker_info  # type: ignore[name-defined]  # noqa: F821
+
+
+def thread_difference() -> str:
+    """Says why `get_worker_info` cannot be made to tell threads apart in this torch; empty if it can."""
+    if isinstance(_get_worker_info, FunctionType) and _get_worker_info.__globals__ is vars(_worker):
+        code = _get_worker_info.__code__
+        reads_the_variable = code.co_names == ("_worker_info",) and not (code.co_freevars or code.co_argcount)
+        if reads_the_variable or code is _answer.__code__:
+            return ""
+    return f"torch {torch.__version__} has another get_worker_info, which does not tell threads apart"
+
+
+def tell_threads_apart() -> None:
+    """Makes `get_worker_info` return what `set_thread_info` said in the thread that asks. Safe to call again.
+
+    In all other threads it returns what it returned before.
+    """
+    setattr(_worker, _OF_THREAD, _of_thread)
+    _get_worker_info.__code__ = _answer.__code__
+
+
+def set_thread_info(worker: int, num_workers: int, seed: int, dataset: Any) -> None:
+    """Makes `get_worker_info` return in this thread what it returns in a worker; see `tell_threads_apart`."""
+    _of_thread.info = _worker_info(id=worker, num_workers=num_workers, seed=seed, dataset=dataset)
+
+
+def forget_thread_info() -> None:
+    """Undoes `set_thread_info`."""
+    _of_thread.info = None
 
 
 # -- datapipes, which have public names, and are deprecated ----------------------------------------------------------

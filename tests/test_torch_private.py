@@ -183,6 +183,7 @@ NOT_TAKEN_AWAY = {
     "torch.storage.TypedStorage.{_untyped_storage}",
     "torch.storage.TypedStorage(_internal=True)",
     "(function).{_torchdynamo_disable}",
+    "torch.utils.data.get_worker_info.{__code__}",
 }
 
 
