@@ -39,7 +39,7 @@ WINGS = {
         "process_main",
         "job_loop",
         "batch_maker interface process_start tracebacks",
-        "brief wire seeding parent_watch cpu_policy jobs",
+        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],

@@ -7,11 +7,9 @@ the worker, the batch and what can be done.
 from __future__ import annotations
 
 import pickle
-import signal
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from shmloader.slots.limits import memory_limit, oom_kills
 from shmloader.slots.shared_state import SharedState
 from shmloader.workers.interface import Workers
 
@@ -32,7 +30,7 @@ def current(worker: int, schedule: Schedule[Any], shared_state: SharedState) -> 
 
 def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
     """Says which worker has died, how, and what it was at."""
-    text = f"{_ending(worker, workers)}It was worker {worker} of {workers.num_workers}, "
+    text = f"{workers.ending(worker)}It was worker {worker} of {workers.num_workers}, "
     at, owed = current(worker, schedule, shared_state), schedule.outstanding(worker)
     if at is not None:
         text += f"and at {_name(at[0])}, for {at[1]:.3g} s. "
@@ -49,31 +47,6 @@ def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: 
     return text
 
 
-def _ending(worker: int, workers: Workers) -> str:
-    pid, code = workers.processes[worker].pid, workers.exit_code(worker)
-    if code is None or code >= 0:
-        return f"DataLoader worker (pid(s) {pid}) exited unexpectedly with exit code {code}. "
-    text = f"DataLoader worker (pid {pid}) is killed by signal: {signal.strsignal(-code)}. "
-    if -code == signal.SIGKILL:
-        text += _suspicion(workers)
-    elif -code == signal.SIGBUS:
-        text += "There was no memory for what it wrote: lower max_pool_bytes, batch_size or prefetch_factor. "
-    return text
-
-
-def _suspicion(workers: Workers) -> str:
-    before, now = workers.oom_kills_before, oom_kills()
-    if before is None or now is None:
-        return "The kernel's out-of-memory killer does that; its log says so (dmesg). "
-    if now == before:
-        return "The kernel's out-of-memory killer does that, but its count for this control group did not rise. "
-    return (
-        f"The kernel's out-of-memory killer has ended {now - before} of this control group since the workers were "
-        f"started; memory is limited to {memory_limit() / 1e9:.3g} GB. Lower num_workers, prefetch_factor, "
-        "batch_size or max_pool_bytes, or hold fewer batches. "
-    )
-
-
 def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
     """Says what every worker does while the loop waits: its state, its batch, for how long, and its Python stack."""
     text = f"DataLoader timed out after {seconds} seconds"
@@ -82,10 +55,8 @@ def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_st
     lines = [text]
     asked = 0
     for worker in range(workers.num_workers):
-        pid = workers.processes[worker].pid
-        lines.append(
-            f"  worker {worker} (pid {pid}) is {workers.state(worker)}{_occupation(worker, schedule, shared_state)}"
-        )
+        occupation = _occupation(worker, schedule, shared_state)
+        lines.append(f"  worker {worker} ({workers.name(worker)}) is {workers.state(worker)}{occupation}")
         if schedule.outstanding(worker) and asked < _STACKS:
             asked += 1
             lines += [f"    {frame}" for frame in workers.traceback(worker)]

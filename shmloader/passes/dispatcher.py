@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from shmloader import interrupts, process_exit
@@ -314,12 +313,12 @@ class Dispatcher:
 
     def _replace(self, number: int) -> None:
         """Starts a worker that takes up where a dead one was: with its random streams, and at its first lost batch."""
-        owed = self._schedule.outstanding(number)
+        owed, holds = self._schedule.outstanding(number), self._workers.holds()
         for task in self._schedule.made():
-            if isinstance(task.result, Retained) and task.result.worker == number:  # it does not hold it any more
-                task.result = task.result.made
+            if isinstance(task.result, Retained) and task.result.worker == number and not holds:
+                task.result = task.result.made  # it does not hold it any more
         self._requests.forget(number)
-        self._pool.inherit(number, [task.slot for task in owed])
+        self._pool.inherit(number, [task.slot for task in owed], holds)
         self._shared_state.idle(number)
         if self._progress.may_skip_to_the_pass(number, bool(owed)):
             self._resumed(number)
@@ -346,7 +345,7 @@ class Dispatcher:
         Returns:
             Whether the pool may be used again.
         """
-        return self._stop(interface.GRACE_SECONDS, self._pool.abandon)
+        return self._stop(interface.GRACE_SECONDS, may_be_used=True)
 
     def give_up(self) -> None:
         """Ends the workers at once, and the pool with them.
@@ -354,9 +353,9 @@ class Dispatcher:
         For exceptions that may come between any two instructions, as a Ctrl-C does: a token that was read may not be
         handled, a slot that was claimed may be nobody's.
         """
-        self._stop(_IMPATIENCE_SECONDS, self._pool.close)
+        self._stop(_IMPATIENCE_SECONDS, may_be_used=False)
 
-    def _stop(self, grace: float, dispose_of_pool: Callable[[], None]) -> bool:
+    def _stop(self, grace: float, may_be_used: bool) -> bool:
         if not self.is_open:
             return False
         with interrupts.deferred(hurry=self._workers.kill):
@@ -366,8 +365,20 @@ class Dispatcher:
             try:
                 self._workers.stop(self._stop_token(0), grace)
             finally:
-                dispose_of_pool()
-        return True
+                # What workers are left that go on may write to their slots.
+                is_free = not self._workers.left_behind(self._close_pool) and self._dispose_of_pool(may_be_used)
+        return is_free
+
+    def _dispose_of_pool(self, may_be_used: bool) -> bool:
+        """Leaves the pool to others, or closes it; returns which, after the workers have ended."""
+        self._pool.follow(self._workers.holds())
+        if may_be_used and self._pool.abandon():
+            return True
+        self._pool.close()
+        return False
+
+    def _close_pool(self) -> None:
+        self._dispose_of_pool(may_be_used=False)
 
 
 # Not held: by the user's dataset or collate function a dispatcher may refer to whoever owns its iterator, who could

@@ -84,7 +84,7 @@ class BatchMaker:
     Attributes:
         dataset: the user's, shuffled if it is an IterDataPipe.
         writer: writes to slots.
-        collation: what the process's default collate functions are to be replaced by.
+        collation: what torch's default collate functions are to be replaced by, in the process or the thread.
         has_ended: whether the iterable dataset has no more in this pass, so that there is nothing to be made.
     """
 
@@ -327,4 +327,4 @@ class BatchMaker:
         return Contents.BATCH, packed.tail_offset, len(packed.tail)
 
     def _fault(self, at: str = "") -> WorkerFault:
-        return WorkerFault(where=f"in DataLoader worker process {self._brief.worker}{at}")
+        return WorkerFault(where=f"in DataLoader worker {self._brief.kind} {self._brief.worker}{at}")

@@ -72,6 +72,7 @@ class Brief:
         saves_rng_state: whether the state of the random generators is saved for a successor.
         generation: the pass that it begins with.
         takeover: what it goes on from, where it takes the place of one that has died.
+        kind: what kind of worker it is, for texts.
     """
 
     worker: int
@@ -84,3 +85,4 @@ class Brief:
     saves_rng_state: bool
     generation: int
     takeover: Takeover | None = None
+    kind: str = "process"

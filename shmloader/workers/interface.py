@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from shmloader.slots.writer import Hold
 
 from .brief import Brief
 from .wire import Fields, Token
@@ -18,18 +21,16 @@ class SilenceError(Exception):
 class Workers(Protocol):
     """The workers of one iterator, by number. All of it is used in the parent.
 
-    The dispatcher knows no more of them than this, so that another kind of worker is another class like it:
-    `processes.ProcessWorkers` is the one that there is.
+    The dispatcher knows no more of them than this, so that another kind of worker is another class like it. There are
+    `processes.ProcessWorkers` and `threads.ThreadWorkers`.
 
     Attributes:
         num_workers: how many there are.
-        method: how they are started, for texts: fork, spawn, forkserver.
-        oom_kills_before: what `limits.oom_kills` said before they were started.
+        method: how they are started, for texts: fork, spawn, forkserver, thread.
     """
 
     num_workers: int
     method: str
-    oom_kills_before: int | None
 
     @property
     def is_forked(self) -> bool:
@@ -37,7 +38,7 @@ class Workers(Protocol):
 
     @property
     def processes(self) -> list[Any]:
-        """The objects that tools know workers by, in the order of their numbers; each has a ``pid``."""
+        """The processes that tools know workers by, in the order of their numbers; none where they are threads."""
 
     def start(self, briefs: list[Brief]) -> None:
         """Starts all of them."""
@@ -65,8 +66,11 @@ class Workers(Protocol):
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block."""
 
-    def exit_code(self, worker: int) -> int | None:
-        """Returns how a worker has ended: an exit code, or a signal's number below zero; None if it has not."""
+    def name(self, worker: int) -> str:
+        """Returns what the system knows a worker by: pid 123."""
+
+    def ending(self, worker: int) -> str:
+        """Says how a worker has ended, in a sentence that names it."""
 
     def state(self, worker: int) -> str:
         """Says whether a worker runs, waits, or is stopped."""
@@ -76,6 +80,15 @@ class Workers(Protocol):
 
     def stop(self, token: Fields, grace: float) -> None:
         """Ends all of them, and blocks until they have ended, ``grace`` seconds if they do so by themselves."""
+
+    def left_behind(self, act: Callable[[], object]) -> bool:
+        """Whether `stop` has left workers that go on; then the last of them calls ``act`` as it ends."""
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which code in this process holds something through a worker, also one that has ended.
+
+        What a worker process holds is gone when it has ended.
+        """
 
     def kill(self) -> None:
         """Ends all of them at once, and does not wait. Called in signal handlers too."""

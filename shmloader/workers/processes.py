@@ -13,18 +13,19 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from shmloader import process_exit
 from shmloader.errors import WorkerTimeoutError
 from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
+from shmloader.slots.writer import Hold
 
-from . import parent_watch, process_main, process_start
+from . import kernel_state, parent_watch, process_ends, process_main, process_start
 from .brief import Brief
 from .interface import SilenceError
 from .tracebacks import TracebackPipe
@@ -100,7 +101,7 @@ class ProcessWorkers:
             self._poll = select.epoll()
             self._poll.register(self._up.fd, select.EPOLLIN)
             undo.pop_all()
-        self.oom_kills_before = oom_kills()
+        self._oom_kills_before = oom_kills()
 
     @property
     def processes(self) -> list[BaseProcess]:
@@ -245,20 +246,19 @@ class ProcessWorkers:
             raise SilenceError
         return ready
 
-    def exit_code(self, worker: int) -> int | None:
-        """Returns how a worker has ended: an exit code, or a signal's number below zero; None if it has not."""
+    def name(self, worker: int) -> str:
+        """Returns what the system knows a worker by."""
+        return f"pid {self._members[worker].process.pid}"
+
+    def ending(self, worker: int) -> str:
+        """Says how a worker has ended. Blocks until its exit code is known, for a second at most."""
         process = self._members[worker].process
         process.join(_TERM_SECONDS)
-        return process.exitcode
+        return process_ends.ending(process.pid, process.exitcode, self._oom_kills_before)
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
-        try:
-            stat = Path(f"/proc/{self._members[worker].process.pid}/stat").read_text()
-            letter = stat.rpartition(")")[2].split()[0]
-        except OSError:
-            letter = "Z"
-        return _STATES.get(letter, letter)
+        return kernel_state.read(f"/proc/{self._members[worker].process.pid}")
 
     def traceback(self, worker: int) -> list[str]:
         """Returns the Python frames that a worker is in, the innermost first; none where it does not answer."""
@@ -292,6 +292,14 @@ class ProcessWorkers:
             self._outbox.close()
             self._tracebacks.close()
 
+    def left_behind(self, act: Callable[[], object]) -> bool:
+        """Whether `stop` has left workers that go on: never, since a process can be killed."""
+        return False
+
+    def holds(self) -> list[Hold]:
+        """Returns what code in this process holds of slots through a worker: nothing."""
+        return []
+
     def kill(self) -> None:
         """Kills all workers, and does not wait for their end."""
         for member in self._members:
@@ -310,15 +318,6 @@ class ProcessWorkers:
         for member in self._members:
             member.process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
-
-_STATES = {
-    "R": "running",
-    "S": "waiting",
-    "D": "in a wait that nothing interrupts, of a disk or a device",
-    "T": "stopped by a signal",
-    "t": "held by a debugger",
-    "Z": "ended",
-}
 
 _all: set[ProcessWorkers] = set()  # those that are not stopped
 

@@ -12,7 +12,9 @@ import itertools
 import os
 import select
 import signal
+import sys
 import time
+from collections.abc import Iterable
 
 from .wire import PipeEnd
 
@@ -21,7 +23,7 @@ _SILENCE_SECONDS = 0.1
 _LIMIT_SECONDS = 1.0
 _FRAMES = 12
 # What calls the user's code, and what calls that; parts of paths, as text.
-_OWN_MODULES = ("batch_maker.py", "job_loop.py", "process_main.py")
+_OWN_MODULES = ("batch_maker.py", "job_loop.py", "process_main.py", "threads.py")
 _OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in _OWN_MODULES]  # noqa: PTH118
 
 
@@ -31,6 +33,22 @@ def answer(outlet: PipeEnd) -> None:
     The signal is SIGURG, which hardly anybody uses, and which is ignored where nothing has been set up for it yet.
     """
     faulthandler.register(signal.SIGURG, outlet.fd, all_threads=False, chain=False)
+
+
+def of_thread(ident: int | None) -> list[str]:
+    """Returns the frames of a thread of this process, the innermost first, as far as they are the user's."""
+    frame = sys._current_frames().get(ident or 0)
+    frames = []
+    while frame is not None:
+        frames.append(f'File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}')
+        frame = frame.f_back
+    return _of_the_user(frames)
+
+
+def _of_the_user(frames: Iterable[str]) -> list[str]:
+    """Returns the frames that are the user's, or called by theirs; the first few of them."""
+    users = itertools.takewhile(lambda frame: not any(own in frame for own in _OWN_FRAMES), frames)
+    return list(itertools.islice(users, _FRAMES))
 
 
 class TracebackPipe:
@@ -52,8 +70,7 @@ class TracebackPipe:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGURG)
         frames = [line.strip() for line in self._read(_SILENCE_SECONDS).splitlines() if line.startswith("  File ")]
-        users = itertools.takewhile(lambda frame: not any(own in frame for own in _OWN_FRAMES), frames)
-        return list(itertools.islice(users, _FRAMES))
+        return _of_the_user(frames)
 
     def _read(self, silence: float) -> str:
         poll = select.poll()

@@ -746,8 +746,8 @@ def test_who_has_killed_a_worker(
 ) -> None:
     answers = iter(counts)
     monkeypatch.setattr("shmloader.workers.processes.oom_kills", lambda: next(answers))
-    monkeypatch.setattr("shmloader.passes.diagnosis.oom_kills", lambda: next(answers))
-    monkeypatch.setattr("shmloader.passes.diagnosis.memory_limit", lambda: 2_500_000_000)
+    monkeypatch.setattr("shmloader.workers.process_ends.oom_kills", lambda: next(answers))
+    monkeypatch.setattr("shmloader.workers.process_ends.memory_limit", lambda: 2_500_000_000)
 
     def sample(index: int) -> int:
         if index == 3:
