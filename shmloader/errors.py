@@ -42,7 +42,7 @@ class PoolMemoryError(MemoryError):
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended while the loop still needed it."""
+    """A worker ended while the loop still needed it."""
 
 
 class WorkerTimeoutError(RuntimeError):
@@ -54,7 +54,11 @@ class HeldBatchesWarning(UserWarning):
 
 
 class WorkerRestartWarning(UserWarning):
-    """A worker process ended, and another one takes its place; see ``worker_restarts``."""
+    """A worker ended, and another one takes its place; see ``worker_restarts``."""
+
+
+class StuckWorkerWarning(UserWarning):
+    """A worker thread has not ended in time when its iterator was closed, and goes on; a thread cannot be killed."""
 
 
 class FallbackWarning(UserWarning):

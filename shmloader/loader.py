@@ -20,6 +20,7 @@ How a batch travels::
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 import warnings
@@ -44,12 +45,16 @@ from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .slots.writer import ALIGNMENT
 from .torch_private import BaseIterator
-from .workers.processes import default_context
+from .workers.interface import Workers
+from .workers.processes import ProcessWorkers, default_context
+from .workers.threads import ThreadWorkers
 
 T_co = TypeVar("T_co", covariant=True)
 
 # Room for the skeleton of a declared batch, whose size is known only once there is one.
 _TAIL_BYTES = 4096
+
+_WORKER_TYPES = ("process", "thread")
 
 
 class ShmDataLoader(DataLoader[T_co]):
@@ -62,7 +67,8 @@ class ShmDataLoader(DataLoader[T_co]):
 
     Which process runs what: ``dataset``, ``collate_fn`` and ``worker_init_fn`` run in the workers, as copies of what
     was given here. Samplers, and all else, run in the process and the thread that iterate. With ``num_workers=0`` there
-    are no workers and no pool, and everything runs there.
+    are no workers and no pool, and everything runs there. With ``worker_type="thread"`` the workers are threads of that
+    process: they share what was given here, but for an iterable dataset, of which each has a copy.
 
     Several iterators of one loader may be alive at a time; each has workers and a pool of its own. Persistent workers
     have one iterator, which begins again. An iterator belongs to the process that made it, and is for one thread at a
@@ -88,7 +94,8 @@ class ShmDataLoader(DataLoader[T_co]):
         shuffle: whether to draw indices in random order, anew for each pass.
         sampler: draws indices; excludes ``shuffle``.
         batch_sampler: draws lists of indices; excludes ``batch_size``, ``shuffle``, ``sampler`` and ``drop_last``.
-        num_workers: worker processes; 0: samples are loaded by the loop's own process, as torch's loader does it.
+        num_workers: workers, processes unless ``worker_type`` says otherwise; 0: samples are loaded by the loop's own
+            process, as torch's loader does it.
         collate_fn: makes a batch of a list of samples. torch's default one, called directly or from a function of
             yours, writes into the slot; anything else that a function returns is copied into it once.
         pin_memory: hand out batches in page-locked memory. With CUDA the slots are page-locked; with another
@@ -97,7 +104,7 @@ class ShmDataLoader(DataLoader[T_co]):
         timeout: seconds to wait for a batch; 0: for ever.
         worker_init_fn: called in each worker with its number, after its random generators were seeded.
         multiprocessing_context: start method or context; by default what `multiprocessing.set_start_method` was told,
-            else fork.
+            else fork. Not for threads.
         generator: source of the shuffling and of the workers' base seed; by default torch's global one.
         prefetch_factor: batches per worker to load ahead; 2 by default. The sampler is read so far ahead.
         persistent_workers: whether workers stay for the next pass.
@@ -124,6 +131,11 @@ class ShmDataLoader(DataLoader[T_co]):
             The slots are page-locked, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
         device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. The sampler is read so
             much further ahead.
+        worker_type: "process" or "thread". Threads start at once, fork and pickle nothing but the batches, and share
+            the dataset. They are worth it where samples are made by code that releases the interpreter lock: decoders,
+            large copies, waits for files and networks. torch's, numpy's and Python's global random generators are the
+            process's, so threads do not seed them; a thread cannot be killed, see ``__iter__``. Ignored with
+            ``num_workers=0``.
 
     Raises:
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
@@ -138,6 +150,7 @@ class ShmDataLoader(DataLoader[T_co]):
     worker_restarts: int
     device: torch.device | str | None
     device_prefetch: int
+    worker_type: str
 
     def __init__(
         self,
@@ -166,6 +179,7 @@ class ShmDataLoader(DataLoader[T_co]):
         worker_restarts: int = 0,
         device: torch.device | str | None = None,
         device_prefetch: int = 2,
+        worker_type: str = "process",
     ) -> None:
         super().__init__(
             dataset,
@@ -193,6 +207,8 @@ class ShmDataLoader(DataLoader[T_co]):
         self.worker_restarts = _checked("worker_restarts", worker_restarts, 0)
         self.device = device
         self.device_prefetch = _checked("device_prefetch", device_prefetch, 0)
+        self.worker_type = worker_type
+        self._check_worker_type()
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -205,7 +221,7 @@ class ShmDataLoader(DataLoader[T_co]):
     def __iter__(self) -> BaseIterator:
         """Begins a pass over the data: starts workers, or has persistent ones begin again, and asks for batches ahead.
 
-        It takes as long as starting ``num_workers`` processes does. Where shapes are declared, the pool's memory is
+        It takes as long as starting ``num_workers`` workers does. Where shapes are declared, the pool's memory is
         faulted in as well, once. Persistent workers are given a new pass by the iterator that they had, and it blocks
         until each is done with what it was asked for in the pass before.
 
@@ -216,13 +232,15 @@ class ShmDataLoader(DataLoader[T_co]):
 
         Workers end with the pass, or with the loader if they are persistent; and when the iterator is dropped, or a
         KeyboardInterrupt hits inside it. That blocks until each has finished the sample it is at, for 5 seconds at most
-        and 1 more, after which it is killed.
+        and 1 more, after which it is killed. A thread finishes the batch that it is at; after 5 seconds it is left
+        behind, and the pool's memory with it, until it ends.
 
         Returns:
             The iterator. It has ``len``, as torch's.
 
         Raises:
-            ValueError: here; ``num_slots``, ``max_pool_bytes`` or ``prefetch_factor`` cannot be met.
+            ValueError: here; ``num_slots``, ``max_pool_bytes`` or ``prefetch_factor`` cannot be met, or ``worker_type``
+                was set to what there is not.
             RuntimeError: here, if ``device`` is not there; from ``next``, if the iterator was closed by an interrupt or
                 belongs to another process, or a CUDA graph is being captured while ``device`` is set.
             PoolMemoryError: here, if what is declared does not fit under ``max_pool_bytes`` or in memory; from
@@ -234,7 +252,7 @@ class ShmDataLoader(DataLoader[T_co]):
             WorkerTimeoutError: no batch came within ``timeout`` seconds. The iterator may be asked again. Here too, of
                 persistent workers that are not done with the pass before.
             Exception: what the dataset or ``collate_fn`` raised, with the worker's traceback in its text; here, what
-                cannot be pickled for a worker that is spawned.
+                cannot be pickled for a worker that is spawned, or not be copied for a thread.
 
         Warns:
             FallbackWarning: once; the platform lacks what the pool is made of, or page-locked with, or this torch lacks
@@ -242,6 +260,7 @@ class ShmDataLoader(DataLoader[T_co]):
             HeldBatchesWarning: once for each pool; the loop holds more batches than there are slots for, and gets
                 copies.
             WorkerRestartWarning: a worker died and is replaced.
+            StuckWorkerWarning: a worker thread was left behind.
         """
         if self._is_own and (difference := torch_private.difference()):
             self._warn_of_fallback(difference, stacklevel=3)
@@ -269,21 +288,32 @@ class ShmDataLoader(DataLoader[T_co]):
             return super()._get_iterator()
         if self.num_workers == 0:
             return CheckedInProcessIterator(self, self._sample_spec)
-        if missing := missing_on_this_platform():
-            self._warn_of_fallback(f"this platform lacks {missing}", stacklevel=5)
+        self._check_worker_type()
+        if lack := self._lack():
+            self._warn_of_fallback(lack, stacklevel=5)
             return super()._get_iterator()
-        self.check_worker_number_rationality()
-        context = self._worker_context()
-        settings = self._pool_settings()
         return ShmIterator(
             self,
             self._pool_cache,
-            settings,
-            context,
+            self._pool_settings(),
+            self._workers_factory(),
             self._sample_spec,
             self.worker_restarts,
             self._restart_count,
         )
+
+    def _lack(self) -> str:
+        """Says what there is not that this kind of workers needs; empty where all is there."""
+        if self.worker_type == "thread" and (difference := torch_private.thread_difference()):
+            return difference
+        missing = missing_on_this_platform(self.worker_type)
+        return missing and f"this platform lacks {missing}"
+
+    def _workers_factory(self) -> Callable[[int, int], Workers]:
+        if self.worker_type == "thread":
+            return ThreadWorkers
+        self.check_worker_number_rationality()
+        return functools.partial(ProcessWorkers, self._worker_context())
 
     @property
     def _is_own(self) -> bool:
@@ -295,6 +325,15 @@ class ShmDataLoader(DataLoader[T_co]):
             self._fell_back = True
             text = f"{difference}, so ShmDataLoader loads as torch's DataLoader does"
             warnings.warn(text, FallbackWarning, stacklevel=stacklevel)
+
+    def _check_worker_type(self) -> None:
+        if self.worker_type not in _WORKER_TYPES:
+            names = " or ".join(map(repr, _WORKER_TYPES))
+            raise ValueError(f"worker_type must be {names}, got {self.worker_type!r}")
+        if self.worker_type == "thread" and self.multiprocessing_context is not None:
+            raise ValueError(
+                "multiprocessing_context is for worker processes, and worker_type='thread' starts none; leave one out"
+            )
 
     def _worker_context(self) -> Any:
         if self.multiprocessing_context is not None:
@@ -368,13 +407,14 @@ def _cuda_device(device: Any) -> torch.device | None:
     return found if found.type == "cuda" else None
 
 
-def missing_on_this_platform() -> str:
-    """Names what the pool is made of and this platform does not have; empty where all is there."""
+def missing_on_this_platform(worker_type: str = "process") -> str:
+    """Names what pool and workers are made of and this platform does not have; empty where all is there."""
     needed: dict[str, Callable[[], object]] = {
         "os.memfd_create": lambda: os.close(os.memfd_create("shmloader")),
-        "os.pidfd_open": lambda: os.close(os.pidfd_open(os.getpid())),
-        "os.fork": lambda: os.fork,
     }
+    if worker_type == "process":
+        needed["os.pidfd_open"] = lambda: os.close(os.pidfd_open(os.getpid()))
+        needed["os.fork"] = lambda: os.fork
     names = [name for name, attempt in needed.items() if _is_missing(attempt)]
     return ", ".join(names if sys.platform == "linux" else ["Linux", *names])
 

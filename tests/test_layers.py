@@ -35,7 +35,7 @@ WINGS = {
     "observe": ["statistics"],
     "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts worker_progress"],
     "workers": [
-        "processes",
+        "processes threads",
         "process_main",
         "job_loop",
         "batch_maker interface process_start tracebacks",

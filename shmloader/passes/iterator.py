@@ -31,14 +31,14 @@ from shmloader.torch_private import (
     sharding_worker_init_fn,
 )
 from shmloader.workers.brief import BatchSource
-from shmloader.workers.processes import ProcessWorkers
+from shmloader.workers.interface import Workers
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .restarts import RestartCount
 
 
 class ShmIterator(BaseIterator):
-    """Iterates over the dataset with worker processes that write batches into a pool's slots.
+    """Iterates over the dataset with workers that write batches into a pool's slots.
 
     It belongs to the process that made it; in a process forked from that one it does nothing.
 
@@ -46,7 +46,7 @@ class ShmIterator(BaseIterator):
         loader: whose data to load; it is not held.
         pool_cache: where the pool comes from and goes to.
         settings: of the pool.
-        context: the multiprocessing context that makes the workers.
+        make_workers: returns workers that are not started, of the number of them and of jobs that may be under way.
         sample_spec: what `spec.declare` returned, or None.
         worker_restarts: how many workers that die are replaced in a pass.
         restart_count: counts them.
@@ -67,7 +67,7 @@ class ShmIterator(BaseIterator):
         loader: DataLoader[Any],
         pool_cache: PoolCache,
         settings: PoolSettings,
-        context: Any,
+        make_workers: Callable[[int, int], Workers],
         sample_spec: Any,
         worker_restarts: int,
         restart_count: RestartCount,
@@ -90,7 +90,7 @@ class ShmIterator(BaseIterator):
         with interrupts.deferred():
             self._pool = pool_cache.take(settings)
             try:
-                workers = ProcessWorkers(context, self._num_workers, self._options.look_ahead)
+                workers = make_workers(self._num_workers, self._options.look_ahead)
                 self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count)
             except BaseException:
                 pool_cache.put(self._pool)

@@ -1,0 +1,336 @@
+"""Workers that are threads of the loop's own process: start, tell, wait, replace, stop.
+
+They run the same job loop as worker processes do, with queues where those have pipes. The parent waits in one place, on
+the queue that all workers write to; a worker that ends puts a note of that behind its last token.
+
+What differs: a thread cannot be killed, and it shares the process. So one that does not end in time is left behind, and
+the last such thread closes the pool when it ends after all. And what code in a worker holds of a slot may be held on
+after the worker has ended (`holds`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import dataclasses
+import os
+import queue
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from shmloader import process_exit, torch_private
+from shmloader.collate import default
+from shmloader.errors import StuckWorkerWarning
+from shmloader.slots.writer import Hold, SlotWriter
+
+from . import kernel_state, tracebacks
+from .batch_maker import BatchMaker
+from .brief import Brief
+from .interface import SilenceError
+from .job_loop import JobLoop
+from .wire import Fields, Inbox, Token
+
+
+class _Outbox:
+    """The way from a worker to the parent."""
+
+    def __init__(self, up: queue.SimpleQueue[Token | _Worker | None]) -> None:
+        self._put = up.put
+
+    def write(self, token: Fields) -> None:
+        """Sends one token. Does not block."""
+        self._put(Token._make(token))
+
+
+class _Worker:
+    """One worker, of which the thread and the parent know.
+
+    Args:
+        number: its number.
+
+    Attributes:
+        thread: where it runs.
+        inbox: what it is sent.
+        writer: what it writes to slots with, once it has begun.
+        ending: how it has ended, in a sentence.
+        is_leaving: whether it was told that no job will follow, so that its end is no news.
+        has_ended: whether it will not write to a slot again, and holds nothing.
+    """
+
+    thread: threading.Thread
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.inbox: queue.SimpleQueue[Token] = queue.SimpleQueue()
+        self.writer: SlotWriter | None = None
+        self.ending = ""
+        self.is_leaving = False
+        self.has_ended = False
+
+
+class ThreadWorkers:
+    """The worker threads of one iterator.
+
+    Args:
+        num_workers: how many.
+        max_jobs: how many jobs may be under way to one worker; a queue holds any number.
+    """
+
+    method = "thread"
+    is_forked = True  # in the sense that nothing is pickled
+
+    def __init__(self, num_workers: int, max_jobs: int) -> None:
+        self.num_workers = num_workers
+        self._workers: list[_Worker] = []
+        self._former: list[_Worker] = []  # that were replaced
+        self._up: queue.SimpleQueue[Token | _Worker | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # for `stop`, whoever waits elsewhere
+        self._tokens: list[Token] = []
+        self._dead: list[int] = []
+        self._at_the_last_end: deque[Callable[[], object]] = deque()
+        self._with_grad = torch.is_grad_enabled()
+
+    @property
+    def processes(self) -> list[Any]:
+        """There are none."""
+        return []
+
+    def start(self, briefs: list[Brief]) -> None:
+        """Starts the threads, one for each brief, in the order of their numbers.
+
+        Raises:
+            Exception: the dataset is iterable and cannot be copied.
+            RuntimeError: the system has no more threads.
+        """
+        torch_private.tell_threads_apart()
+        default.replace_entries()  # here, and not in several threads at a time
+        for brief in [_for_a_thread(brief) for brief in briefs]:
+            self._workers.append(self._start_one(brief))
+
+    def replace(self, brief: Brief) -> None:
+        """Starts a thread in the place of a worker that has died."""
+        dead = self._workers[brief.worker]
+        self._former.append(dead)
+        self._workers[brief.worker] = self._start_one(_for_a_thread(brief), lends=not self.holds())
+
+    def _start_one(self, brief: Brief, lends: bool = True) -> _Worker:
+        worker = _Worker(brief.worker)
+        orders = [brief]  # which the thread takes out, so that it is gone when the worker has ended
+
+        def run() -> None:
+            try:
+                worker.ending = _serve(worker, orders.pop(), _Outbox(self._up), lends, self._with_grad)
+            finally:
+                self._note_end(worker)
+
+        # As in a forked worker: what the thread that iterates has set for itself, numpy's errstate say.
+        context = contextvars.copy_context()
+        name = f"shmloader-worker-{brief.worker}"
+        worker.thread = threading.Thread(target=context.run, args=(run,), name=name, daemon=True)
+        worker.thread.start()
+        return worker
+
+    def _note_end(self, worker: _Worker) -> None:
+        """Tells everybody whom it concerns. Called in the worker, as the last thing that it does."""
+        worker.has_ended = True
+        self._act_if_all_have_ended()
+        self._up.put(worker)
+        self._ends.put(worker)
+
+    def send(self, worker: int, token: Fields) -> None:
+        """Sends a token to a worker. Does not block. To one that has ended it goes nowhere; `wait` tells of that."""
+        self._workers[worker].inbox.put(Token._make(token))
+
+    def dismiss(self, worker: int, token: Fields) -> None:
+        """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
+        if not self._workers[worker].is_leaving:
+            self._workers[worker].is_leaving = True
+            self.send(worker, token)
+
+    def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
+        """Waits for workers; see `ProcessWorkers.wait`.
+
+        Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
+
+        Raises:
+            SilenceError: nothing came in time.
+            RuntimeError: another thread has stopped the workers meanwhile.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not (tokens := self.read()) and not self._dead:
+            self._sort(_get(self._up, deadline))
+        if tokens:
+            return tokens, []
+        dead, self._dead = self._dead, []
+        return [], dead
+
+    def read(self) -> list[Token]:
+        """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
+        for _ in range(self._up.qsize()):
+            self._sort(self._up.get())
+        tokens, self._tokens = self._tokens, []
+        return tokens
+
+    def _sort(self, news: Token | _Worker | None) -> None:
+        if news is None:
+            raise RuntimeError("this iterator of ShmDataLoader was closed by another thread")
+        if isinstance(news, Token):
+            self._tokens.append(news)
+        elif not news.is_leaving:
+            self._dead.append(news.number)
+
+    def name(self, worker: int) -> str:
+        """Returns what the system knows a worker by."""
+        return f"thread {self._workers[worker].thread.native_id}"
+
+    def ending(self, worker: int) -> str:
+        """Says how a worker has ended."""
+        return self._workers[worker].ending
+
+    def state(self, worker: int) -> str:
+        """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
+        return kernel_state.read(f"/proc/{os.getpid()}/task/{self._workers[worker].thread.native_id}")
+
+    def traceback(self, worker: int) -> list[str]:
+        """Returns the Python frames that a worker is in, the innermost first."""
+        return tracebacks.of_thread(self._workers[worker].thread.ident)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def stop(self, token: Fields, grace: float) -> None:
+        """Tells all workers to end, and waits.
+
+        Blocks until they have finished the batch that they are at, ``grace`` seconds at most, or until `kill`. What has
+        not ended then is left behind; it ends after its batch. Called in one of the workers, by a garbage collection or
+        a finalizer, it does not wait for that one.
+
+        Warns:
+            StuckWorkerWarning: a worker was left behind; not at the interpreter's end.
+        """
+        for number in range(len(self._workers)):
+            self.dismiss(number, token)
+        self._up.put(None)  # for whoever waits in another thread
+        own = threading.current_thread()
+        others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
+        stuck = self._join(others, time.monotonic() + grace)
+        if stuck and not process_exit.is_exiting():
+            warnings.warn(_describe(stuck, self.num_workers, grace), StuckWorkerWarning, stacklevel=2)
+
+    def _join(self, workers: list[_Worker], deadline: float) -> list[_Worker]:
+        """Waits for threads to end, and returns those that have not."""
+        with contextlib.suppress(SilenceError):
+            while not all(worker.has_ended for worker in workers):
+                if _get(self._ends, deadline) is None:
+                    break
+        for worker in workers:
+            if worker.has_ended:  # and has nothing left to do
+                worker.thread.join(max(0.0, deadline - time.monotonic()) + 1)
+        return [worker for worker in workers if not worker.has_ended]
+
+    def left_behind(self, act: Callable[[], object]) -> bool:
+        """Whether `stop` has left workers that go on; then the last of them calls ``act`` as it ends."""
+        if all(worker.has_ended for worker in self._workers):
+            return False
+        self._at_the_last_end.append(act)
+        self._act_if_all_have_ended()  # meanwhile
+        return True
+
+    def _act_if_all_have_ended(self) -> None:
+        # No lock, since a finalizer may be here too: of several that find all to have ended, one gets the act.
+        if all(worker.has_ended for worker in self._workers):
+            with contextlib.suppress(IndexError):
+                self._at_the_last_end.pop()()
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which code in this process holds something through a worker, also one that has ended."""
+        writers = [worker.writer for worker in (*self._workers, *self._former) if worker.has_ended]
+        return [hold for writer in writers if writer is not None for hold in writer.holds()]
+
+    def kill(self) -> None:
+        """Has `stop` wait no longer: no thread can be killed. Called in signal handlers too."""
+        self._ends.put(None)
+
+
+def _get(news: queue.SimpleQueue[Any], deadline: float | None) -> Any:
+    """Returns what comes next.
+
+    Raises:
+        SilenceError: nothing came in time.
+    """
+    if deadline is None:
+        return news.get()
+    try:
+        return news.get(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
+    except queue.Empty:
+        raise SilenceError from None
+
+
+def _for_a_thread(brief: Brief) -> Brief:
+    """Returns what a thread is told: no random state is its own, and an iterable dataset is copied as by a fork.
+
+    Raises:
+        Exception: it cannot be copied; of the same type as what says so, or a RuntimeError.
+    """
+    source = brief.source
+    if source.is_stream:
+        source = dataclasses.replace(source, dataset=_copied(source.dataset))
+    return dataclasses.replace(brief, source=source, saves_rng_state=False, kind="thread")
+
+
+def _copied(dataset: Any) -> Any:
+    try:
+        return copy.deepcopy(dataset)
+    except Exception as error:
+        text = (
+            f"dataset (a {type(dataset).__qualname__}) cannot be copied, and every worker thread needs an iterable "
+            f"dataset of its own: {error}. Give it a __deepcopy__, open what cannot be copied in __iter__, or use "
+            "worker_type='process', which copies nothing"
+        )
+        try:
+            made = type(error)(text)
+        except Exception:
+            made = RuntimeError(text)
+        raise made from error
+
+
+def _serve(worker: _Worker, brief: Brief, outbox: _Outbox, lends: bool, with_grad: bool) -> str:
+    """Does one job after the other until told to stop, and returns how that ended. Runs in the worker's thread."""
+    source = brief.source
+    torch.set_grad_enabled(with_grad)
+    try:
+        maker = BatchMaker(brief)
+        worker.writer = maker.writer
+        if not lends:
+            maker.writer.stop_lending()
+        torch_private.set_thread_info(brief.worker, brief.num_workers, source.base_seed + brief.worker, maker.dataset)
+        maker.collation.install_in_thread()
+        maker.begin_first_pass()
+        JobLoop(brief, maker, Inbox(lambda: [worker.inbox.get()]), outbox).serve()
+        return "DataLoader worker thread ended unexpectedly. "
+    except BaseException as error:
+        if not (isinstance(error, SystemExit) or brief.arena.shared_state.stopped):
+            with contextlib.suppress(Exception):  # as for a process, the traceback is printed and not sent
+                traceback.print_exception(error)
+        return f"DataLoader worker thread was ended by {traceback.format_exception_only(error)[-1].strip()}. "
+    finally:
+        default.leave_thread()
+        torch_private.forget_thread_info()
+
+
+def _describe(stuck: list[_Worker], num_workers: int, grace: float) -> str:
+    names = ", ".join(str(worker.number) for worker in stuck)
+    frames = tracebacks.of_thread(stuck[0].thread.ident)
+    at = f", which is in {frames[0]}" if frames else ""
+    return (
+        f"DataLoader worker thread {names} of {num_workers} did not end within {grace:g} seconds{at}. A thread cannot "
+        "be killed: it is left behind, ends after the batch that it is at, and keeps the pool's memory until then. "
+        "Code that may hang is safer in a process (worker_type='process')"
+    )
