@@ -10,6 +10,7 @@ The other commands, ``python -m benchmarks NAME``:
 - `edges`: how passes begin, follow each other and end, and what memory a loader takes;
 - `growth`: how the cost of a batch grows;
 - `hidden`: a training step with a loader behind it;
+- `threads`: worker threads, and how they scale;
 - `gpu`: what a CUDA device gets.
 
 A command is a module with two functions, ``add_options`` and ``measure``; what all share is in `output` and in

@@ -12,7 +12,7 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import edges, gpu, growth, hidden, suite
+from . import edges, gpu, growth, hidden, suite, threads
 from .output import Found, chart_folder
 
 
@@ -29,7 +29,14 @@ class Command(Protocol):
 
 
 _DEFAULT = "suite"
-_COMMANDS: dict[str, Command] = {_DEFAULT: suite, "edges": edges, "growth": growth, "hidden": hidden, "gpu": gpu}
+_COMMANDS: dict[str, Command] = {
+    _DEFAULT: suite,
+    "edges": edges,
+    "growth": growth,
+    "hidden": hidden,
+    "threads": threads,
+    "gpu": gpu,
+}
 
 # Those that draw charts.
 _DRAWN = (_DEFAULT, "growth")

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ PREFETCH_FACTOR = 2
 
 _ENDLESS = 1 << 40
 
+_WAIT_SECONDS = 5e-3
+
 Collate = Callable[[list[Any]], Any]
 
 
@@ -43,6 +46,14 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._samples[index % len(self._samples)]
+
+
+class Waits(Samples):
+    """The same, each after a wait that takes no processor time, as for a network or a disk."""
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(_WAIT_SECONDS)
+        return super().__getitem__(index)
 
 
 class Pictures(Samples):
@@ -247,3 +258,6 @@ CELLS = (
     Cell("chunks28", lambda: _images(28, 28), 64, arrange=chunks),
     Cell("jpeg224", _jpegs, 32, read=Pictures),
 )
+
+# Not one of the suite's, since no loader is faster than its samples.
+WAITING = Cell("wait5", lambda: _images(28, 28), 4, read=Waits)

@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 
 from shmloader.cli.bench.measure import Round, Track, calibrate
 
-from .cells import CELLS, PREFETCH_FACTOR, Cell, Stream, chunks
+from .cells import CELLS, PREFETCH_FACTOR, WAITING, Cell, Stream, chunks
 
 
 def _is_any(cell: Cell) -> bool:
@@ -139,7 +139,7 @@ class PeerProcess:
 
 def _serve(pipe: Connection, peer: Peer, cell: str, num_workers: int, seconds: float) -> None:
     os.setsid()  # what it starts gets its signals
-    (chosen,) = (one for one in CELLS if one.name == cell)  # what cells are made of cannot be sent
+    (chosen,) = (one for one in (*CELLS, WAITING) if one.name == cell)  # what cells are made of cannot be sent
     track = Track(PeerLoader(peer, chosen, num_workers))
     batches = calibrate(track, seconds)
     pipe.send(batches)

@@ -181,13 +181,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def measure(args: argparse.Namespace) -> SuiteResult:
     """Measures all cells. Blocks for about 1.5 s a cell and round; no process is left."""
-    peers = [peer for peer in args.peers if _is_installed(peer)]
+    peers = installed(args.peers)
     results = []
     with _busy(args.busy), shown(len(args.cells) * turns(args.rounds, len(peers))) as progress:
         for cell in args.cells:
             progress.begin(cell.name)
             results.append(run_cell(cell, args.num_workers, args.rounds, peers=peers, done=progress.step))
     return SuiteResult(results, [peer.name for peer in peers], args.num_workers, args.busy)
+
+
+def installed(peers: Sequence[Peer]) -> list[Peer]:
+    """Returns the peers that are installed; says which are not."""
+    return [peer for peer in peers if _is_installed(peer)]
 
 
 def _is_installed(peer: Peer) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import edges, growth, hidden, suite
+from benchmarks import edges, growth, hidden, suite, threads
 from benchmarks.__main__ import main
 from benchmarks.output import Found
 
@@ -33,11 +33,11 @@ class _Nothing(Found):
 
 @pytest.fixture(autouse=True)
 def _commands_that_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (suite, edges, growth, hidden):
+    for module in (suite, edges, growth, hidden, threads):
         monkeypatch.setattr(module, "measure", _Nothing)
 
 
-@pytest.mark.parametrize("name", ["", "suite", "edges", "growth", "hidden"])
+@pytest.mark.parametrize("name", ["", "suite", "edges", "growth", "hidden", "threads"])
 def test_a_command_prints_what_it_has_found(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--rounds", "3"]) == 0
     machine, *rest = capsys.readouterr().out.splitlines()
@@ -78,7 +78,7 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["nothing"], "there is no 'nothing'; there are suite, edges, growth, hidden, gpu"),
+        (["nothing"], "there is no 'nothing'; there are suite, edges, growth, hidden, threads, gpu"),
         (["--cells", "rgb64,rgb65"], "there is no cell 'rgb65'; there are floats8"),
         (["--peers", "elsewhere"], "there is no peer 'elsewhere'; there are stateful"),
         (["edges", "--cells", "stream28"], "there is no cell whose passes end 'stream28'; there are floats8"),
