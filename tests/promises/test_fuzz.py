@@ -25,6 +25,7 @@ from tests.helpers.collating import Memory
 from tests.helpers.keeping import FORMS, Echo, Habit, Kept, all_habits
 from tests.helpers.samples import warn_once
 from tests.helpers.scenarios import Scenario, Visit, extended, scenario
+from tests.helpers.sources import seed_streams, set_tag, teach
 from tests.helpers.support import assert_same, bits, detached, let_stock_end, random_states, seed_everything, tensors_in
 
 # Of torch, about read-only arrays, prototypes and so on, where scenarios are made.
@@ -78,7 +79,8 @@ def failure(error: BaseException) -> Failure:
     # Of several arguments, or of a KeyError's one, str() makes a single line.
     text = next((text for text in error.args if isinstance(text, str) and "\n" in text), str(error))
     lines = [_without_addresses(line) for line in text.splitlines() if line.strip()] or [""]
-    return Failure(type(error), [type(argument) for argument in error.args], lines[0], lines[-1])
+    first = lines[0].replace("in DataLoader worker thread", "in DataLoader worker process")
+    return Failure(type(error), [type(argument) for argument in error.args], first, lines[-1])
 
 
 def _without_addresses(text: str) -> str:
@@ -337,6 +339,23 @@ def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -
 @pytest.mark.parametrize("seed", range(60))
 def test_extended_scenario(seed: int) -> None:
     play(seed, extended)
+
+
+def in_threads(seed: int) -> Scenario:
+    """Returns the scenario of a seed with worker threads, and without what their sharing of the process changes."""
+    found = scenario(seed)
+    found.plan.noisy = False
+    found.arguments.pop("multiprocessing_context", None)
+    if found.arguments.get("worker_init_fn") in (seed_streams, set_tag, teach):
+        del found.arguments["worker_init_fn"]
+    found.own["worker_type"] = "thread"
+    return found
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("seed", range(70))
+def test_scenario_in_threads(seed: int) -> None:
+    play(seed, in_threads)
 
 
 @pytest.mark.slow
