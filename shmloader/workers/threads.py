@@ -280,7 +280,7 @@ def _for_a_thread(brief: Brief) -> Brief:
         Exception: it cannot be copied; of the same type as what says so, or a RuntimeError.
     """
     source = brief.source
-    if source.is_stream:
+    if source.is_stream or isinstance(source.dataset, torch_private.MapDataPipe):  # which may be sharded
         source = dataclasses.replace(source, dataset=_copied(source.dataset))
     return dataclasses.replace(brief, source=source, saves_rng_state=False, kind="thread")
 
