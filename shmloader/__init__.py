@@ -4,6 +4,7 @@ from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset
 from .data.chunks import ChunkedDataset
+from .data.permutation import PermutationSampler
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
@@ -24,6 +25,7 @@ __all__ = [
     "FallbackWarning",
     "HeldBatchesWarning",
     "LoaderStatistics",
+    "PermutationSampler",
     "PoolMemoryError",
     "ShmDataLoader",
     "SpecMismatchError",

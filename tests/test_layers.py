@@ -43,7 +43,7 @@ WINGS = {
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
-    "data": ["arrays chunks", "chunk file_maps gather"],
+    "data": ["arrays chunks permutation", "chunk feistel file_maps gather"],
     "slots": [
         "pool_cache",
         "pool",
@@ -58,11 +58,12 @@ WINGS = {
 
 PURE = [
     "slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py", "batches/spec.py",
-    "batches/structure.py",
+    "batches/structure.py", "data/feistel.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
-    "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "itertools", "math", "operator",
-    "typing", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure", "shmloader.errors",
+    "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
+    "operator", "typing", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure",
+    "shmloader.errors",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))
