@@ -1,1 +1,1 @@
-"""Datasets that users import."""
+"""Datasets and samplers that users import."""
