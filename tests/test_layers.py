@@ -51,14 +51,14 @@ WINGS = {
         "arena",
         "moved_storages shared_state results",
         "fork_copies",
-        "leases ledger limits pages",
+        "holds leases ledger limits pages",
     ],
     "batches": ["unpacking", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
 }  # fmt: skip
 
 PURE = [
-    "slots/ledger.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py", "batches/spec.py",
-    "batches/structure.py", "data/feistel.py",
+    "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
+    "batches/spec.py", "batches/structure.py", "data/feistel.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",

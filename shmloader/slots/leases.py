@@ -55,7 +55,6 @@ class Leases:
         # A weak reference must itself stay alive for its callback to be called.
         self._live: dict[int, Lease] = {}
         self._ended: deque[Lease] = deque()
-        self._retained: dict[int, list[Block]] = {}
 
     def __len__(self) -> int:
         return len(self._live)
@@ -72,10 +71,6 @@ class Leases:
         """Notes that when ``lease`` ends, no copy from its slot is in flight."""
         lease.is_settled = True
 
-    def retain(self, block: Block, worker: int) -> None:
-        """Holds ``block`` on behalf of code in ``worker``, so that its lease does not end, until `release`."""
-        self._retained.setdefault(worker, []).append(block)
-
     def follow(self, slot: int, block: Block, written: int) -> None:
         """Has the lease of ``slot`` end with ``block``, which code in a worker thread holds, whatever else is held."""
         lease = _ThreadsLease(block, self._ended.append)
@@ -89,19 +84,9 @@ class Leases:
         """Whether code in worker threads holds anything; see `follow`."""
         return any(isinstance(lease, _ThreadsLease) and lease() is not None for lease in list(self._live.values()))
 
-    def release(self, worker: int) -> None:
-        """Ends the holds of ``worker``, which has ended."""
-        self._retained.pop(worker, None)
-
-    def release_all(self) -> None:
-        """Ends the holds of all workers."""
-        self._retained.clear()
-
     def blocks(self) -> list[Block]:
         """Returns the slots' memory that the consumer holds. Safe from any thread."""
-        of_workers = {id(block) for blocks in list(self._retained.values()) for block in blocks}
-        live = list(self._live.values())
-        held = [(block, lease) for lease in live if (block := lease()) is not None and id(block) not in of_workers]
+        held = [(block, lease) for lease in list(self._live.values()) if (block := lease()) is not None]
         return [block[: lease.nbytes] if isinstance(lease, _ThreadsLease) else block for block, lease in held]
 
     def ended(self) -> list[Lease]:

@@ -29,7 +29,7 @@ class State(Enum):
     WRITING = "writing"  # the worker's whose job names it
     READY = "ready"  # the parent's: a batch that was not handed out yet
     LEASED = "leased"  # the consumer's: it ends when no tensor of the batch is alive
-    RETAINED = "retained"  # that of code in a worker, which holds a tensor of the batch, until the worker has ended
+    RETAINED = "retained"  # that of code in a worker, which holds a tensor of the batch, and nobody else's
 
 
 # An enum's members are looked up at ten times the cost of a global.
@@ -186,10 +186,14 @@ class Ledger:
         return True
 
     def retain(self, number: int) -> None:
-        """READY -> RETAINED, however little is left: code in a worker holds the batch, and nothing can be done."""
-        slot = self._expect(number, _READY)
+        """READY or LEASED -> RETAINED, however little is left: code in a worker holds it, and nothing can be done."""
+        slot = self._slots[number]
+        if slot.state is _LEASED:
+            self._leased -= 1
+        else:
+            self._expect(number, _READY)
+            self._held_bytes += slot.allowance
         slot.state = _RETAINED
-        self._held_bytes += slot.allowance
 
     def free(self, number: int) -> None:
         """Any state but FREE -> FREE: nobody reads or writes the slot any more.

@@ -16,6 +16,7 @@ from shmloader.errors import PoolMemoryError, WorkerFault
 from . import fork_copies, moved_storages, orphans
 from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
 from .held_batches import CopyNotice
+from .holds import Holds
 from .leases import Lease, Leases
 from .ledger import MIN_SLOT_BYTES, Ledger, State
 from .results import Made, Result, Retained, Spilled, Unsent
@@ -54,10 +55,11 @@ class Pool:
         in_flight: how many of them are set aside for jobs, at least.
         max_bytes: the cap on what all slots take together.
         available: the memory that there is; a larger cap would be none.
-        num_workers: how many workers write to it; each may retain one slot beside ``num_slots``, for a batch that code
-            in it holds, see `slots.writer`.
+        num_workers: how many workers write to it.
         memory: what slots lie in.
         declared_bytes: what a batch takes, where that is declared; see `Arena`.
+        retained_per_worker: how many slots each worker may hold beside ``num_slots``, for batches that code in it
+            holds; see `slots.writer`.
 
     Attributes:
         num_slots: as above.
@@ -82,8 +84,9 @@ class Pool:
         num_workers: int = 0,
         memory: Memory = SharedMemory(),
         declared_bytes: int = 0,
+        retained_per_worker: int = 1,
     ) -> None:
-        all_slots = num_slots + num_workers
+        all_slots = num_slots + retained_per_worker * num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
             raise ValueError(
                 f"max_pool_bytes={max_bytes} is too small: {all_slots} slots take at least "
@@ -105,6 +108,7 @@ class Pool:
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
         self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
+        self._holds = Holds()
         self._unpacker = Unpacker(memory.lends_small_parts)
         self.batches = self.copies = 0
         self.populated_slots = self.populated_bytes = 0
@@ -219,12 +223,10 @@ class Pool:
     def release(self, result: Result) -> None:
         """Frees the slot of a batch that is not needed, or was copied."""
         if isinstance(result, Retained):
-            block, *_ = self._where(result.made)
-            self._ledger.retain(result.made.slot)
-            self._leases.open(result.made.slot, block)
-            self._leases.retain(block, result.worker)
+            self._holds.keep(result.made.slot, result.worker)
+            self._free(result.made.slot)
         elif isinstance(result, Made):
-            self._ledger.free(result.slot)
+            self._free(result.slot)
 
     def withdraw(self, slot: int) -> None:
         """Takes back a slot whose job its worker has never begun, or of which nothing came."""
@@ -236,8 +238,17 @@ class Pool:
         self.ready(made)
         self.release(Retained(made, worker))
 
+    def hold(self, slot: int, worker: int, keeps_last: bool) -> None:
+        """Notes that code in ``worker`` may hold an item that has come, until the next one; see `Holds.follow`.
+
+        It may be handed out meanwhile; its slot becomes free only when neither has it.
+        """
+        let_go = self._holds.follow(slot, worker, keeps_last)
+        if let_go is not None:
+            self._free_if_retained(let_go)
+
     def inherit(self, worker: int, slots: list[int], holds: Sequence[Hold] = ()) -> None:
-        """Takes back what a worker that has died had: the slots of its jobs, and those that it retained.
+        """Takes back what a worker that has died had: the slots of its jobs, and those that it held.
 
         Args:
             worker: which one.
@@ -251,8 +262,8 @@ class Pool:
             else:
                 self._take_from_the_dead(slot)
         if not held:
-            self._leases.release(worker)
-        self._drain()
+            for slot in self._holds.end(worker):
+                self._free_if_retained(slot)
 
     def follow(self, holds: Sequence[Hold]) -> None:
         """Has slots that code in this process holds through worker threads be in use until it lets go.
@@ -260,6 +271,7 @@ class Pool:
         Called when the workers have ended. It is not the end of the threads that ends such a hold.
         """
         for hold in holds:
+            self._holds.discard(hold.slot)
             if self._ledger.state(hold.slot) is State.WRITING:
                 self._ledger.ready(hold.slot, hold.written)
             if self._ledger.state(hold.slot) is State.READY:
@@ -279,7 +291,7 @@ class Pool:
         Returns:
             Whether others may use it: not while code of worker threads holds slots, since no more are to spare.
         """
-        self._leases.release_all()
+        self._end_holds()
         for slot in range(self.arena.slots):
             if self._ledger.state(slot) is State.WRITING:
                 self._take_from_the_dead(slot)
@@ -323,20 +335,40 @@ class Pool:
         if not isinstance(result, Made):
             return result
         block, *_ = self._where(result)
-        self._ledger.free(result.slot)
-        return Spilled(block.copy(), result.tail_offset, result.tail_bytes, result.is_fault)
+        block = block.copy()
+        self._free(result.slot)
+        return Spilled(block, result.tail_offset, result.tail_bytes, result.is_fault)
 
     def close(self) -> None:
-        """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`."""
-        self._leases.release_all()
+        """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`.
+
+        Called when the workers have ended.
+        """
         self._drain()
+        self._end_holds()
         for slot in range(self.arena.slots):
-            if self._ledger.state(slot) not in (State.LEASED, State.RETAINED):
+            if self._ledger.state(slot) not in (State.LEASED, State.RETAINED):  # which threads hold; see `follow`
                 self.arena.give_back(slot)
         orphans.adopt(self.arena, self._leases)
 
     def _drain(self) -> None:
         for slot in self._leases.drain():
+            self._free(slot)
+
+    def _free(self, slot: int) -> None:
+        """Notes that neither the parent nor the consumer has ``slot`` any more, which a worker may hold."""
+        if slot in self._holds:
+            self._ledger.retain(slot)
+        else:
+            self._ledger.free(slot)
+
+    def _end_holds(self) -> None:
+        for slot in self._holds.end_all():
+            self._free_if_retained(slot)
+
+    def _free_if_retained(self, slot: int) -> None:
+        """Notes that no worker holds ``slot`` any more, which may be the parent's or the consumer's."""
+        if self._ledger.state(slot) is State.RETAINED:
             self._ledger.free(slot)
 
     def _where(self, packed: Made | Spilled) -> tuple[Block, int, int]:

@@ -25,12 +25,14 @@ class Model:
 @pytest.mark.parametrize("seed", range(30))
 def test_random_walk(seed: int) -> None:
     draw = random.Random(seed)
-    slots, in_flight = draw.choice([(4, 2), (8, 4), (12, 4), (3, 1)])
+    slots, in_flight = draw.choice([(6, 2), (10, 4), (14, 4), (5, 1)])
+    most_retained = 2
+    max_leased = slots - in_flight - most_retained
     cap = slots * draw.choice([64, 100, 300, 5000]) * KIB
-    ledger, model = Ledger(slots, cap, in_flight), Model(slots)
+    ledger, model = Ledger(slots, cap, in_flight, max_leased), Model(slots)
     for _ in range(3000):
         busy = model.slots(State.WRITING) + model.slots(State.READY)
-        action = draw.choice(["claim", "grant", "ready", "hand over", "free", "surplus"])
+        action = draw.choice(["claim", "grant", "ready", "hand over", "free", "retain", "let go", "surplus"])
         if action == "claim" and len(busy) < in_flight:
             slot = ledger.claim()
             assert model.state[slot] is State.FREE
@@ -67,6 +69,15 @@ def test_random_walk(seed: int) -> None:
             slot = draw.choice(leased)
             ledger.free(slot)
             model.state[slot] = State.FREE
+        elif action == "retain" and (held := model.slots(State.READY) + model.slots(State.LEASED)):
+            if len(model.slots(State.RETAINED)) < most_retained:
+                slot = draw.choice(held)
+                ledger.retain(slot)
+                model.state[slot] = State.RETAINED
+        elif action == "let go" and (retained := model.slots(State.RETAINED)):
+            slot = draw.choice(retained)
+            ledger.free(slot)
+            model.state[slot] = State.FREE
         elif action == "surplus":
             for slot in ledger.surplus():
                 assert model.state[slot] is State.FREE
@@ -75,7 +86,7 @@ def test_random_walk(seed: int) -> None:
         assert [ledger.state(slot) for slot in range(slots)] == model.state, repr(ledger)
         assert ledger.resident == sum(model.touched)
         assert ledger.committed == sum(ledger.allowance(slot) for slot in range(slots)) <= cap
-        assert ledger.leased == len(model.slots(State.LEASED)) <= slots - in_flight
+        assert ledger.leased == len(model.slots(State.LEASED)) <= max_leased
 
 
 def ready_slot(ledger: Ledger, nbytes: int) -> int:
@@ -194,8 +205,8 @@ def test_ragged_batches_are_not_given_back_again_and_again() -> None:
         (State.FREE, "retain"), (State.WRITING, "lend"), (State.WRITING, "retain"), (State.WRITING, "empty"),
         (State.READY, "ready"), (State.READY, "grant"), (State.READY, "empty"), (State.LEASED, "lend"),
         (State.LEASED, "ready"), (State.LEASED, "grant"), (State.LEASED, "empty"),
-        (State.LEASED, "retain"), (State.RETAINED, "lend"), (State.RETAINED, "ready"), (State.RETAINED, "grant"),
-        (State.RETAINED, "empty"), (State.RETAINED, "retain"),
+        (State.RETAINED, "lend"), (State.RETAINED, "ready"), (State.RETAINED, "grant"), (State.RETAINED, "empty"),
+        (State.RETAINED, "retain"),
     ],
 )  # fmt: skip
 def test_what_may_not_follow_what(state: State, action: str) -> None:
@@ -223,6 +234,9 @@ def test_what_a_worker_holds_counts_for_the_cap_and_not_as_leased() -> None:
     assert (ledger.state(lent), ledger.leased) == (State.LEASED, 1)
     ledger.free(retained)
     assert (ledger.state(retained), ledger.leased) == (State.FREE, 1)
+    ledger.retain(lent)  # the consumer has dropped what a worker still holds
+    assert (ledger.state(lent), ledger.leased) == (State.RETAINED, 0)
+    assert ledger.lend(ready_slot(ledger, 1))
 
 
 def test_a_cap_too_small() -> None:
