@@ -1,4 +1,4 @@
-"""A Ctrl-C that waits until what it would tear apart is done, and that no destructor swallows."""
+"""Signals that wait until what their handlers would tear apart is done, and a Ctrl-C that no destructor swallows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -40,6 +41,69 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             handler(came[0], None)
+
+
+# What they wrap. By themselves they make an enum of each handler, which takes ten times as long.
+_get_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+_NUMBERS = sorted(int(number) for number in signal.valid_signals())
+
+
+class AllDeferred:
+    """A context in which no signal handler of Python's runs: they are called when it has ended, and may raise then.
+
+    It is `deferred` for all signals, for what an alarm of the user's must not tear apart either, and must not run
+    into. Each block takes a few microseconds. In other threads than the main one no handler is ever called, so there is
+    nothing to do.
+
+    Args:
+        hurry: called within the handler of any signal that comes, to make an end of the block soon.
+    """
+
+    def __init__(self, hurry: Callable[[], object] = lambda: None) -> None:
+        self._hurry = hurry
+        self._owner_pid = 0
+        self._handlers: dict[int, Any] = {}
+        self._came: list[int] = []
+
+    def __enter__(self) -> list[int]:
+        """Returns the list of signals that came, as it grows."""
+        if threading.current_thread() is threading.main_thread():
+            self._owner_pid = os.getpid()
+            found = [(number, handler) for number in _NUMBERS if callable(handler := _get_handler(number))]
+            try:
+                for number, handler in found:
+                    self._handlers[number] = handler
+                    _set_handler(number, self._note)
+            except BaseException:  # of one that is not replaced yet
+                self._restore()
+                raise
+        return self._came
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner_pid:  # in a process that was forked in the block, nobody would call it later
+            self._handlers[number](number, frame)
+            return
+        self._came.append(number)
+        self._hurry()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._handlers:
+            with contextlib.ExitStack() as stack:  # all of them, also where one raises
+                for number in reversed(self._came):
+                    stack.callback(self._handlers[number], number, None)
+                self._restore()
+
+    def _restore(self) -> None:
+        # A handler that is restored may be called at once, before the next one is, and raise.
+        try:
+            while self._handlers:
+                number, handler = next(iter(self._handlers.items()))
+                _set_handler(number, handler)
+                del self._handlers[number]
+        finally:
+            if self._handlers:
+                self._restore()
 
 
 def at_drop(act: Callable[[], object]) -> Generator[None]:

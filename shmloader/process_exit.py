@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import multiprocessing.util  # noqa: F401 - its exit function terminates daemons; ours is registered later, so called before
 import os
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 
@@ -19,8 +20,9 @@ _Act = Callable[[], object]
 class AtExit(IntEnum):
     """The steps of an exit."""
 
-    CLOSE_PASSES = 1  # workers end
-    UNPIN = 2  # no worker is left whose batches could be page-locked
+    CLOSE_DELIVERIES = 1  # threads that wait for workers leave them, and these end
+    CLOSE_PASSES = 2  # all other workers end
+    UNPIN = 3  # no worker is left whose batches could be page-locked
 
 
 class InChild(IntEnum):
@@ -58,6 +60,16 @@ def in_child(step: InChild, act: _Act) -> None:
 def is_exiting() -> bool:
     """Whether the interpreter has begun to end: the first exit step is reached."""
     return _has_begun
+
+
+def wait_if_abandoned() -> None:
+    """Blocks for ever in a daemon thread of an interpreter that ends, and returns at once elsewhere.
+
+    For threads whose workers were closed under them by the main thread, on its way out: they end with the process, and
+    an error would only be printed.
+    """
+    if is_exiting() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 def _run(acts: list[_Act]) -> None:

@@ -33,8 +33,14 @@ WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
     "observe": ["statistics"],
-    "passes": ["iterator in_process", "dispatcher", "diagnosis growth_requests", "schedule restarts worker_progress"],
+    "passes": [
+        "iterator in_process delivery",
+        "dispatcher",
+        "diagnosis growth_requests",
+        "schedule restarts worker_progress",
+    ],
     "workers": [
+        "kinds",
         "processes threads",
         "process_main",
         "job_loop",

@@ -41,6 +41,7 @@ class DispatchOptions:
         in_order: whether batches leave by number.
         persistent: whether workers stay for another pass.
         worker_restarts: how many workers that die in a pass are replaced.
+        to_the_free: whether a batch goes to a worker that owes least, and not in turns.
     """
 
     num_workers: int
@@ -48,6 +49,7 @@ class DispatchOptions:
     in_order: bool
     persistent: bool
     worker_restarts: int
+    to_the_free: bool = False
 
     @property
     def look_ahead(self) -> int:
@@ -93,7 +95,8 @@ class Dispatcher:
         return self._workers.processes
 
     def _new_schedule(self) -> Schedule[Result]:
-        return Schedule(self._options.num_workers, self._options.prefetch_factor, self._options.in_order)
+        options = self._options
+        return Schedule(options.num_workers, options.prefetch_factor, options.in_order, options.to_the_free)
 
     def start(self) -> None:
         """Starts the workers.
@@ -108,13 +111,7 @@ class Dispatcher:
         try:
             self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
         except Exception as error:
-            source = self._source
-            parts = {
-                "dataset": source.dataset,
-                "collate_fn": source.collate_fn,
-                "worker_init_fn": source.init_fn,
-            }
-            raise (diagnosis.failed_start(error, self._workers, parts) or error) from error.__cause__
+            raise (diagnosis.failed_start(error, self._workers, self._source.parts) or error) from error.__cause__
 
     def resume(self, shared_seed: int | None, timeout: float) -> None:
         """Begins another pass with the same workers.
@@ -158,10 +155,27 @@ class Dispatcher:
             return
         try:
             job = jobs.pickled(index)
+        except Exception as error:
+            self._fail(number, error)
+        else:
+            self._send(number, job)
+
+    def ask_job(self, job: bytes) -> None:
+        """Does the same for an index that is pickled already."""
+        number = self._schedule.next_worker()
+        if number is not None:
+            self._send(number, job)
+
+    def _fail(self, number: int, error: Exception) -> None:
+        """Notes that a batch cannot be had; those before it can, and those after."""
+        task = self._schedule.send(number, b"", NO_SLOT)
+        self._schedule.arrive(task.seq, Unsent(error))
+
+    def _send(self, number: int, job: bytes) -> None:
+        try:
             slot, room = self._pool.claim(job)
-        except Exception as error:  # its batch cannot be had; those before it can, and those after
-            task = self._schedule.send(number, b"", NO_SLOT)
-            self._schedule.arrive(task.seq, Unsent(error))
+        except Exception as error:
+            self._fail(number, error)
             return
         self._last_job = job
         task = self._schedule.send(number, job, slot)
@@ -210,13 +224,28 @@ class Dispatcher:
             WorkerTimeoutError: nothing came within the timeout. It can be called again.
             WorkerDiedError: a worker has ended, and is not replaced. All that is left to do is to close.
         """
-        if self._requests:
-            self._send_all(self._requests.answer(self._schedule))
+        self.prepare_to_wait()
         try:
             tokens, dead = self._workers.wait(timeout or None)
         except SilenceError:
             text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state)
             raise WorkerTimeoutError(text) from None
+        return self.act_on(tokens, dead)
+
+    def prepare_to_wait(self) -> None:
+        """Does what is due before workers are waited for: answers those that wait themselves. Does not block."""
+        if self._requests:
+            self._send_all(self._requests.answer(self._schedule))
+
+    def act_on(self, tokens: list[Token], dead: list[int]) -> int:
+        """Acts on what waiting for workers gave. `receive` in two parts, for those who wait elsewhere. Does not block.
+
+        Returns:
+            As `receive`.
+
+        Raises:
+            WorkerDiedError: as `receive`.
+        """
         for number in dead:
             self._bury(number)
         return self._handle(tokens)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -170,10 +169,8 @@ class ShmIterator(BaseIterator):
         try:
             return self._step()
         except Exception as error:
-            is_abandoned = process_exit.is_exiting() and threading.current_thread().daemon
-            if is_abandoned and not isinstance(error, StopIteration):
-                # The main thread, on its way out, has closed the iterator under this one, which ends with the process.
-                threading.Event().wait()
+            if not isinstance(error, StopIteration):
+                process_exit.wait_if_abandoned()
             raise
         except BaseException:
             self._dispatcher.give_up()

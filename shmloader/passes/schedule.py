@@ -3,7 +3,8 @@
 Pure: no process, pipe or memory is touched here, so that it can be tested by random walks. The rules are those of
 torch's multiprocessing iterator: batch i goes to the next worker in turn that still has data, at most
 ``prefetch_factor`` x ``num_workers`` batches are between being asked for and being handed out, and batches come out
-by number, or by arrival when ``in_order`` is off.
+by number, or by arrival when ``in_order`` is off. Where nobody compares with torch, the worker that owes least may be
+next, and not the one whose turn it is.
 """
 
 from __future__ import annotations
@@ -28,14 +29,23 @@ class Task(Generic[Result]):
 
 
 class Schedule(Generic[Result]):
-    """The batches of one pass over the data, from being asked for to being handed out."""
+    """The batches of one pass over the data, from being asked for to being handed out.
 
-    def __init__(self, num_workers: int, prefetch_factor: int, in_order: bool) -> None:
+    Args:
+        num_workers: how many workers.
+        prefetch_factor: batches per worker that may be under way.
+        in_order: whether batches come out by number.
+        to_the_free: whether a batch goes to a worker that owes least, and not in turns.
+    """
+
+    def __init__(self, num_workers: int, prefetch_factor: int, in_order: bool, to_the_free: bool = False) -> None:
         self.look_ahead = num_workers * prefetch_factor
         self._in_order = in_order
+        self._to_the_free = to_the_free
         self._num_workers = num_workers
         self._active = [True] * num_workers
         self._load = [0] * num_workers
+        self._owed = [0] * num_workers  # of these, batches that are not made
         self._turn = 0
         self._next_seq = 0
         self._out_seq = 0
@@ -46,8 +56,12 @@ class Schedule(Generic[Result]):
         """Returns the worker whose turn it is, or None when none can take a batch now.
 
         Without order a worker takes a batch only while it has fewer than its share, so that a slow one does not
-        collect a queue; with order the turn alone decides. Each call moves the turn on, as stock's does.
+        collect a queue; with order the turn alone decides. Each call moves the turn on, as stock's does. There are no
+        turns where batches go to whoever is free.
         """
+        if self._to_the_free:
+            active = [worker for worker in range(self._num_workers) if self._active[worker]]
+            return min(active, key=self._owed.__getitem__, default=None)
         for _ in range(self._num_workers):
             worker = self._turn
             self._turn = (worker + 1) % self._num_workers
@@ -61,12 +75,14 @@ class Schedule(Generic[Result]):
         self._tasks[task.seq] = task
         self._next_seq += 1
         self._load[worker] += 1
+        self._owed[worker] += 1
         return task
 
     def arrive(self, seq: int, result: Result) -> None:
         """Notes that batch ``seq`` was made."""
         task = self._tasks[seq]
         task.result = result
+        self._owed[task.worker] -= 1
         if not self._in_order:
             self._arrived.append(task)
 
@@ -74,6 +90,7 @@ class Schedule(Generic[Result]):
         """Notes that batch ``seq`` is not needed, whether it was made or not."""
         task = self._tasks.pop(seq)
         self._load[task.worker] -= 1
+        self._owed[task.worker] -= task.result is None
         if task in self._arrived:
             self._arrived.remove(task)
 
@@ -81,6 +98,7 @@ class Schedule(Generic[Result]):
         """Notes that ``worker`` has no more data in this pass, and returns its tasks that will never be made."""
         self._active[worker] = False
         lost = self.outstanding(worker)
+        self._owed[worker] = 0
         for task in lost:
             del self._tasks[task.seq]
         return lost

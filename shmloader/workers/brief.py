@@ -41,6 +41,11 @@ class BatchSource:
         """Whether the dataset is iterable."""
         return bool(self.dataset_kind == DatasetKind.Iterable)
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What of the user's goes to a worker, by the name of the argument."""
+        return {"dataset": self.dataset, "collate_fn": self.collate_fn, "worker_init_fn": self.init_fn}
+
 
 @dataclass(frozen=True)
 class Takeover:

@@ -59,12 +59,21 @@ class Workers(Protocol):
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for tokens, or for workers to end, and returns both; see `ProcessWorkers.wait`.
 
+        One thread at a time waits.
+
         Raises:
             SilenceError: nothing came in ``timeout`` seconds.
         """
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block."""
+
+    def wake(self) -> None:
+        """Ends a `wait`, which returns nothing then: the one that is under way, or else the next.
+
+        Only of workers that were made so that they can be woken. Does not block; safe from any thread and from signal
+        handlers, and after `stop`.
+        """
 
     def name(self, worker: int) -> str:
         """Returns what the system knows a worker by: pid 123."""

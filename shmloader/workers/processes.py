@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ _TERM_SECONDS = 1.0
 # What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
 # time that the wait for its answer ran out. Only these last could be more than there is room for.
 _CONTROL_TOKENS = 8
+
+# What is written to an eventfd, and read from it.
+_RING_BYTES = 8
+_RING = (1).to_bytes(_RING_BYTES, sys.byteorder)
 
 
 @functools.cache
@@ -78,12 +84,13 @@ class ProcessWorkers:
         context: the multiprocessing context that makes processes.
         num_workers: how many.
         max_jobs: how many jobs may be under way to one worker.
+        can_wake: whether `wake` ends a wait; it takes a descriptor.
 
     Raises:
         ValueError: so many jobs do not fit into a pipe.
     """
 
-    def __init__(self, context: Any, num_workers: int, max_jobs: int) -> None:
+    def __init__(self, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False) -> None:
         self._context = context
         self.method: str = context.get_start_method()
         self.num_workers = num_workers
@@ -99,7 +106,13 @@ class ProcessWorkers:
             undo.callback(self._tracebacks.close)
             # The waits of poll(2) grow with the number of workers.
             self._poll = select.epoll()
+            undo.callback(self._poll.close)
             self._poll.register(self._up.fd, select.EPOLLIN)
+            self._bell: io.FileIO | None = None
+            if can_wake:
+                # A file, and not a bare number: whoever rings while it is being closed must not write to another file.
+                self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
+                self._poll.register(self._bell.fileno(), select.EPOLLIN)
             undo.pop_all()
         self._oom_kills_before = oom_kills()
 
@@ -184,6 +197,7 @@ class ProcessWorkers:
         and its number may be another file's by the time of the fork. Nothing here relies on end-of-file.
         """
         ours = [self._up.fd, self._tracebacks.fd, self._poll.fileno()]
+        ours += [self._bell.fileno()] if self._bell is not None else []
         theirs = [fd for member in self._members for fd in (member.down.fd, member.inbox.fd, member.pidfd)]
         return ours + [fd for fd in theirs if fd >= 0]
 
@@ -213,8 +227,8 @@ class ProcessWorkers:
         Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
 
         Returns:
-            Tokens, and the workers that have ended without being told to; not both are empty. While there are tokens,
-            the dead are not mentioned: they may have finished their work before they died.
+            Tokens, and the workers that have ended without being told to; both are empty only after a `wake`. While
+            there are tokens, the dead are not mentioned: they may have finished their work before they died.
 
         Raises:
             SilenceError: nothing came in time.
@@ -233,7 +247,16 @@ class ProcessWorkers:
                 return [], dead
             for worker in ended:
                 self._poll.unregister(self._members[worker].pidfd)
+            if self._bell is not None and self._bell.fileno() in ready:
+                self._bell.read(_RING_BYTES)
+                return [], []
         return tokens, []
+
+    def wake(self) -> None:
+        """Ends a `wait`, which returns nothing then: the one that is under way, or else the next."""
+        with contextlib.suppress(ValueError):  # it is closed
+            if self._bell is not None:
+                self._bell.write(_RING)
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
@@ -288,6 +311,8 @@ class ProcessWorkers:
                     member.pidfd = -1
                 _close_files(member.process)
             self._poll.close()
+            if self._bell is not None:
+                self._bell.close()
             self._up.close()
             self._outbox.close()
             self._tracebacks.close()
