@@ -49,7 +49,7 @@ class TensorSpec:
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if not _is_shape(self.shape):
+        if not is_shape(self.shape):
             raise TypeError(f"a shape must be a sequence of ints, got {self.shape!r}")
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         if any(size < 0 for size in self.shape):
@@ -83,7 +83,7 @@ def declare(shapes: Any, dtypes: Any = None) -> Any:
 
 
 def _declare(shapes: Any, dtypes: Any, path: str) -> Any:
-    if shapes is None or isinstance(shapes, TensorSpec) or _is_shape(shapes):
+    if shapes is None or isinstance(shapes, TensorSpec) or is_shape(shapes):
         return _declare_leaf(shapes, dtypes, path)
     fields = _fields(shapes)
     if fields is None:
@@ -119,6 +119,15 @@ def _declare_leaf(shape: Any, dtype: Any, path: str) -> TensorSpec | None:
         return TensorSpec(shape, dtype)
     except ValueError as error:
         raise ValueError(f"sample_shapes{path}: {error}") from None
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a leaf of a declaration is a shape: a tuple or list of ints, and not a namedtuple."""
+    return (
+        isinstance(value, (tuple, list))
+        and not hasattr(value, "_fields")
+        and all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in value)
+    )
 
 
 def batch_bytes(spec: Any, batch_size: int, alignment: int) -> int:
@@ -218,14 +227,6 @@ def _mismatch(index: Any, path: str, expected: str, got: str) -> SpecMismatchErr
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _is_shape(value: Any) -> bool:
-    return (
-        isinstance(value, (tuple, list))
-        and not hasattr(value, "_fields")
-        and all(isinstance(size, (int, np.integer)) and not isinstance(size, bool) for size in value)
-    )
 
 
 def _is_dtype(value: Any) -> bool:
