@@ -43,8 +43,10 @@ WINGS = {
         "kinds",
         "processes threads",
         "process_main",
-        "job_loop",
-        "batch_maker interface process_start tracebacks",
+        "worker_loop",
+        "job_loop target_loop",
+        "batch_maker target_slots interface process_start tracebacks",
+        "fault_packing room_requests",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
@@ -59,7 +61,7 @@ WINGS = {
         "fork_copies",
         "holds leases ledger limits pages",
     ],
-    "batches": ["unpacking", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
+    "batches": ["unpacking item_layout", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
 }  # fmt: skip
 
 PURE = [

@@ -17,7 +17,7 @@ from shmloader.errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeou
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
-from shmloader.workers.brief import BatchSource, Brief, Takeover
+from shmloader.workers.brief import BatchSource, Brief, Source, Takeover
 from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.wire import Token
 
@@ -72,10 +72,11 @@ class Dispatcher:
     """
 
     def __init__(
-        self, source: BatchSource, options: DispatchOptions, pool: Pool, workers: Workers, restart_count: RestartCount
+        self, source: Source, options: DispatchOptions, pool: Pool, workers: Workers, restart_count: RestartCount
     ) -> None:
         self.is_open = True
-        self._source = self._source_before = source
+        self._source: Source = source
+        self._source_before = source
         self._options = options
         self._pool = pool
         self._shared_state = pool.arena.shared_state
@@ -126,6 +127,7 @@ class Dispatcher:
             WorkerTimeoutError, WorkerDiedError: as `receive`.
         """
         self._source_before = self._source
+        assert isinstance(self._source, BatchSource)
         self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
         self._shared_state.shared_seed = shared_seed or 0
         self._drop_batches()
@@ -204,6 +206,16 @@ class Dispatcher:
         return self._schedule.is_ready
 
     @property
+    def under_way(self) -> int:
+        """How many batches were asked for and not taken, and may still be made."""
+        return self._schedule.under_way
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any worker has more data in this pass."""
+        return self._schedule.is_active
+
+    @property
     def is_done(self) -> bool:
         """Whether all that was asked for in this pass was taken, or will never be made."""
         return self._schedule.done
@@ -258,7 +270,7 @@ class Dispatcher:
         ended = 0
         for token in tokens:
             is_current = token.generation == self._progress.generation
-            if token.kind == wire.BATCH or token.kind == wire.FAULT:
+            if token.kind == wire.BATCH or token.kind == wire.FAULT or token.kind == wire.ITEM:
                 self._arrive(token, is_current)
             elif token.kind == wire.ASK:
                 self._requests.add(token)
@@ -273,7 +285,11 @@ class Dispatcher:
         self._progress.deliver(token.worker)
         made = Made(token.slot, token.offset, token.nbytes, token.kind == wire.FAULT)
         self._pool.ready(made)
-        result: Result = Retained(made, token.worker) if token.is_retained else made
+        result: Result = made
+        if token.kind == wire.ITEM:
+            self._pool.hold(token.slot, token.worker, bool(token.is_retained))
+        elif token.is_retained:
+            result = Retained(made, token.worker)
         if is_current:
             self._schedule.arrive(token.seq, result)
         else:
@@ -325,7 +341,8 @@ class Dispatcher:
         """Replaces a worker that has ended, if it may."""
         text = diagnosis.death(number, self._workers, self._schedule, self._shared_state)
         at = diagnosis.current(number, self._schedule, self._shared_state)
-        refusal = self._restarts.refusal(at[0].seq if at is not None else None, self._progress.generation_of(number))
+        batch = at[0].seq if at is not None and self._source.repeats_jobs else None
+        refusal = self._restarts.refusal(batch, self._progress.generation_of(number))
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:
@@ -356,6 +373,7 @@ class Dispatcher:
         is_behind = generation < self._progress.generation
         source = self._source_before if is_behind else self._source
         takeover = Takeover(*self._progress.takeover(number), self._last_job)
+        source = source.for_successor(takeover.tag, self._options.num_workers)
         brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
         self._workers.replace(brief)
         for task in owed:

@@ -120,6 +120,16 @@ class Schedule(Generic[Result]):
         return (task := self.awaited) is not None and task.result is not None
 
     @property
+    def under_way(self) -> int:
+        """How many batches were asked for and not handed out, but for those that will never be made."""
+        return len(self._tasks)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any worker has more data in this pass."""
+        return any(self._active)
+
+    @property
     def done(self) -> bool:
         """Whether every batch that was asked for was handed out or will never be made."""
         return not self._tasks

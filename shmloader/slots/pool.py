@@ -138,8 +138,8 @@ class Pool:
         for slot in claimed:
             if self._ledger.allowance(slot) < nbytes and self._ledger.grant(slot, nbytes) is None:
                 raise PoolMemoryError(
-                    f"{slots} batches of {nbytes} bytes, as sample_shapes declares them, do not fit under "
-                    f"{self.cap_text}; raise it, or lower batch_size or prefetch_factor"
+                    f"{slots} batches of {nbytes} bytes, as they are declared, do not fit under {self.cap_text}; raise "
+                    "it, or lower batch_size, prefetch_factor or num_slots, or declare smaller shapes"
                 )
             self.arena.populate(slot, nbytes)
             self._ledger.ready(slot, nbytes)

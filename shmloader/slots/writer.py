@@ -22,7 +22,7 @@ from .ledger import MIN_SLOT_BYTES
 ALIGNMENT = 64
 
 # What is never lent of a slot's room: an exception's text must find a place behind what user code may hold.
-_FAULT_BYTES = 16 * 1024
+FAULT_BYTES = 16 * 1024
 
 
 class Hold(NamedTuple):
@@ -106,6 +106,11 @@ class SlotWriter:
         """
         return self._held is not None and self._held() is not None
 
+    @property
+    def lent(self) -> weakref.ref[Block] | None:
+        """What was lent of the slot that is open, or was closed last, if anything was."""
+        return self._held
+
     def stop_lending(self) -> None:
         """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
         self._is_direct = False
@@ -154,7 +159,7 @@ class SlotWriter:
         """
         nbytes = math.prod(shape) * dtype.itemsize
         offset = -(-self._top // ALIGNMENT) * ALIGNMENT
-        if not nbytes or offset + nbytes > self._room - _FAULT_BYTES:
+        if not nbytes or offset + nbytes > self._room - FAULT_BYTES:
             return None
         if not self._is_direct or self._slot < 0 or threading.get_ident() != self._thread:
             return None
@@ -173,7 +178,7 @@ class SlotWriter:
 
     def lend(self, nbytes: int, room: int) -> Block | None:
         """Does the same and returns the slot, to make arrays of that user code may hold; None after `stop_lending`."""
-        if not self._is_direct or self.lay_out(nbytes, room + _FAULT_BYTES) is None:
+        if not self._is_direct or self.lay_out(nbytes, room + FAULT_BYTES) is None:
             return None
         return self._whole()
 
@@ -219,7 +224,7 @@ class SlotWriter:
 
         That is what is written, which user code may hold, and room for an exception's text behind it.
         """
-        return self._written + _FAULT_BYTES if self._written else 0
+        return self._written + FAULT_BYTES if self._written else 0
 
     def grant(self, room: int) -> None:
         """Lets the slot use ``room`` bytes from now on; 0: no more than what any slot may use, and what has to stay."""

@@ -30,8 +30,8 @@ from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
 from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
-from . import seeding
-from .brief import Brief
+from . import fault_packing, seeding
+from .brief import BatchSource, Brief
 
 
 class Contents(IntEnum):
@@ -90,6 +90,7 @@ class BatchMaker:
 
     def __init__(self, brief: Brief) -> None:
         source = brief.source
+        assert isinstance(source, BatchSource)
         self._brief = brief
         self._source = source
         self._shared_state = brief.arena.shared_state
@@ -282,21 +283,9 @@ class BatchMaker:
         return self._fill_or_ask()
 
     def _pack_fault(self, fault: WorkerFault) -> _Done | Shortage:
-        """Packs an exception; one whose class or size does not travel becomes a RuntimeError that says what it was."""
-        self.writer.reclaim()
-        with contextlib.suppress(Exception):
-            pickle.loads(pickle.dumps(fault))
-            self._packer.lay_out(fault, self.writer)
-            self._laid_out = fault
-            return self._fill_or_ask()
-        return self._pack_text(fault)
-
-    def _pack_text(self, fault: WorkerFault) -> _Done | Shortage:
-        fault.as_text()
-        self.writer.rewind()
-        self._packer.lay_out(fault, self.writer)
+        fault_packing.lay_out(fault, self._packer, self.writer)
         self._laid_out = fault
-        return self._fill_or_ask()  # for so much there is room nearly always, see `SlotWriter.array`
+        return self._fill_or_ask()
 
     def _fill_or_ask(self) -> _Done | Shortage:
         need = self.writer.shortage
@@ -309,7 +298,9 @@ class BatchMaker:
         laid_out, self._laid_out = self._laid_out, None
         self._packer.drop()
         if isinstance(laid_out, WorkerFault):
-            return self._pack_text(laid_out)
+            fault_packing.lay_out_text(laid_out, self._packer, self.writer)
+            self._laid_out = laid_out
+            return self._fill_or_ask()
         del laid_out  # what it has of the slot may be used again
         try:
             self.writer.require()

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from shmloader.batches.item_layout import ItemLayout
 from shmloader.slots.arena import Arena
 from shmloader.torch_private import DatasetKind
+
+
+class Source(Protocol):
+    """What workers make, as far as it does not matter what that is."""
+
+    @property
+    def init_fn(self) -> Callable[[int], None] | None:
+        """Called with the worker's number before anything else of the user's."""
+
+    @property
+    def base_seed(self) -> int:
+        """With the worker's number, what its random generators are seeded with."""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether workers have data of their own, so that what is made does not follow from the job."""
+
+    @property
+    def repeats_jobs(self) -> bool:
+        """Whether a job that is sent to a successor makes the same again, and so may end it too."""
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What of the user's goes to the workers, by the argument's name."""
+
+    def for_successor(self, tag: int, num_workers: int) -> Source:
+        """Returns what the successor of a worker makes, see `Takeover.tag`."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +71,60 @@ class BatchSource:
         return bool(self.dataset_kind == DatasetKind.Iterable)
 
     @property
+    def repeats_jobs(self) -> bool:
+        """It does, so that a batch that has ended two workers is not tried again."""
+        return True
+
+    @property
     def parts(self) -> dict[str, Any]:
-        """What of the user's goes to a worker, by the name of the argument."""
+        """What of the user's goes to the workers, by the argument's name."""
         return {"dataset": self.dataset, "collate_fn": self.collate_fn, "worker_init_fn": self.init_fn}
+
+    def for_successor(self, tag: int, num_workers: int) -> BatchSource:
+        """Returns the same: a successor restores the state of the random generators."""
+        return self
+
+
+@dataclass(frozen=True)
+class TargetSource:
+    """A function that fills slots by itself, until it returns; the same for all workers.
+
+    Attributes:
+        target: the user's, called with the slots, and with what follows.
+        args, kwargs: its other arguments.
+        layout: what is in a slot.
+        init_fn: called with the worker's number before anything else of the user's.
+        base_seed: with the worker's number, what its random generators are seeded with.
+    """
+
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    layout: ItemLayout
+    init_fn: Callable[[int], None] | None
+    base_seed: int
+
+    @property
+    def is_stream(self) -> bool:
+        """Not as a dataset is: a successor begins anew, and skips nothing."""
+        return False
+
+    @property
+    def repeats_jobs(self) -> bool:
+        """A job is no more than a slot."""
+        return False
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What of the user's goes to the workers, by the argument's name."""
+        return {"target": self.target, "args": self.args, "kwargs": self.kwargs, "worker_init_fn": self.init_fn}
+
+    def for_successor(self, tag: int, num_workers: int) -> TargetSource:
+        """Returns the same with another seed, so that what was delivered does not come once more.
+
+        Seeds of all workers and of all that follow them differ: modulo the number of workers they are a worker's own.
+        """
+        return dataclasses.replace(self, base_seed=self.base_seed + num_workers * (tag + 1))
 
 
 @dataclass(frozen=True)
@@ -69,7 +149,7 @@ class Brief:
     Attributes:
         worker: its number.
         num_workers: how many there are.
-        source: what batches are made of.
+        source: what it makes that of.
         arena: where slots lie.
         cap_text: how errors call what limits the pool.
         slots_to_map: how many slots are mapped before the first batch.
@@ -82,7 +162,7 @@ class Brief:
 
     worker: int
     num_workers: int
-    source: BatchSource
+    source: Source
     arena: Arena
     cap_text: str
     slots_to_map: int

@@ -1,23 +1,19 @@
-"""What a worker does, of whatever kind it is: tokens in, batches made, tokens out."""
+"""What a worker does that makes batches, of whatever kind it is: tokens in, batches made, tokens out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any
+
+from shmloader.slots.writer import SlotWriter
 
 from . import wire
 from .batch_maker import BatchMaker, Shortage
 from .brief import Brief
-from .wire import Fields, Inbox, Token
+from .room_requests import Outbox, RoomRequests
+from .wire import Inbox, Token
 
 _KINDS = (wire.BATCH, wire.FAULT, wire.ENDED)  # by `batch_maker.Contents`
-
-
-class Outbox(Protocol):
-    """Where a worker's tokens go."""
-
-    def write(self, token: Fields) -> None:
-        """Sends one token."""
 
 
 class JobLoop:
@@ -40,7 +36,25 @@ class JobLoop:
         self._number = brief.worker
         self._shared_state = brief.arena.shared_state
         self._count = count
-        self._curbed: dict[int, int] = {}  # jobs whose slots may use less by now than their tokens say
+        self._requests = RoomRequests(brief.worker, inbox, outbox)
+
+    @property
+    def writer(self) -> SlotWriter:
+        """Writes to slots."""
+        return self._maker.writer
+
+    @property
+    def dataset(self) -> Any:
+        """What batches are made of."""
+        return self._maker.dataset
+
+    def install(self) -> None:
+        """Has torch's default collate functions write into slots, in this process."""
+        self._maker.collation.install()
+
+    def begin(self) -> None:
+        """Calls the init function, and does what else comes before the first job."""
+        self._maker.begin_first_pass()
 
     def serve(self) -> None:
         """Does one job after the other, until told to stop."""
@@ -51,24 +65,16 @@ class JobLoop:
                 self._serve(token)
 
     def _resume(self, generation: int) -> None:
-        self._curbed.clear()
+        self._requests.forget()
         self._maker.end_pass(generation)
         self._outbox.write((wire.RESUMED, 0, self._number, generation, 0, 0, 0, 0, 0))
         self._maker.begin_pass(self._shared_state.shared_seed)
 
     def _serve(self, job: Token) -> None:
-        room = self._curbed.pop(job.seq, job.room)
-        done = self._maker.make(job.slot, job.seq, room, job.nbytes)
+        done = self._maker.make(job.slot, job.seq, self._requests.room_of(job), job.nbytes)
         while isinstance(done, Shortage):
-            done = self._maker.go_on(self._ask(job, done))
+            done = self._maker.go_on(self._requests.ask(job, done.need, done.to_stay))
         self._count()
         kind = _KINDS[done.contents]
         head = kind, done.is_retained, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, done.offset, done.nbytes))
-
-    def _ask(self, job: Token, shortage: Shortage) -> int:
-        """Asks the parent for room, and returns how much there is. Blocks until it has answered."""
-        head = wire.ASK, 0, self._number, job.generation
-        self._outbox.write((*head, job.slot, job.seq, shortage.need, 0, shortage.to_stay))
-        grant = self._inbox.get_grant(self._curbed)
-        return grant.room if grant is not None else 0

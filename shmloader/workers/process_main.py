@@ -21,16 +21,14 @@ from shmloader import torch_private
 from shmloader.errors import PoolMemoryError
 from shmloader.slots import moved_storages
 
-from . import parent_watch, seeding, tracebacks
-from .batch_maker import BatchMaker
+from . import parent_watch, seeding, tracebacks, worker_loop
 from .brief import Brief
 from .cpu_policy import PolicyTrial
-from .job_loop import JobLoop
 from .wire import Inbox, Link
 
 
 def run(orders: tuple[Brief, Link]) -> None:
-    """Serves jobs until told to stop or the parent has ended. The target of the worker process."""
+    """Works until told to stop or the parent has ended. The target of the worker process."""
     brief, link = orders
     # What was inherited is left out of garbage collections: looking at an object writes to it, which would copy every
     # page that the parent has objects on.
@@ -47,15 +45,15 @@ def run(orders: tuple[Brief, Link]) -> None:
     _prepare_process()
     seeding.seed(brief.source.base_seed, brief.worker)
     try:
-        maker = BatchMaker(brief)
+        loop = worker_loop.make(brief, Inbox(link.inbox.read), link.outbox, PolicyTrial().count)
         _make_slots_ready(brief)
         seed = brief.source.base_seed + brief.worker
-        torch_private.set_worker_info(brief.worker, brief.num_workers, seed, maker.dataset)
-        maker.collation.install()
-        maker.begin_first_pass()
+        torch_private.set_worker_info(brief.worker, brief.num_workers, seed, loop.dataset)
+        loop.install()
+        loop.begin()
         if by_kernel:  # an init function may have given up rights
             parent_watch.end_with_parent(parent, by_kernel)
-        JobLoop(brief, maker, Inbox(link.inbox.read), link.outbox, PolicyTrial().count).serve()
+        loop.serve()
     except BaseException as error:
         _leave(error)
 

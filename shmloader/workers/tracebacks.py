@@ -23,7 +23,14 @@ _SILENCE_SECONDS = 0.1
 _LIMIT_SECONDS = 1.0
 _FRAMES = 12
 # What calls the user's code, and what calls that; parts of paths, as text.
-_OWN_MODULES = ("batch_maker.py", "job_loop.py", "process_main.py", "threads.py")
+_OWN_MODULES = (
+    "batch_maker.py",
+    "job_loop.py",
+    "process_main.py",
+    "target_loop.py",
+    "target_slots.py",
+    "threads.py",
+)
 _OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in _OWN_MODULES]  # noqa: PTH118
 
 

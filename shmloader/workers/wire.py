@@ -31,9 +31,12 @@ STOP = 5  # no job will follow
 # Up: from every worker to the parent, over one pipe.
 BATCH = 6  # batch `seq` is packed in `slot`
 FAULT = 7  # as BATCH, but what is packed is the exception that making the batch raised
-ENDED = 8  # this worker's iterable dataset has no batch `seq`, nor a later one
+ENDED = 8  # this worker has no batch `seq`, nor a later one: its iterable dataset, or a producer's target, has ended
 ASK = 9  # batch `seq` does not fit into `slot`; the worker waits for a GRANT
 RESUMED = 10  # all jobs before `generation` are done: this worker owns no slot
+ITEM = 11  # as BATCH, of a producer's target, which goes on by itself
+
+NO_SEQ = (1 << 64) - 1  # in an ENDED that answers no job
 
 
 class Token(NamedTuple):
@@ -42,7 +45,7 @@ class Token(NamedTuple):
     Attributes:
         kind: one of the constants above.
         is_retained: of a slot that comes back: whether code in the worker still holds tensors of it, so that it must
-            not be written again.
+            not be written again. In an ITEM, when that is not known yet, it is said of this worker's ITEM before.
         worker: who is told, or who tells.
         generation: the pass that this belongs to.
         slot: the slot that is handed over.
