@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import _thread
 import contextlib
 import os
@@ -43,9 +44,9 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
             handler(came[0], None)
 
 
-# What they wrap. By themselves they make an enum of each handler, which takes ten times as long.
-_get_handler: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-_set_handler: Callable[[int, Any], Any] = getattr(signal.signal, "__wrapped__", signal.signal)
+# The functions of `signal` make an enum of each handler, which takes ten times as long.
+_get_handler: Callable[[int], Any] = _signal.getsignal
+_set_handler: Callable[[int, Any], Any] = _signal.signal
 _NUMBERS = sorted(int(number) for number in signal.valid_signals())
 
 
