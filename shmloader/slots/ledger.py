@@ -56,10 +56,17 @@ class Ledger:
         in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
         max_leased: how many may be LEASED; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
+        may_be_retained: how many batches workers may come to hold: lending leaves room for them.
     """
 
     def __init__(
-        self, slots: int, cap: int, in_flight: int, max_leased: int | None = None, slot_cap: int | None = None
+        self,
+        slots: int,
+        cap: int,
+        in_flight: int,
+        max_leased: int | None = None,
+        slot_cap: int | None = None,
+        may_be_retained: int = 0,
     ) -> None:
         self.cap = cap
         self.slot_cap = min(cap, slot_cap or cap)
@@ -71,6 +78,7 @@ class Ledger:
         # The slot that was freed last is used next: its pages are mapped and perhaps cached, and slots that a plain
         # loop does not need are never touched.
         self._free = self._slots[::-1]
+        self._to_go_on = 1 + may_be_retained
         self._max_leased = slots - in_flight if max_leased is None else max_leased
         self._leased = 0
         self._held_bytes = 0
@@ -172,12 +180,14 @@ class Ledger:
     def lend(self, number: int) -> bool:
         """READY -> LEASED, the batch is the consumer's; or returns False, where too little would be left to go on.
 
-        Enough are ``in_flight`` slots, and bytes for one more batch of the largest size.
+        Enough are ``in_flight`` slots, and bytes for one more batch of the largest size, and for those that workers may
+        come to hold.
         """
         slot = self._expect(number, _READY)
         idle_slots = len(self._slots) - self._leased - 2
         held_bytes = self._held_bytes + slot.allowance
-        room_to_go_on = max(self._largest, self._largest_before, slot.resident) + idle_slots * MIN_SLOT_BYTES
+        largest = max(self._largest, self._largest_before, slot.resident)
+        room_to_go_on = self._to_go_on * largest + idle_slots * MIN_SLOT_BYTES
         if self.is_leased_out or held_bytes + room_to_go_on > self.cap:
             return False
         slot.state = _LEASED

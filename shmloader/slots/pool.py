@@ -59,7 +59,8 @@ class Pool:
         memory: what slots lie in.
         declared_bytes: what a batch takes, where that is declared; see `Arena`.
         retained_per_worker: how many slots each worker may hold beside ``num_slots``, for batches that code in it
-            holds; see `slots.writer`.
+            holds; see `slots.writer`. Where it is more than one, workers hold slots as a matter of course, and there
+            is always room for that.
 
     Attributes:
         num_slots: as above.
@@ -107,7 +108,14 @@ class Pool:
             )
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
-        self._ledger = Ledger(all_slots, max_bytes, in_flight, num_slots - in_flight, self.arena.stride)
+        self._ledger = Ledger(
+            all_slots,
+            max_bytes,
+            in_flight,
+            num_slots - in_flight,
+            self.arena.stride,
+            (retained_per_worker - 1) * num_workers,
+        )
         self._holds = Holds()
         self._unpacker = Unpacker(memory.lends_small_parts)
         self.batches = self.copies = 0
