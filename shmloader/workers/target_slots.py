@@ -4,7 +4,7 @@ A target may keep the arrays of an item, and they must not change under it, as t
 At the time at which an item is ready they are nearly always alive, since the variables of the target's loop are bound
 until the next item. So each item says of the one before whether anything of it is alive, and the parent uses no slot
 again whose item is not followed by another. A target that keeps one will keep others: from then on it is given private
-memory, which is copied.
+memory, which is copied. (The parent is told nothing more of the slot that it had last, and never uses that again.)
 """
 
 from __future__ import annotations
@@ -252,6 +252,7 @@ class Slots:
             array.flags.writeable = False
         job, layout, writer = self.job, self._layout, self._writer
         assert job is not None
+        is_private = self._private is not None
         if self._private is not None:
             writer.lay_out(layout.end, layout.nbytes)
             writer.view(0, layout.end)[:] = self._private
@@ -260,11 +261,10 @@ class Slots:
         writer.write(layout.tail_offset, layout.tail)
         self._private = self._current = None
         self._arrays = []
-        keeps_last = self._keeps_last()
-        self._last = writer.lent
+        keeps_last = not is_private and self._keeps_last()
         self.close()
         self._count()
-        head = wire.ITEM, keeps_last, self._number, job.generation
+        head = wire.BATCH if is_private else wire.ITEM, keeps_last, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, layout.tail_offset, len(layout.tail)))
 
     def _expect_own(self, item: Any) -> None:
@@ -283,16 +283,14 @@ class Slots:
 
     def _keeps_last(self) -> bool:
         """Whether anything of the item before is alive, so that its slot must not be used again."""
-        last = self._last
+        last, self._last = self._last, self._writer.lent
         if last is None or last() is None:
             return False
         # As in `BatchMaker`: to look for cycles after each item would cost more than a copy.
         self._writer.stop_lending()
-        gc.collect()
-        if last() is None:
-            return False
         self._kept.append(last)
-        return True
+        gc.collect()
+        return last() is not None
 
     def blocks(self) -> list[Block]:
         """Returns what the target holds of delivered items; see `fork_copies.Holder`."""
