@@ -9,6 +9,7 @@ from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
     PoolMemoryError,
+    ProducerEndedError,
     SpecMismatchError,
     StuckWorkerWarning,
     WorkerDiedError,
@@ -17,6 +18,7 @@ from .errors import (
 )
 from .loader import ShmDataLoader
 from .observe.statistics import LoaderStatistics
+from .producer import Producer
 from .version import __version__
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "LoaderStatistics",
     "PermutationSampler",
     "PoolMemoryError",
+    "Producer",
+    "ProducerEndedError",
     "ShmDataLoader",
     "SpecMismatchError",
     "StuckWorkerWarning",

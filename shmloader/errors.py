@@ -49,6 +49,10 @@ class WorkerTimeoutError(RuntimeError):
     """No batch arrived within ``timeout`` seconds."""
 
 
+class ProducerEndedError(RuntimeError):
+    """There are no more items of a `Producer`: its targets have returned and all was taken, or it was stopped."""
+
+
 class HeldBatchesWarning(UserWarning):
     """The loop holds more batches than the pool has slots to spare; further ones are private copies."""
 

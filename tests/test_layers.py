@@ -16,7 +16,7 @@ HOUSE = [
     "__main__",
     "cli",
     "__init__",
-    "loader",
+    "loader producer",
     "observe",
     "passes",
     "workers",

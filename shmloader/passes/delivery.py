@@ -37,6 +37,10 @@ from .dispatcher import Dispatcher, DispatchOptions
 from .restarts import RestartCount
 
 
+class ClosedError(RuntimeError):
+    """It was closed; a RuntimeError to whoever does not know better."""
+
+
 class Outcome(NamedTuple):
     """What came of a job.
 
@@ -196,7 +200,7 @@ class Delivery:
             process_exit.wait_if_abandoned()
             if self._death:
                 raise WorkerDiedError(f"this {self._name} is closed, since a worker died: {self._death}")
-            raise RuntimeError(f"this {self._name} is closed")
+            raise ClosedError(f"this {self._name} is closed")
 
     # -- taking --------------------------------------------------------------------------------------------------
 
