@@ -12,7 +12,7 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import edges, gpu, growth, hidden, samplers, suite, threads
+from . import edges, gpu, growth, hidden, producers, samplers, suite, threads
 from .output import Found, chart_folder
 
 
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Command] = {
     "hidden": hidden,
     "threads": threads,
     "samplers": samplers,
+    "producers": producers,
     "gpu": gpu,
 }
 
@@ -77,7 +78,7 @@ def _split(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 def _parser(name: str) -> Parser:
     summaries = {command: (module.__doc__ or "").split("\n", 1)[0] for command, module in _COMMANDS.items()}
-    others = "\n".join(f"  {command:9}{summary}" for command, summary in summaries.items())
+    others = "\n".join(f"  {command:10}{summary}" for command, summary in summaries.items())
     parser = Parser(
         prog=f"python -m benchmarks {name}",
         description=_COMMANDS[name].__doc__,
