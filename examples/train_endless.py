@@ -1,0 +1,98 @@
+"""Trains on an endless stream of randomly changed digits, which a Producer's workers write into shared memory.
+
+There is no dataset and there are no epochs: each worker draws scans, shifts, dims and dirties them, and goes on. The
+data are the 1,797 scans of 8 x 8 pixels that come with scikit-learn. Nothing is downloaded. Run it with::
+
+    pip install '.[examples]'
+    python examples/train_endless.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+from train_digits import make_model
+from training import MAX_LEARNING_RATE, accuracy, argument_parser, make_repeatable, train_step
+
+from shmloader import Producer, TensorSpec
+
+NEEDED_ACCURACY = 0.95
+STEPS_PER_EPOCH = 45  # as many batches of 32 as there are scans to train with
+_MARGIN = 2  # pixels
+
+
+def load_data(seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], TensorDataset]:
+    """Returns pictures and labels to train with, and a fifth of them to test with, as they are."""
+    digits = load_digits()
+    images, labels = (digits.images / 16).astype(np.float32), digits.target
+    train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
+    test_set = TensorDataset(torch.from_numpy(images[test])[:, None], torch.from_numpy(labels[test]))
+    return images[train], labels[train], test_set
+
+
+def augment(slots: Any, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
+    """Fills batches with changed pictures, until the training ends. Runs in each worker, which has its own seed."""
+    padded = np.pad(images, ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN)))
+    height, width = images.shape[1:]
+    for slot in slots:
+        with slot as (batch, its_labels):
+            chosen = np.random.randint(len(images), size=len(batch))
+            for row, index in zip(batch, chosen, strict=True):
+                top, left = np.random.randint(_MARGIN - 1, _MARGIN + 2, size=2)
+                row[0] = padded[index, top : top + height, left : left + width]
+            batch *= np.random.uniform(0.7, 1.0, size=(len(batch), 1, 1, 1))
+            batch += np.random.normal(0, 0.05, size=batch.shape)
+            its_labels[:] = labels[chosen]
+
+
+def train(model: nn.Module, producer: Producer, steps: int) -> float:
+    """Trains a classifier on so many batches, and returns the seconds that it took."""
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LEARNING_RATE, total_steps=steps)
+    model.train()
+    start = time.perf_counter()
+    for _ in tqdm(range(steps), desc="training", unit="batch"):
+        images, labels = producer.get()
+        train_step(model, optimizer, images, labels)
+        schedule.step()
+    return time.perf_counter() - start
+
+
+def train_and_test(args: argparse.Namespace) -> tuple[float, float]:
+    """Trains a new model and returns its accuracy on the test set, and the seconds that the training took."""
+    images, labels, test_set = load_data(args.seed)
+    specs = (
+        TensorSpec((args.batch_size, 1, *images.shape[1:]), torch.float32),
+        TensorSpec((args.batch_size,), torch.int64),
+    )
+    model = make_model()
+    with Producer(augment, specs, args=(images, labels), num_workers=args.num_workers) as producer:
+        seconds = train(model, producer, args.epochs * STEPS_PER_EPOCH)
+    return accuracy(model, DataLoader(test_set, args.batch_size)), seconds
+
+
+def main() -> int:
+    """Runs the example; returns the exit code."""
+    args = argument_parser("Trains on an endless stream of changed digits.", epochs=20).parse_args()
+    make_repeatable(args.seed)
+    reached, seconds = train_and_test(args)
+    steps = args.epochs * STEPS_PER_EPOCH
+    print(f"test accuracy: {reached:.1%} after {steps} batches, {steps / seconds:.0f} a second")
+    if reached < NEEDED_ACCURACY:
+        print(f"That is less than {NEEDED_ACCURACY:.0%}, which this network should reach.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
