@@ -1,0 +1,99 @@
+"""Signal handlers that are put off until a block has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from shmloader.interrupts import AllDeferred
+
+NUMBERS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
+
+
+class SignalError(Exception):
+    pass
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def handle(act: Callable[[int], object]) -> list[Any]:
+    """Installs a handler for all, and returns what is installed."""
+
+    def handler(number: int, frame: Any) -> None:
+        act(number)
+
+    for number in NUMBERS:
+        signal.signal(number, handler)
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+def fail(number: int) -> None:
+    raise SignalError(number)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_handlers_run_when_the_block_has_ended() -> None:
+    ran: list[int] = []
+    hurried: list[None] = []
+    installed = handle(ran.append)
+    with AllDeferred(lambda: hurried.append(None)) as came:
+        for number in NUMBERS:
+            signal.raise_signal(number)
+        assert (came, ran, len(hurried)) == (NUMBERS, [], 3)
+    assert ran == NUMBERS
+    assert [signal.getsignal(number) for number in NUMBERS] == installed
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_one_that_raises_keeps_none_from_running_or_being_restored() -> None:
+    ran: list[int] = []
+
+    def run(number: int) -> None:
+        ran.append(number)
+        fail(number)
+
+    installed = handle(run)
+    with pytest.raises(SignalError), AllDeferred():  # noqa: PT012
+        for number in NUMBERS:
+            signal.raise_signal(number)
+    assert sorted(ran) == sorted(NUMBERS)
+    assert [signal.getsignal(number) for number in NUMBERS] == installed
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_forked_process_has_its_handlers() -> None:
+    parent = os.getpid()
+    handle(lambda number: os._exit(7) if os.getpid() != parent else None)
+    with AllDeferred() as came:
+        pid = os.fork()
+        if pid == 0:
+            signal.raise_signal(signal.SIGUSR1)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert not came
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_nothing_happens_in_other_threads() -> None:
+    installed = handle(fail)
+    found: list[Any] = []
+
+    def look() -> None:
+        with AllDeferred():
+            found.extend(signal.getsignal(number) for number in NUMBERS)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == installed
