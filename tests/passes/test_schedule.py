@@ -128,3 +128,34 @@ def test_no_worker_is_left() -> None:
     assert schedule.next_worker() is None
     assert schedule.done
     assert schedule.take() is None
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_batches_go_to_whoever_owes_least(seed: int, in_order: bool) -> None:
+    draw = random.Random(seed)
+    workers = draw.randint(1, 5)
+    schedule: Schedule[str] = Schedule(workers, 4, in_order, to_the_free=True)
+    owed: dict[int, int] = {}  # batches that are not made, and who has them
+    active = set(range(workers))
+    for _ in range(1500):
+        action = draw.choice(["send", "send", "arrive", "take", "end", "forget"])
+        if action == "send":
+            worker = schedule.next_worker()
+            loads = {one: list(owed.values()).count(one) for one in active}
+            assert (worker is None) == (not active)
+            if worker is not None:
+                assert loads[worker] == min(loads.values())
+                owed[schedule.send(worker, b"job", 0).seq] = worker
+        elif action == "arrive" and owed:
+            seq = draw.choice(list(owed))
+            del owed[seq]
+            schedule.arrive(seq, "made")
+        elif action == "take":
+            schedule.take()
+        elif action == "forget" and owed and draw.random() < 0.2:
+            schedule.forget(seq := draw.choice(list(owed)))
+            del owed[seq]
+        elif action == "end" and active and draw.random() < 0.01:
+            schedule.end_worker(ended := active.pop())
+            owed = {seq: worker for seq, worker in owed.items() if worker != ended}
