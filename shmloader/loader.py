@@ -19,10 +19,7 @@ How a batch travels::
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -30,7 +27,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import start_method, torch_private
+from . import requirements, torch_private
+from .arguments import checked_count
 from .batches import spec
 from .device import cuda
 from .device.pinned import PinnedMemory
@@ -45,16 +43,13 @@ from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .slots.writer import ALIGNMENT
 from .torch_private import BaseIterator
+from .workers import kinds
 from .workers.interface import Workers
-from .workers.processes import ProcessWorkers, default_context
-from .workers.threads import ThreadWorkers
 
 T_co = TypeVar("T_co", covariant=True)
 
 # Room for the skeleton of a declared batch, whose size is known only once there is one.
 _TAIL_BYTES = 4096
-
-_WORKER_TYPES = ("process", "thread")
 
 
 class ShmDataLoader(DataLoader[T_co]):
@@ -202,13 +197,12 @@ class ShmDataLoader(DataLoader[T_co]):
         )
         self.sample_shapes = sample_shapes
         self.sample_dtypes = sample_dtypes
-        self.max_pool_bytes = None if max_pool_bytes is None else _checked("max_pool_bytes", max_pool_bytes, 1)
-        self.num_slots = None if num_slots is None else _checked("num_slots", num_slots, 1)
-        self.worker_restarts = _checked("worker_restarts", worker_restarts, 0)
+        self.max_pool_bytes = None if max_pool_bytes is None else checked_count("max_pool_bytes", max_pool_bytes, 1)
+        self.num_slots = None if num_slots is None else checked_count("num_slots", num_slots, 1)
+        self.worker_restarts = checked_count("worker_restarts", worker_restarts, 0)
         self.device = device
-        self.device_prefetch = _checked("device_prefetch", device_prefetch, 0)
-        self.worker_type = worker_type
-        self._check_worker_type()
+        self.device_prefetch = checked_count("device_prefetch", device_prefetch, 0)
+        self.worker_type = kinds.checked_worker_type(worker_type, self.multiprocessing_context)
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -288,8 +282,8 @@ class ShmDataLoader(DataLoader[T_co]):
             return super()._get_iterator()
         if self.num_workers == 0:
             return CheckedInProcessIterator(self, self._sample_spec)
-        self._check_worker_type()
-        if lack := self._lack():
+        kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
+        if lack := requirements.lack(self.worker_type):
             self._warn_of_fallback(lack, stacklevel=5)
             return super()._get_iterator()
         return ShmIterator(
@@ -302,18 +296,10 @@ class ShmDataLoader(DataLoader[T_co]):
             self._restart_count,
         )
 
-    def _lack(self) -> str:
-        """Says what there is not that this kind of workers needs; empty where all is there."""
-        if self.worker_type == "thread" and (difference := torch_private.thread_difference()):
-            return difference
-        missing = missing_on_this_platform(self.worker_type)
-        return missing and f"this platform lacks {missing}"
-
     def _workers_factory(self) -> Callable[[int, int], Workers]:
-        if self.worker_type == "thread":
-            return ThreadWorkers
-        self.check_worker_number_rationality()
-        return functools.partial(ProcessWorkers, self._worker_context())
+        if self.worker_type != "thread":
+            self.check_worker_number_rationality()
+        return functools.partial(kinds.new_workers, self.worker_type, self.multiprocessing_context)
 
     @property
     def _is_own(self) -> bool:
@@ -325,22 +311,6 @@ class ShmDataLoader(DataLoader[T_co]):
             self._fell_back = True
             text = f"{difference}, so ShmDataLoader loads as torch's DataLoader does"
             warnings.warn(text, FallbackWarning, stacklevel=stacklevel)
-
-    def _check_worker_type(self) -> None:
-        if self.worker_type not in _WORKER_TYPES:
-            names = " or ".join(map(repr, _WORKER_TYPES))
-            raise ValueError(f"worker_type must be {names}, got {self.worker_type!r}")
-        if self.worker_type == "thread" and self.multiprocessing_context is not None:
-            raise ValueError(
-                "multiprocessing_context is for worker processes, and worker_type='thread' starts none; leave one out"
-            )
-
-    def _worker_context(self) -> Any:
-        if self.multiprocessing_context is not None:
-            return self.multiprocessing_context
-        if start_method.is_chosen():
-            return torch.multiprocessing
-        return default_context()
 
     def _pool_settings(self) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.
@@ -384,14 +354,6 @@ class ShmDataLoader(DataLoader[T_co]):
         self._restart_count = RestartCount()
 
 
-def _checked(name: str, value: int, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
-    return value
-
-
 def _cuda_device(device: Any) -> torch.device | None:
     """Returns the CUDA device that ``device`` says, or None for the CPU."""
     if device is None:
@@ -405,25 +367,3 @@ def _cuda_device(device: Any) -> torch.device | None:
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be a CUDA device or the CPU, got {device!r}")
     return found if found.type == "cuda" else None
-
-
-def missing_on_this_platform(worker_type: str = "process") -> str:
-    """Names what pool and workers are made of and this platform does not have; empty where all is there."""
-    needed: dict[str, Callable[[], object]] = {
-        "os.memfd_create": lambda: os.close(os.memfd_create("shmloader")),
-    }
-    if worker_type == "process":
-        needed["os.pidfd_open"] = lambda: os.close(os.pidfd_open(os.getpid()))
-        needed["os.fork"] = lambda: os.fork
-    names = [name for name, attempt in needed.items() if _is_missing(attempt)]
-    return ", ".join(names if sys.platform == "linux" else ["Linux", *names])
-
-
-def _is_missing(attempt: Callable[[], object]) -> bool:
-    try:
-        attempt()
-    except AttributeError:
-        return True
-    except OSError as error:  # an old kernel, or a sandbox; other errors are not of the platform
-        return error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES)
-    return False

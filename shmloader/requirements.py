@@ -10,27 +10,32 @@ from collections.abc import Callable
 from . import torch_private
 
 
-def missing_on_this_platform() -> str:
-    """Names what the pool is made of and this platform does not have; empty where all is there."""
-    needed: dict[str, Callable[[], object]] = {
-        "os.memfd_create": lambda: os.close(os.memfd_create("shmloader")),
-        "os.pidfd_open": lambda: os.close(os.pidfd_open(os.getpid())),
-        "os.fork": lambda: os.fork,
-    }
+def missing_on_this_platform(worker_type: str = "process") -> str:
+    """Names what pool and workers are made of and this platform does not have; empty where all is there."""
+    needed: dict[str, Callable[[], object]] = {"os.memfd_create": lambda: os.close(os.memfd_create("shmloader"))}
+    if worker_type == "process":
+        needed["os.pidfd_open"] = lambda: os.close(os.pidfd_open(os.getpid()))
+        needed["os.fork"] = lambda: os.fork
     names = [name for name, attempt in needed.items() if _is_missing(attempt)]
     return ", ".join(names if sys.platform == "linux" else ["Linux", *names])
 
 
-def require(name: str) -> None:
+def lack(worker_type: str = "process") -> str:
+    """Says what there is not that workers of a kind, and what they write to, need; empty where all is there."""
+    if worker_type == "thread" and (difference := torch_private.thread_difference()):
+        return difference
+    missing = missing_on_this_platform(worker_type)
+    return missing and f"this platform lacks {missing}"
+
+
+def require(name: str, worker_type: str = "process") -> None:
     """Raises where ``name`` cannot work, and no class of torch's could do its work.
 
     Raises:
         RuntimeError: the platform or torch lacks something.
     """
-    if missing := missing_on_this_platform():
-        raise RuntimeError(f"{name} cannot work here: this platform lacks {missing}")
-    if difference := torch_private.difference():
-        raise RuntimeError(f"{name} cannot work here: {difference}")
+    if reason := lack(worker_type) or torch_private.difference():
+        raise RuntimeError(f"{name} cannot work here: {reason}")
 
 
 def _is_missing(attempt: Callable[[], object]) -> bool:

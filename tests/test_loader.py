@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import shmloader
 from shmloader import FallbackWarning, ShmDataLoader
 from shmloader.passes.iterator import ShmIterator
+from shmloader.workers import kinds
 from tests.helpers.datasets import Images, Shards
 from tests.helpers.support import assert_same, run_file, stream
 
@@ -83,12 +84,11 @@ def test_a_platform_without_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    loader = ShmDataLoader(Images(), num_workers=1)
-    assert loader._worker_context().get_start_method() == "fork"
+    assert kinds.context_for(None).get_start_method() == "fork"
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none=False: "spawn")
-    assert loader._worker_context() is torch.multiprocessing
+    assert kinds.context_for(None) is torch.multiprocessing
     chosen = ShmDataLoader(Images(), num_workers=1, multiprocessing_context="forkserver")
-    assert chosen._worker_context().get_start_method() == "forkserver"
+    assert kinds.context_for(chosen.multiprocessing_context).get_start_method() == "forkserver"
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,12 @@ class _ThreadsLease(Lease):
 
     Attributes:
         nbytes: how much of the block is written. All of it may be far more than there is memory.
+        consumers_block: what the consumer holds of the slot; so long as this lease lasts, the consumer's does.
     """
 
-    __slots__ = ("nbytes",)
+    __slots__ = ("consumers_block", "nbytes")
     nbytes: int
+    consumers_block: Block | None
 
 
 class Leases:
@@ -54,6 +56,7 @@ class Leases:
     def __init__(self) -> None:
         # A weak reference must itself stay alive for its callback to be called.
         self._live: dict[int, Lease] = {}
+        self._beside: dict[int, _ThreadsLease] = {}  # of slots that the consumer has too
         self._ended: deque[Lease] = deque()
 
     def __len__(self) -> int:
@@ -72,17 +75,26 @@ class Leases:
         lease.is_settled = True
 
     def follow(self, slot: int, block: Block, written: int) -> None:
-        """Has the lease of ``slot`` end with ``block``, which code in a worker thread holds, whatever else is held."""
+        """Has the lease of ``slot`` end no sooner than ``block``, which code in a worker thread holds.
+
+        Where the consumer has the slot too, it ends when neither holds it.
+        """
         lease = _ThreadsLease(block, self._ended.append)
         lease.slot = slot
         lease.nbytes = written
         lease.is_settled = False
-        self._live[slot] = lease
+        consumers = self._live.get(slot)
+        lease.consumers_block = None if consumers is None else consumers()
+        if lease.consumers_block is None:
+            self._live[slot] = lease
+        else:
+            self._beside[slot] = lease
 
     @property
     def follows_any(self) -> bool:
         """Whether code in worker threads holds anything; see `follow`."""
-        return any(isinstance(lease, _ThreadsLease) and lease() is not None for lease in list(self._live.values()))
+        leases = [*self._live.values(), *self._beside.values()]
+        return any(isinstance(lease, _ThreadsLease) and lease() is not None for lease in leases)
 
     def blocks(self) -> list[Block]:
         """Returns the slots' memory that the consumer holds. Safe from any thread."""
@@ -98,6 +110,9 @@ class Leases:
             if self._live.get(lease.slot) is lease:  # else it was found before
                 del self._live[lease.slot]
                 leases.append(lease)
+            elif self._beside.get(lease.slot) is lease:
+                del self._beside[lease.slot]
+                del lease  # with which the consumer's may end
         return leases
 
     def find_ended(self) -> None:
@@ -106,7 +121,8 @@ class Leases:
         A collection that finds blocks to be garbage together with their leases calls no callback. The pool may be in
         use all the same, by the finalizer that closes it.
         """
-        self._ended.extend([lease for lease in list(self._live.values()) if lease() is None])
+        leases = [*self._live.values(), *self._beside.values()]
+        self._ended.extend([lease for lease in leases if lease() is None])
 
     def drain(self) -> list[int]:
         """Returns the slots that are free again, since their leases have ended, since the last call."""

@@ -284,7 +284,7 @@ class Pool:
                 self._ledger.ready(hold.slot, hold.written)
             if self._ledger.state(hold.slot) is State.READY:
                 self._ledger.retain(hold.slot)
-            if self._ledger.state(hold.slot) is State.RETAINED:
+            if self._ledger.state(hold.slot) in (State.RETAINED, State.LEASED):
                 self._leases.follow(*hold)
 
     def withdraw_all(self) -> None:

@@ -54,6 +54,18 @@ class PoolSettings:
             return least
         return max(least, min(most, max_bytes // _SLOTS_SHARE_OF_CAP // MIN_SLOT_BYTES))
 
+    def check(self) -> None:
+        """Raises where there are too few slots.
+
+        Raises:
+            ValueError: see above.
+        """
+        if self.num_slots is not None and self.num_slots < self.in_flight + 2:
+            raise ValueError(
+                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
+                f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
+            )
+
     def make(self) -> Pool:
         """Makes the pool.
 
@@ -61,11 +73,7 @@ class PoolSettings:
             ValueError: there are too few slots, or too few bytes for them.
             PoolMemoryError: see `Pool` and `Pool.populate`.
         """
-        if self.num_slots is not None and self.num_slots < self.in_flight + 2:
-            raise ValueError(
-                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
-                f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
-            )
+        self.check()
         max_bytes = self.max_bytes or memory_limit() // 2
         pool = Pool(
             self._slots(max_bytes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,10 +39,18 @@ class Hold(NamedTuple):
     written: int
 
 
-class _Lent(NamedTuple):
+class Lent(NamedTuple):
+    """What was lent of a slot, whether or not anybody holds it still; see `Hold`."""
+
     block: weakref.ref[Block]
     slot: int
     written: int
+
+
+def still_held(lent: Iterable[Lent]) -> list[Hold]:
+    """Returns what of that which was lent is held still."""
+    blocks = {one.slot: (one.block(), one.written) for one in lent}
+    return [Hold(slot, block, written) for slot, (block, written) in blocks.items() if block is not None]
 
 
 class SlotWriter:
@@ -80,7 +88,7 @@ class SlotWriter:
         self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
-        self._retained: list[_Lent] = []
+        self._retained: list[Lent] = []
         _all.add(weakref.ref(self, _all.discard))
         fork_copies.watch(self)
 
@@ -107,23 +115,21 @@ class SlotWriter:
         return self._held is not None and self._held() is not None
 
     @property
-    def lent(self) -> weakref.ref[Block] | None:
+    def lent(self) -> Lent | None:
         """What was lent of the slot that is open, or was closed last, if anything was."""
-        return self._held
+        held = self._held
+        return None if held is None else Lent(held, self._number, self._written)
 
     def stop_lending(self) -> None:
         """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
         self._is_direct = False
-        if (held := self._held) is not None:
-            self._retained.append(_Lent(held, self._number, self._written))
+        if (lent := self.lent) is not None:
+            self._retained.append(lent)
 
     def holds(self) -> list[Hold]:
         """Returns the slots of which something in this process holds a tensor. Safe from any thread."""
-        lent = list(self._retained)
-        if (held := self._held) is not None:
-            lent.append(_Lent(held, self._number, self._written))
-        blocks = {one.slot: (one.block(), one.written) for one in lent}
-        return [Hold(slot, block, written) for slot, (block, written) in blocks.items() if block is not None]
+        lent = self.lent
+        return still_held([*self._retained, *([] if lent is None else [lent])])
 
     def blocks(self) -> list[Block]:
         """Returns what was written of the slots of which something in this process holds a tensor."""

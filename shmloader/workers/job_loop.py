@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shmloader.slots.writer import SlotWriter
+from shmloader.slots.writer import Hold, SlotWriter
 
 from . import wire
 from .batch_maker import BatchMaker, Shortage
@@ -52,6 +52,10 @@ class JobLoop:
         """Has torch's default collate functions write into slots, in this process."""
         self._maker.collation.install()
 
+    def install_in_thread(self) -> None:
+        """Does the same in this thread alone."""
+        self._maker.collation.install_in_thread()
+
     def begin(self) -> None:
         """Calls the init function, and does what else comes before the first job."""
         self._maker.begin_first_pass()
@@ -63,6 +67,10 @@ class JobLoop:
                 self._resume(token.generation)
             elif not self._maker.has_ended and not self._shared_state.stopped:
                 self._serve(token)
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which user code holds something through this worker. Safe from any thread."""
+        return self._maker.writer.holds()
 
     def _resume(self, generation: int) -> None:
         self._requests.forget()

@@ -12,19 +12,28 @@ from shmloader import start_method
 
 from .interface import Workers
 from .processes import ProcessWorkers, default_context
+from .threads import ThreadWorkers
 
-WORKER_TYPES = ("process",)
+WORKER_TYPES = ("process", "thread")
 
 
-def checked_worker_type(worker_type: Any) -> str:
+def checked_worker_type(worker_type: Any, context: Any = None) -> str:
     """Returns a kind of workers.
 
+    Args:
+        worker_type: which.
+        context: what was asked for to make processes with.
+
     Raises:
-        ValueError: there are none of that kind.
+        ValueError: there are none of that kind; or they are no processes, and a context was given.
     """
     if worker_type not in WORKER_TYPES:
         known = " or ".join(repr(one) for one in WORKER_TYPES)
         raise ValueError(f"worker_type must be {known}, got {worker_type!r}")
+    if worker_type == "thread" and context is not None:
+        raise ValueError(
+            "multiprocessing_context is for worker processes, and worker_type='thread' starts none; leave one out"
+        )
     return str(worker_type)
 
 
@@ -60,10 +69,11 @@ def new_workers(worker_type: str, context: Any, num_workers: int, max_jobs: int,
         context: as for `context_for`.
         num_workers: how many.
         max_jobs: how many jobs may be under way to one of them.
-        can_wake: whether `Workers.wake` is needed.
+        can_wake: whether `Workers.wake` is needed; it takes processes a descriptor.
 
     Raises:
         ValueError: there cannot be so many jobs.
     """
-    assert worker_type == "process", worker_type
+    if worker_type == "thread":
+        return ThreadWorkers(num_workers)
     return ProcessWorkers(context_for(context), num_workers, max_jobs, can_wake)

@@ -9,7 +9,7 @@ from typing import Any
 
 from shmloader.batches.packing import Packer
 from shmloader.errors import WorkerFault
-from shmloader.slots.writer import SlotWriter
+from shmloader.slots.writer import Hold, SlotWriter
 
 from . import fault_packing, wire
 from .brief import Brief, TargetSource
@@ -56,6 +56,9 @@ class TargetLoop:
     def install(self) -> None:
         """There is nothing that a target calls that has to do otherwise."""
 
+    def install_in_thread(self) -> None:
+        """There is nothing, here too."""
+
     def begin(self) -> None:
         """Calls the init function. What that raises comes in the place of what the target would have made."""
         try:
@@ -75,6 +78,10 @@ class TargetLoop:
             self._send_end()
         while self._slots.next_job() is not None:
             self._slots.job = None  # one that was sent before the parent knew
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which the target holds something. Safe from any thread."""
+        return self._slots.holds()
 
     def _call(self) -> WorkerFault | None:
         """Calls the target, and returns what it has raised. No frame of the target's is left then."""
@@ -98,7 +105,7 @@ class TargetLoop:
             return self._new_fault()
 
     def _new_fault(self) -> WorkerFault:
-        return WorkerFault(where=f"in Producer worker process {self._brief.worker}")
+        return WorkerFault(where=f"in Producer worker {self._brief.kind} {self._brief.worker}")
 
     def _send_fault(self, job: Token, fault: WorkerFault) -> None:
         slots, writer, packer = self._slots, self.writer, Packer()

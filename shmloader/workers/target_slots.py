@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -26,7 +25,7 @@ from shmloader.batches.structure import leaves
 from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
 from shmloader.slots import fork_copies
-from shmloader.slots.writer import FAULT_BYTES, SlotWriter
+from shmloader.slots.writer import FAULT_BYTES, Hold, Lent, SlotWriter, still_held
 
 from . import wire
 from .brief import Brief
@@ -133,8 +132,8 @@ class Slots:
         self._is_open = False
         self._arrays: list[Array] = []
         self._private: Block | None = None  # what is filled where the target keeps items
-        self._last: weakref.ref[Block] | None = None  # of the item before
-        self._kept: list[weakref.ref[Block]] = []
+        self._last: Lent | None = None  # of the item before
+        self._kept: list[Lent] = []
         self.job: Token | None = None
         self.is_over = False
         fork_copies.watch(self)
@@ -284,15 +283,19 @@ class Slots:
     def _keeps_last(self) -> bool:
         """Whether anything of the item before is alive, so that its slot must not be used again."""
         last, self._last = self._last, self._writer.lent
-        if last is None or last() is None:
+        if last is None or last.block() is None:
             return False
         # As in `BatchMaker`: to look for cycles after each item would cost more than a copy.
         self._writer.stop_lending()
         self._kept.append(last)
         gc.collect()
-        return last() is not None
+        return last.block() is not None
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which the target holds something, of delivered items. Safe from any thread."""
+        last = self._last
+        return still_held([*self._kept, *([] if last is None else [last])])
 
     def blocks(self) -> list[Block]:
         """Returns what the target holds of delivered items; see `fork_copies.Holder`."""
-        found = [one() for one in (*self._kept, *([] if self._last is None else [self._last]))]
-        return [block[: self._layout.end] for block in found if block is not None]
+        return [hold.block[: hold.written] for hold in self.holds()]

@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -29,20 +30,26 @@ import torch
 from shmloader import process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning
-from shmloader.slots.writer import Hold, SlotWriter
+from shmloader.slots.writer import Hold
 
-from . import kernel_state, tracebacks
-from .batch_maker import BatchMaker
-from .brief import Brief
+from . import kernel_state, tracebacks, worker_loop
+from .brief import BatchSource, Brief
 from .interface import SilenceError
-from .job_loop import JobLoop
 from .wire import Fields, Inbox, Token
+from .worker_loop import WorkerLoop
+
+
+class _Sign(Enum):
+    """What comes to the parent beside tokens and the ends of workers."""
+
+    WAKE = "a wait ends"
+    CLOSED = "another thread has stopped the workers"
 
 
 class _Outbox:
     """The way from a worker to the parent."""
 
-    def __init__(self, up: queue.SimpleQueue[Token | _Worker | None]) -> None:
+    def __init__(self, up: queue.SimpleQueue[_News]) -> None:
         self._put = up.put
 
     def write(self, token: Fields) -> None:
@@ -59,7 +66,7 @@ class _Worker:
     Attributes:
         thread: where it runs.
         inbox: what it is sent.
-        writer: what it writes to slots with, once it has begun.
+        loop: what it does, once it has begun.
         ending: how it has ended, in a sentence.
         is_leaving: whether it was told that no job will follow, so that its end is no news.
         has_ended: whether it will not write to a slot again, and holds nothing.
@@ -70,10 +77,13 @@ class _Worker:
     def __init__(self, number: int) -> None:
         self.number = number
         self.inbox: queue.SimpleQueue[Token] = queue.SimpleQueue()
-        self.writer: SlotWriter | None = None
+        self.loop: WorkerLoop | None = None
         self.ending = ""
         self.is_leaving = False
         self.has_ended = False
+
+
+_News = Token | _Worker | _Sign
 
 
 class ThreadWorkers:
@@ -81,20 +91,20 @@ class ThreadWorkers:
 
     Args:
         num_workers: how many.
-        max_jobs: how many jobs may be under way to one worker; a queue holds any number.
     """
 
     method = "thread"
     is_forked = True  # in the sense that nothing is pickled
 
-    def __init__(self, num_workers: int, max_jobs: int) -> None:
+    def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._workers: list[_Worker] = []
         self._former: list[_Worker] = []  # that were replaced
-        self._up: queue.SimpleQueue[Token | _Worker | None] = queue.SimpleQueue()
+        self._up: queue.SimpleQueue[_News] = queue.SimpleQueue()
         self._ends: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # for `stop`, whoever waits elsewhere
         self._tokens: list[Token] = []
         self._dead: list[int] = []
+        self._is_woken = False
         self._at_the_last_end: deque[Callable[[], object]] = deque()
         self._with_grad = torch.is_grad_enabled()
 
@@ -165,8 +175,9 @@ class ThreadWorkers:
             RuntimeError: another thread has stopped the workers meanwhile.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (tokens := self.read()) and not self._dead:
+        while not (tokens := self.read()) and not self._dead and not self._is_woken:
             self._sort(_get(self._up, deadline))
+        self._is_woken = False
         if tokens:
             return tokens, []
         dead, self._dead = self._dead, []
@@ -179,11 +190,17 @@ class ThreadWorkers:
         tokens, self._tokens = self._tokens, []
         return tokens
 
-    def _sort(self, news: Token | _Worker | None) -> None:
-        if news is None:
-            raise RuntimeError("this iterator of ShmDataLoader was closed by another thread")
+    def wake(self) -> None:
+        """Ends a wait: the one that is under way, or else the next. Does not block; safe in signal handlers too."""
+        self._up.put(_Sign.WAKE)
+
+    def _sort(self, news: _News) -> None:
         if isinstance(news, Token):
             self._tokens.append(news)
+        elif news is _Sign.WAKE:
+            self._is_woken = True
+        elif news is _Sign.CLOSED:
+            raise RuntimeError("this iterator of ShmDataLoader was closed by another thread")
         elif not news.is_leaving:
             self._dead.append(news.number)
 
@@ -217,7 +234,7 @@ class ThreadWorkers:
         """
         for number in range(len(self._workers)):
             self.dismiss(number, token)
-        self._up.put(None)  # for whoever waits in another thread
+        self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
         own = threading.current_thread()
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
         stuck = self._join(others, time.monotonic() + grace)
@@ -251,8 +268,8 @@ class ThreadWorkers:
 
     def holds(self) -> list[Hold]:
         """Returns the slots of which code in this process holds something through a worker, also one that has ended."""
-        writers = [worker.writer for worker in (*self._workers, *self._former) if worker.has_ended]
-        return [hold for writer in writers if writer is not None for hold in writer.holds()]
+        loops = [worker.loop for worker in (*self._workers, *self._former) if worker.has_ended]
+        return [hold for loop in loops if loop is not None for hold in loop.holds()]
 
     def kill(self) -> None:
         """Has `stop` wait no longer: no thread can be killed. Called in signal handlers too."""
@@ -280,7 +297,9 @@ def _for_a_thread(brief: Brief) -> Brief:
         Exception: it cannot be copied; of the same type as what says so, or a RuntimeError.
     """
     source = brief.source
-    if source.is_stream or isinstance(source.dataset, torch_private.MapDataPipe):  # which may be sharded
+    if isinstance(source, BatchSource) and (
+        source.is_stream or isinstance(source.dataset, torch_private.MapDataPipe)  # which may be sharded
+    ):
         source = dataclasses.replace(source, dataset=_copied(source.dataset))
     return dataclasses.replace(brief, source=source, saves_rng_state=False, kind="thread")
 
@@ -306,14 +325,13 @@ def _serve(worker: _Worker, brief: Brief, outbox: _Outbox, lends: bool, with_gra
     source = brief.source
     torch.set_grad_enabled(with_grad)
     try:
-        maker = BatchMaker(brief)
-        worker.writer = maker.writer
+        loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [worker.inbox.get()]), outbox)
         if not lends:
-            maker.writer.stop_lending()
-        torch_private.set_thread_info(brief.worker, brief.num_workers, source.base_seed + brief.worker, maker.dataset)
-        maker.collation.install_in_thread()
-        maker.begin_first_pass()
-        JobLoop(brief, maker, Inbox(lambda: [worker.inbox.get()]), outbox).serve()
+            loop.writer.stop_lending()
+        torch_private.set_thread_info(brief.worker, brief.num_workers, source.base_seed + brief.worker, loop.dataset)
+        loop.install_in_thread()
+        loop.begin()
+        loop.serve()
         return "DataLoader worker thread ended unexpectedly. "
     except BaseException as error:
         if not (isinstance(error, SystemExit) or brief.arena.shared_state.stopped):

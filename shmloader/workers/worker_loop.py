@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from shmloader.slots.writer import SlotWriter
+from shmloader.slots.writer import Hold, SlotWriter
 
 from .batch_maker import BatchMaker
 from .brief import Brief, TargetSource
@@ -27,13 +27,19 @@ class WorkerLoop(Protocol):
         """What `get_worker_info` names as the dataset."""
 
     def install(self) -> None:
-        """Makes this process's own what functions that user code calls have to do otherwise in a worker process."""
+        """Has functions that user code calls do what they have to do in this worker process."""
+
+    def install_in_thread(self) -> None:
+        """Does the same in this thread alone."""
 
     def begin(self) -> None:
         """Calls the init function, and does what else comes first."""
 
     def serve(self) -> None:
         """Works until told to stop."""
+
+    def holds(self) -> list[Hold]:
+        """Returns the slots of which user code holds something through this worker. Safe from any thread."""
 
 
 def make(brief: Brief, inbox: Inbox, outbox: Outbox, count: Callable[[], object] = lambda: None) -> WorkerLoop:

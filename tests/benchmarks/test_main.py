@@ -13,7 +13,6 @@ import pytest
 from benchmarks.__main__ import _COMMANDS, main
 from benchmarks.output import Found
 
-
 NAMES = [name for name in _COMMANDS if name != "gpu"]  # which says by itself that there is none
 
 
