@@ -65,7 +65,7 @@ class _Worker:
 
     Attributes:
         thread: where it runs.
-        inbox: what it is sent.
+        inbox: what it is sent: its brief, and then tokens.
         loop: what it does, once it has begun.
         ending: how it has ended, in a sentence.
         is_leaving: whether it was told that no job will follow, so that its end is no news.
@@ -76,7 +76,7 @@ class _Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.inbox: queue.SimpleQueue[Token] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.loop: WorkerLoop | None = None
         self.ending = ""
         self.is_leaving = False
@@ -122,28 +122,33 @@ class ThreadWorkers:
         """
         torch_private.tell_threads_apart()
         default.replace_entries()  # here, and not in several threads at a time
-        for brief in [_for_a_thread(brief) for brief in briefs]:
-            self._workers.append(self._start_one(brief))
+        own = [_for_a_thread(brief) for brief in briefs]
+        for brief in own:
+            self._workers.append(self._start_one(brief.worker))
+        # Not before all are there: a thread that begins at once would keep the interpreter lock from the next start.
+        for worker, brief in zip(self._workers, own, strict=True):
+            worker.inbox.put(brief)
 
     def replace(self, brief: Brief) -> None:
         """Starts a thread in the place of a worker that has died."""
         dead = self._workers[brief.worker]
         self._former.append(dead)
-        self._workers[brief.worker] = self._start_one(_for_a_thread(brief), lends=not self.holds())
+        own = _for_a_thread(brief)
+        self._workers[brief.worker] = self._start_one(brief.worker, lends=not self.holds())
+        self._workers[brief.worker].inbox.put(own)
 
-    def _start_one(self, brief: Brief, lends: bool = True) -> _Worker:
-        worker = _Worker(brief.worker)
-        orders = [brief]  # which the thread takes out, so that it is gone when the worker has ended
+    def _start_one(self, number: int, lends: bool = True) -> _Worker:
+        worker = _Worker(number)
 
         def run() -> None:
             try:
-                worker.ending = _serve(worker, orders.pop(), _Outbox(self._up), lends, self._with_grad)
+                worker.ending = _serve(worker, _Outbox(self._up), lends, self._with_grad)
             finally:
                 self._note_end(worker)
 
         # As in a forked worker: what the thread that iterates has set for itself, numpy's errstate say.
         context = contextvars.copy_context()
-        name = f"shmloader-worker-{brief.worker}"
+        name = f"shmloader-worker-{number}"
         worker.thread = threading.Thread(target=context.run, args=(run,), name=name, daemon=True)
         worker.thread.start()
         return worker
@@ -320,8 +325,11 @@ def _copied(dataset: Any) -> Any:
         raise made from error
 
 
-def _serve(worker: _Worker, brief: Brief, outbox: _Outbox, lends: bool, with_grad: bool) -> str:
+def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> str:
     """Does one job after the other until told to stop, and returns how that ended. Runs in the worker's thread."""
+    brief = worker.inbox.get()
+    if not isinstance(brief, Brief):  # a STOP: another thread could not be started
+        return ""
     source = brief.source
     torch.set_grad_enabled(with_grad)
     try:
