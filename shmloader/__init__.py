@@ -8,6 +8,7 @@ from .data.permutation import PermutationSampler
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
+    IdleWorkersWarning,
     PoolMemoryError,
     ProducerEndedError,
     SpecMismatchError,
@@ -16,6 +17,7 @@ from .errors import (
     WorkerRestartWarning,
     WorkerTimeoutError,
 )
+from .job_queue import JobQueue
 from .loader import ShmDataLoader
 from .observe.statistics import LoaderStatistics
 from .producer import Producer
@@ -26,6 +28,8 @@ __all__ = [
     "ChunkedDataset",
     "FallbackWarning",
     "HeldBatchesWarning",
+    "IdleWorkersWarning",
+    "JobQueue",
     "LoaderStatistics",
     "PermutationSampler",
     "PoolMemoryError",

@@ -65,6 +65,10 @@ class StuckWorkerWarning(UserWarning):
     """A worker thread has not ended in time when its iterator was closed, and goes on; a thread cannot be killed."""
 
 
+class IdleWorkersWarning(UserWarning):
+    """A `JobQueue` has fewer jobs under way than workers, so that some have nothing to do."""
+
+
 class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 

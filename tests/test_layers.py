@@ -16,7 +16,7 @@ HOUSE = [
     "__main__",
     "cli",
     "__init__",
-    "loader producer",
+    "loader producer job_queue",
     "observe",
     "passes",
     "workers",
@@ -37,7 +37,7 @@ WINGS = {
         "iterator in_process delivery",
         "dispatcher",
         "diagnosis growth_requests",
-        "schedule restarts worker_progress",
+        "schedule restarts worker_progress lines",
     ],
     "workers": [
         "kinds",
@@ -66,11 +66,11 @@ WINGS = {
 
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
-    "batches/spec.py", "batches/structure.py", "data/feistel.py",
+    "passes/lines.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
-    "operator", "typing", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure",
+    "operator", "typing", "weakref", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure",
     "shmloader.errors",
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from shmloader import interrupts, process_exit
 from shmloader.errors import WorkerDiedError
@@ -36,21 +36,13 @@ from shmloader.workers.wire import Token
 from .dispatcher import Dispatcher, DispatchOptions
 from .restarts import RestartCount
 
+# What came of a job: its result, or what it raised. A plain tuple, since making one calls nothing: no signal's handler
+# can come between an exception and the moment when what was taken is put back.
+Outcome = tuple[Any, Exception | None]
+
 
 class ClosedError(RuntimeError):
     """It was closed; a RuntimeError to whoever does not know better."""
-
-
-class Outcome(NamedTuple):
-    """What came of a job.
-
-    Attributes:
-        value: its result.
-        error: or what it raised.
-    """
-
-    value: Any
-    error: Exception | None
 
 
 @dataclass
@@ -229,16 +221,17 @@ class Delivery:
                     outcome = self._next(outlet, deadline, came)
                 if outcome is None:  # a signal came, and its handler did not mind
                     continue
-                if outcome.error is None:
-                    return outcome.value
+                value, error = outcome
+                if error is None:
+                    return value
             except BaseException:
                 if outcome is not None:
                     outlet.returned.appendleft(outcome)
                 raise
             try:
-                raise outcome.error
+                raise error
             finally:
-                del outcome  # its error has this frame
+                del outcome, error  # which has this frame
 
     def _next(self, outlet: Outlet, deadline: float | None, came: list[int]) -> Outcome | None:
         """Returns what comes next, or None where a signal came before it."""
@@ -269,9 +262,9 @@ class Delivery:
 
     def _outcome(self, result: Result) -> Outcome:
         try:
-            return Outcome(self.pool.hand_over(result)[0], None)
+            return self.pool.hand_over(result)[0], None
         except Exception as error:
-            return Outcome(None, error)
+            return None, error
 
     def _take_turn(self) -> SimpleQueue[None] | None:
         """Has this thread lead, or returns what calls it."""

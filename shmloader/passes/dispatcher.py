@@ -168,6 +168,12 @@ class Dispatcher:
         if number is not None:
             self._send(number, job)
 
+    def ask_nothing(self, error: Exception) -> None:
+        """Has an error take the place of a batch."""
+        number = self._schedule.next_worker()
+        if number is not None:
+            self._fail(number, error)
+
     def _fail(self, number: int, error: Exception) -> None:
         """Notes that a batch cannot be had; those before it can, and those after."""
         task = self._schedule.send(number, b"", NO_SLOT)
