@@ -11,6 +11,9 @@ The other commands, ``python -m benchmarks NAME``:
 - `growth`: how the cost of a batch grows;
 - `hidden`: a training step with a loader behind it;
 - `threads`: worker threads, and how they scale;
+- `calls`: what the results of calls in background processes take, beside other pools of processes;
+- `samplers`: samplers that shuffle;
+- `producers`: what items of a producer take, beside queues;
 - `gpu`: what a CUDA device gets.
 
 A command is a module with two functions, ``add_options`` and ``measure``; what all share is in `output` and in
