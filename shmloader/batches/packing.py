@@ -51,8 +51,18 @@ _TORCHS_REDUCERS = {
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
 
-# What is pickled with no code of the user's.
-_CODELESS = {np.ndarray, np.memmap, torch.Size, torch.dtype, torch.device, OrderedDict, BuiltinFunctionType}
+# What is pickled with no code of the user's. `numpy.dtype` itself, which is in the pickle of each array, is a class of a
+# metaclass of its own.
+_CODELESS = {
+    np.ndarray,
+    np.memmap,
+    type(np.dtype),
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    OrderedDict,
+    BuiltinFunctionType,
+}
 
 # Stock's queues pickle by Python's default protocol. Up to Python 3.13 it makes arrays native, contiguous and writable;
 # from 3.14 on they arrive as they are.

@@ -113,3 +113,23 @@ def test_tensors_in_the_slot_stay_there() -> None:
     assert [one.data_ptr() for one in ours] == [whole.data_ptr(), whole[1:, ::2].data_ptr()]
     assert_same(ours, [whole, whole[1:, ::2]])
     way._writer.close()
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+@pytest.mark.parametrize("dtype", ["uint8", "float64", "complex64"])
+def test_nothing_is_copied_on_the_way_to_the_slot(kind: str, dtype: str) -> None:
+    """What is written to an array once all is laid out comes along: no copy was made before there was room."""
+    array = np.zeros((2000, 3), dtype)
+    batch = {"first": [array if kind == "array" else torch.from_numpy(array), "text"], "other": np.zeros(3)}
+    pool = Pool(num_slots=3, in_flight=1, max_bytes=64 << 20)
+    slot, room = pool.claim(b"")
+    writer = SlotWriter(pool.arena, "")
+    writer.open(slot, room)
+    packer = Packer()
+    packer.lay_out(batch, writer)
+    array[:] = 1
+    packed = packer.fill(writer)
+    writer.close()
+    block = pool.arena.block(slot, packed.tail_offset + len(packed.tail))
+    got = Unpacker().copies(block, packed.tail_offset, len(packed.tail))
+    assert_same(got["first"][0], batch["first"][0])
