@@ -51,8 +51,10 @@ _TORCHS_REDUCERS = {
 _U64 = struct.Struct("<Q")
 _IN_SKELETON = next_tensor, ()
 
-# What is pickled with no code of the user's. `numpy.dtype` itself, which is in the pickle of each array, is a class of a
-# metaclass of its own.
+# What numpy has registered for its classes of dtypes: `numpy.dtype` itself is in the pickle of each array.
+_NUMPYS_REDUCER = _COPYREG.get(type(np.dtype))
+
+# What is pickled with no code of the user's.
 _CODELESS = {
     np.ndarray,
     np.memmap,
@@ -273,7 +275,8 @@ class _Pickler(pickle.Pickler):
         if kind is type or kind is FunctionType:  # for which pickle asks no table
             return NotImplemented
         reducer = _REGISTERED.get(kind) or _COPYREG.get(kind)
-        if reducer is not None and not (kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS):
+        is_torchs = kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS
+        if reducer is not None and reducer is not _NUMPYS_REDUCER and not is_torchs:
             self.has_asked_others = True
             self._expect_code()
             return reducer(obj)

@@ -120,7 +120,10 @@ def test_tensors_in_the_slot_stay_there() -> None:
 def test_nothing_is_copied_on_the_way_to_the_slot(kind: str, dtype: str) -> None:
     """What is written to an array once all is laid out comes along: no copy was made before there was room."""
     array = np.zeros((2000, 3), dtype)
-    batch = {"first": [array if kind == "array" else torch.from_numpy(array), "text"], "other": np.zeros(3)}
+    batch: dict[str, Any] = {
+        "first": [array if kind == "array" else torch.from_numpy(array), "text"],
+        "other": np.zeros(3),
+    }
     pool = Pool(num_slots=3, in_flight=1, max_bytes=64 << 20)
     slot, room = pool.claim(b"")
     writer = SlotWriter(pool.arena, "")
