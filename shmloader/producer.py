@@ -193,7 +193,7 @@ class Producer:
             HeldBatchesWarning: once; consumers hold more items than there are slots for, and get copies.
             WorkerRestartWarning: a worker died and is replaced.
         """
-        if not self._stream.is_over:
+        with contextlib.suppress(ProducerEndedError):  # which `next` says by its StopIteration
             self.start()
         return self
 

@@ -108,16 +108,15 @@ def test_attributes_that_are_changed_later(changes: dict[str, Any], used: bool) 
 
 def test_what_another_library_settles_on_is_no_choice() -> None:
     script = """
-        from shmloader import ShmDataLoader
+        from shmloader.workers import kinds
         if __name__ == "__main__":
             import multiprocessing
             multiprocessing.Lock()
             assert multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0]
-            loader = ShmDataLoader(range(4), num_workers=1)
-            assert loader._worker_context().get_start_method() == "fork"
+            assert kinds.context_for(None).get_start_method() == "fork"
             for method in "forkserver", "fork", "spawn":
                 multiprocessing.set_start_method(method, force=True)
-                assert loader._worker_context().get_start_method() == method
+                assert kinds.context_for(None).get_start_method() == method
     """
     result = run_file(script)
     assert (result.returncode, result.stderr) == (0, "")

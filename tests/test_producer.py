@@ -411,7 +411,8 @@ def test_a_stop_in_another_thread_ends_those_who_wait() -> None:
     for thread in threads:
         thread.start()
     os.write(theirs, b"x")
-    threading.Thread(target=producer.stop).start()
+    threads.append(threading.Thread(target=producer.stop))
+    threads[-1].start()
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
