@@ -82,7 +82,8 @@ class JobQueue:
             from, with its type, its arguments and the worker's traceback.
         num_workers: how many workers.
         prefetch_factor: jobs per worker that are sent ahead.
-        worker_type: "process".
+        worker_type: "process" or "thread". A function in a thread shares the program's objects and global random
+            generators, which are not seeded then, and cannot be killed.
         multiprocessing_context: start method or context; by default what `multiprocessing.set_start_method` was told,
             else fork.
         worker_init_fn: called in each worker with its number, after its random generators were seeded.
@@ -136,13 +137,13 @@ class JobQueue:
         settings.check()
         workers = functools.partial(
             kinds.new_workers,
-            kinds.checked_worker_type(worker_type),
+            kinds.checked_worker_type(worker_type, multiprocessing_context),
             kinds.checked_context(multiprocessing_context),
             num_workers,
             options.look_ahead,
             can_wake=True,
         )
-        requirements.require("JobQueue")
+        requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers
         self._look_ahead = options.look_ahead
         source = functools.partial(_source, function, worker_init_fn, generator)

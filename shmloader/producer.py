@@ -99,7 +99,8 @@ class Producer:
         num_workers: how many workers; each calls the target.
         num_slots: how many slots are being filled, or filled and not taken, at most: more than ``num_workers``. 2 for
             each worker by default. What consumers hold is beside them.
-        worker_type: the kind of workers: "process".
+        worker_type: the kind of workers: "process" or "thread". A target in a thread shares the program's objects and
+            global random generators, which are not seeded then, and cannot be killed.
         multiprocessing_context: start method or context; by default what `multiprocessing.set_start_method` was told,
             else fork.
         worker_init_fn: called in each worker with its number, after its random generators were seeded.
@@ -132,7 +133,6 @@ class Producer:
         generator: torch.Generator | None = None,
     ) -> None:
         _check_callables(target, worker_init_fn)
-        requirements.require("Producer")
         num_workers = checked_count("num_workers", num_workers, 1)
         if num_slots is None:
             num_slots = max(2, 2 * num_workers)
@@ -146,8 +146,9 @@ class Producer:
             checked_count("max_pool_bytes", max_pool_bytes, 1)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
-        worker_type = kinds.checked_worker_type(worker_type)
         context = kinds.checked_context(multiprocessing_context)
+        worker_type = kinds.checked_worker_type(worker_type, context)
+        requirements.require("Producer", worker_type)
         layout = item_layout.lay_out(specs, ALIGNMENT)
         arguments = _arguments(args), _keyword_arguments(kwargs)
         delivery = Delivery(
