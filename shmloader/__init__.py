@@ -5,6 +5,7 @@ from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset
 from .data.chunks import ChunkedDataset
 from .data.permutation import PermutationSampler
+from .data.shared import share
 from .errors import (
     FallbackWarning,
     HeldBatchesWarning,
@@ -43,6 +44,7 @@ __all__ = [
     "WorkerRestartWarning",
     "WorkerTimeoutError",
     "__version__",
+    "share",
 ]
 
 torch_compile.mark(__name__)

@@ -329,9 +329,27 @@ def untyped_storage(storage: torch.storage.TypedStorage) -> torch.UntypedStorage
 
 
 # Methods that give a storage other memory.
-STORAGE_MOVERS = "_share_fd_cpu_", "_share_filename_cpu_"
+MOVER_TO_A_NAME = "_share_filename_cpu_"
+STORAGE_MOVERS = "_share_fd_cpu_", MOVER_TO_A_NAME
 _needed("torch.UntypedStorage._share_fd_cpu_", "moves a storage to memory of its own: hooked into, to hold its slot")
 _needed("torch.UntypedStorage._share_filename_cpu_", "the same, where file descriptors are not sent")
+_storage_of_descriptor: Any = _optional(
+    "torch.UntypedStorage._new_shared_fd_cpu",
+    "shared tensors in a memfd, which torch itself sends by descriptor",
+    None,
+    "they lie in torch's own shared memory, which takes of /dev/shm",
+)
+
+
+def storage_of_descriptor(fd: int, nbytes: int) -> Any:
+    """Returns a storage over a file, which torch takes for shared memory of its own, or a copy in such memory."""
+    if _storage_of_descriptor is not None:
+        return _storage_of_descriptor(fd, nbytes)
+    memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
+    with open(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        file.readinto(memory.numpy().data)
+    return memory.share_memory_().untyped_storage()
 
 
 # -- the compiler ----------------------------------------------------------------------------------------------------

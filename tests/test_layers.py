@@ -51,7 +51,12 @@ WINGS = {
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
-    "data": ["arrays chunks permutation", "chunk feistel file_maps gather"],
+    "data": [
+        "shared",
+        "shared_sequence shared_tensors arrays chunks permutation",
+        "shared_arrays",
+        "chunk feistel file_maps gather shared_memory",
+    ],
     "slots": [
         "pool_cache",
         "pool",

@@ -14,6 +14,7 @@ from shmloader.batches.tensors import Array, as_rows, is_dense
 
 from .file_maps import FilePart, part_of_file
 from .gather import write_rows
+from .shared_arrays import as_shared
 
 
 class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
@@ -25,7 +26,8 @@ class ArrayDataset(Dataset[tuple[torch.Tensor, ...]]):
 
     Pickled, as for workers that are spawned, a memory map is the name of its file and a place in it, if opening that
     file gives the bytes that the map has at that time. Where this is not certain, its rows are sent: of a copy-on-write
-    map that was written to, of a file that is gone or replaced, of one without a name.
+    map that was written to, of a file that is gone or replaced, of one without a name. Arrays and tensors that `share`
+    has returned stay in shared memory, for workers of any start method.
 
     Args:
         arrays: NumPy arrays, memory maps or dense CPU tensors, shape (sample, ...), all of one length. Of NumPy's
@@ -80,12 +82,18 @@ class _Column:
         return torch.from_numpy(np.array(self.rows[index])).view(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        rows = self.rows
-        return {"_dtype": self._dtype, "_source": part_of_file(rows) or rows}
+        source: Any = self._source
+        if not (isinstance(source, torch.Tensor) and source.is_shared()):  # which torch sends to processes as it is
+            rows = self.rows
+            source = part_of_file(rows) or as_shared(rows)
+        return {"_dtype": self._dtype, "_source": source}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         source = state["_source"]
-        self.__dict__ = {**state, "_source": source.open() if isinstance(source, FilePart) else source}
+        if isinstance(source, FilePart):
+            source = source.open()
+        is_tensor = isinstance(source, torch.Tensor)
+        self.__dict__ = {**state, "_source": source if is_tensor else np.asarray(source)}
 
 
 def _dtype_of(array: Any, name: str) -> torch.dtype:
