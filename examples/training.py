@@ -19,7 +19,7 @@ def argument_parser(description: str, epochs: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--epochs", type=positive, default=epochs, help="passes over the training data")
     parser.add_argument("--batch-size", type=positive, default=32, help="samples in a batch")
-    parser.add_argument("--num-workers", type=positive, default=2, help="worker processes of each loader")
+    parser.add_argument("--num-workers", type=positive, default=2, help="workers of each loader")
     parser.add_argument("--seed", type=int, default=0, help="where all random numbers start from")
     return parser
 
