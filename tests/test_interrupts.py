@@ -81,7 +81,7 @@ def test_a_forked_process_has_its_handlers() -> None:
             signal.raise_signal(signal.SIGUSR1)
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-    assert not came
+    assert signal.SIGUSR1 not in came  # the child's end may be among them: torch has a handler for that
 
 
 @pytest.mark.usefixtures("_handlers")

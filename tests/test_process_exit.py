@@ -20,11 +20,14 @@ def test_acts_follow_the_steps_and_not_their_registration() -> None:
             import os
             from shmloader.process_exit import AtExit, InChild, at_exit, at_fork, in_child, is_exiting
 
+            def say(text):
+                os.write(1, f"{text}\\n".encode())  # whole, though the child says something at the same time
+
             def says(text):
-                return lambda: print(text, flush=True)
+                return lambda: say(text)
 
             at_exit(AtExit.UNPIN, says("unpin"))
-            at_exit(AtExit.CLOSE_PASSES, lambda: print("close", is_exiting(), flush=True))
+            at_exit(AtExit.CLOSE_PASSES, lambda: say(f"close {is_exiting()}"))
             in_child(InChild.DISOWN_PASSES, says("child: disown"))
             in_child(InChild.TAKE_COPIES, says("child: take"))
             at_fork(says("before"), says("parent"))
@@ -32,7 +35,7 @@ def test_acts_follow_the_steps_and_not_their_registration() -> None:
             if child == 0:
                 os._exit(0)
             os.waitpid(child, 0)
-            print(is_exiting(), flush=True)
+            say(is_exiting())
             """
         )
     )
