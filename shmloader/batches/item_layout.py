@@ -6,7 +6,7 @@ parent; a worker then makes arrays over a slot, and the parent tensors, and noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from .dtypes import CODES, TO_NUMPY, carried
 from .packing import Packer
 from .place import Place, arrays_over
 from .spec import TensorSpec, is_shape
-from .structure import Join, NotPlainError, joiner, leaves, take_apart
+from .structure import Join, any_joiner, leaves, take_apart
 from .tensors import Array, Block
 
 
@@ -147,13 +147,5 @@ class _Paper:
 
 
 def _joiner(structure: Any) -> Join:
-    """Returns what makes an item of its parts; for containers with more to them than their parts, a slower one."""
-    try:
-        return joiner(structure, lambda part: isinstance(part, TensorSpec))
-    except NotPlainError:
-        return lambda parts: _rebuilt(structure, parts)
-
-
-def _rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
-    parts = take_apart(structure)
-    return next(leaves) if parts is None else parts.rebuilt([_rebuilt(part, leaves) for part in parts.values])
+    """Returns what makes an item of its parts."""
+    return any_joiner(structure, lambda part: isinstance(part, TensorSpec))

@@ -103,6 +103,22 @@ def joiner(whole: Any, is_leaf: Callable[[Any], bool]) -> Join:
     return _compiled(whole, is_leaf, set(), 0)
 
 
+def any_joiner(whole: Any, is_leaf: Callable[[Any], bool]) -> Join:
+    """Does the same for every structure of leaves; what `joiner` does not know is taken apart each time."""
+    try:
+        return joiner(whole, is_leaf)
+    except NotPlainError:
+        return lambda found: _rebuilt(whole, is_leaf, found)
+
+
+def _rebuilt(node: Any, is_leaf: Callable[[Any], bool], found: Iterator[Any]) -> Any:
+    if is_leaf(node):
+        return next(found)
+    parts = take_apart(node)
+    assert parts is not None
+    return parts.rebuilt([_rebuilt(part, is_leaf, found) for part in parts.values])
+
+
 def _compiled(node: Any, is_leaf: Callable[[Any], bool], seen: set[int], depth: int) -> Join:
     if is_leaf(node):
         return next

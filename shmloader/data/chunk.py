@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from shmloader.batches.dtypes import TO_TORCH
-from shmloader.batches.structure import Join, NotPlainError, joiner, take_apart
+from shmloader.batches.structure import Join, any_joiner, take_apart
 from shmloader.batches.tensors import Array, as_rows, is_dense
 
 # By which dtype numpy's numbers become elements of a tensor. torch reads them as Python's: a float32 as a double, which
@@ -48,10 +48,7 @@ class Chunk:
 
     @cached_property
     def _join(self) -> Join:
-        try:
-            return joiner(self._whole, _is_array)
-        except NotPlainError:
-            return lambda fields: _rebuilt(self._whole, fields)
+        return any_joiner(self._whole, _is_array)
 
     @cached_property
     def kind(self) -> Hashable:
@@ -86,14 +83,6 @@ def _add_fields(node: Any, fields: list[Any]) -> bool:
         return True
     parts = take_apart(node)
     return parts is not None and all(_add_fields(part, fields) for part in parts.values)
-
-
-def _rebuilt(node: Any, fields: Iterator[Any]) -> Any:
-    if _is_array(node):
-        return next(fields)
-    parts = take_apart(node)
-    assert parts is not None
-    return parts.rebuilt([_rebuilt(part, fields) for part in parts.values])
 
 
 def _named(node: Any, path: str) -> Iterator[tuple[str, Any]]:
