@@ -31,7 +31,7 @@ from .slots.pool_cache import PoolSettings
 from .slots.results import Result
 from .torch_private import DatasetKind
 from .workers import jobs, kinds
-from .workers.brief import BatchSource
+from .workers.brief import BatchSource, Words
 
 
 class JobQueue:
@@ -415,6 +415,10 @@ class _Call:
 
 
 class _Source(BatchSource):
+    @property
+    def words(self) -> Words:
+        return Words("JobQueue", "job", "arguments", "function")
+
     @property
     def parts(self) -> dict[str, Any]:
         return {"function": self.collate_fn.function, "worker_init_fn": self.init_fn}  # type: ignore[attr-defined]

@@ -533,7 +533,7 @@ def die(slots: Any, how: str) -> None:
 def test_a_death_is_an_error_behind_what_was_delivered(how: str, text: str) -> None:
     producer = Producer(die, NUMBERS, args=(how,))
     held = [producer.get() for _ in range(3)]
-    with pytest.raises(WorkerDiedError, match=text):
+    with pytest.raises(WorkerDiedError, match=rf"^Producer worker \(pid.*{text}"):
         producer.get(timeout=PATIENCE)
     assert not producer.is_alive()
     with pytest.raises(WorkerDiedError, match=text):

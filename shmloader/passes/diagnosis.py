@@ -11,6 +11,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from shmloader.slots.shared_state import SharedState
+from shmloader.workers.brief import Words
 from shmloader.workers.interface import Workers
 
 from .schedule import Schedule, Task
@@ -28,34 +29,33 @@ def current(worker: int, schedule: Schedule[Any], shared_state: SharedState) -> 
     return owed[0], begun[1]
 
 
-def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
+def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: SharedState, words: Words) -> str:
     """Says which worker has died, how, and what it was at."""
     text = f"{workers.ending(worker)}It was worker {worker} of {workers.num_workers}, "
     at, owed = current(worker, schedule, shared_state), schedule.outstanding(worker)
     if at is not None:
-        text += f"and at {_name(at[0])}, for {at[1]:.3g} s. "
+        text += f"and at {_name(at[0], words)}, for {at[1]:.3g} s. "
     elif owed:
-        text += f"and owed {_name(owed[0])}, which it had not begun. "
+        text += f"and owed {_name(owed[0], words)}, which it had not begun. "
     else:
         text += "and owed nothing. "
     if shared_state.begun(worker) is None and not workers.is_forked:
         text += (
             f"If it printed an error while it was being started: the start method {workers.method!r} imports the main "
-            "module anew, where all that the dataset is made of must be found; multiprocessing_context='fork' does "
-            "not. "
+            "module anew, where all that workers are given must be found; multiprocessing_context='fork' does not. "
         )
     return text
 
 
-def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_state: SharedState) -> str:
+def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_state: SharedState, words: Words) -> str:
     """Says what every worker does while the loop waits: its state, its batch, for how long, and its Python stack."""
-    text = f"DataLoader timed out after {seconds} seconds"
+    text = f"{words.owner} timed out after {seconds} seconds"
     if (awaited := schedule.awaited) is not None:
-        text += f", waiting for {_name(awaited)}, of worker {awaited.worker}"
+        text += f", waiting for {_name(awaited, words)}, of worker {awaited.worker}"
     lines = [text]
     asked = 0
     for worker in range(workers.num_workers):
-        occupation = _occupation(worker, schedule, shared_state)
+        occupation = _occupation(worker, schedule, shared_state, words)
         lines.append(f"  worker {worker} ({workers.name(worker)}) is {workers.state(worker)}{occupation}")
         if schedule.outstanding(worker) and asked < _STACKS:
             asked += 1
@@ -63,11 +63,11 @@ def timeout(seconds: float, workers: Workers, schedule: Schedule[Any], shared_st
     return "\n".join(lines)
 
 
-def _occupation(worker: int, schedule: Schedule[Any], shared_state: SharedState) -> str:
+def _occupation(worker: int, schedule: Schedule[Any], shared_state: SharedState, words: Words) -> str:
     if (at := current(worker, schedule, shared_state)) is not None:
-        return f", and at {_name(at[0])}, for {at[1]:.3g} s"
+        return f", and at {_name(at[0], words)}, for {at[1]:.3g} s"
     if owed := schedule.outstanding(worker):
-        return f", and has not begun {_name(owed[0])}"
+        return f", and has not begun {_name(owed[0], words)}"
     return ", and owes nothing"
 
 
@@ -108,14 +108,15 @@ def _find_unpicklable(error: Exception, parts: dict[str, Any]) -> str | None:
     return next((name for name, part in parts.items() if fails_alike(part)), None)
 
 
-def _name(task: Task[Any]) -> str:
+def _name(task: Task[Any], words: Words) -> str:
     """Names a batch by its number, and its indices where the dataset is not a stream."""
+    name = f"{words.made} {task.seq}"
     try:
         indices = pickle.loads(task.job)
         text = repr(indices)
     except Exception:  # their own code fails; the number will have to do
-        return f"batch {task.seq}"
+        return name
     if indices is None or (type(indices) is list and not any(index is not None for index in indices)):
-        return f"batch {task.seq}"
+        return name
     shortened = text if len(text) <= _INDICES_LENGTH else f"{text[:_INDICES_LENGTH]}..."
-    return f"batch {task.seq}: indices {shortened}"
+    return f"{name}: {words.job} {shortened}"

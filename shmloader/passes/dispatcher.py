@@ -246,7 +246,7 @@ class Dispatcher:
         try:
             tokens, dead = self._workers.wait(timeout or None)
         except SilenceError:
-            text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state)
+            text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state, self._source.words)
             raise WorkerTimeoutError(text) from None
         return self.act_on(tokens, dead)
 
@@ -345,10 +345,10 @@ class Dispatcher:
 
     def _bury(self, number: int) -> None:
         """Replaces a worker that has ended, if it may."""
-        text = diagnosis.death(number, self._workers, self._schedule, self._shared_state)
+        text = diagnosis.death(number, self._workers, self._schedule, self._shared_state, self._source.words)
         at = diagnosis.current(number, self._schedule, self._shared_state)
         batch = at[0].seq if at is not None and self._source.repeats_jobs else None
-        refusal = self._restarts.refusal(batch, self._progress.generation_of(number))
+        refusal = self._restarts.refusal(batch, self._progress.generation_of(number), self._source.words.made)
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:

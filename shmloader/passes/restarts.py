@@ -31,17 +31,18 @@ class RestartPolicy:
     count: int = 0
     _fatal: set[tuple[int, int]] = field(default_factory=set)  # passes and batches that a worker has died at
 
-    def refusal(self, batch: int | None, generation: int = 0) -> str | None:
+    def refusal(self, batch: int | None, generation: int = 0, made: str = "batch") -> str | None:
         """Notes a death, and says why the worker is not replaced; None: it is.
 
         Args:
             batch: the batch that the worker was at, or None.
             generation: the pass that the batch belongs to; it may be what is left of the one before.
+            made: how the text calls a batch.
         """
         if self.limit == 0:
             return ""
         if batch is not None and (generation, batch) in self._fatal:
-            return f"It is the second worker that batch {batch} has ended, so it is not replaced. "
+            return f"It is the second worker that {made} {batch} has ended, so it is not replaced. "
         if self.count >= self.limit:
             return f"All {self.limit} of worker_restarts are used up. "
         if batch is not None:

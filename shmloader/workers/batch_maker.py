@@ -276,7 +276,9 @@ class BatchMaker:
             collate_fn = self._source.collate_fn
             name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
             culprit = unpicklable.describe(batch, error, self._packer.can_pack)
-            return self._pack_fault(self._fault(f", sending what collate_fn ({name}) returned: {culprit}"))
+            return self._pack_fault(
+                self._fault(f", sending what {self._source.words.maker} ({name}) returned: {culprit}")
+            )
         finally:
             self._end_if_forked()
         self._laid_out = batch
@@ -318,4 +320,4 @@ class BatchMaker:
         return Contents.BATCH, packed.tail_offset, len(packed.tail)
 
     def _fault(self, at: str = "") -> WorkerFault:
-        return WorkerFault(where=f"in DataLoader worker {self._brief.kind} {self._brief.worker}{at}")
+        return WorkerFault(where=f"in {self._brief.worker_text}{at}")

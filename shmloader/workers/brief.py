@@ -5,15 +5,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shmloader.batches.item_layout import ItemLayout
 from shmloader.slots.arena import Arena
 from shmloader.torch_private import DatasetKind
 
 
+class Words(NamedTuple):
+    """How texts about workers call what the user knows.
+
+    Attributes:
+        owner: what the workers belong to.
+        made: what they make.
+        job: what they make it of.
+        maker: the argument that returns it, or fills slots with it.
+    """
+
+    owner: str
+    made: str
+    job: str
+    maker: str
+
+
 class Source(Protocol):
     """What workers make, as far as it does not matter what that is."""
+
+    @property
+    def words(self) -> Words:
+        """For texts about these workers."""
 
     @property
     def init_fn(self) -> Callable[[int], None] | None:
@@ -66,6 +86,11 @@ class BatchSource:
     sample_spec: Any
 
     @property
+    def words(self) -> Words:
+        """Those of torch's loader."""
+        return Words("DataLoader", "batch", "indices", "collate_fn")
+
+    @property
     def is_stream(self) -> bool:
         """Whether the dataset is iterable."""
         return bool(self.dataset_kind == DatasetKind.Iterable)
@@ -103,6 +128,11 @@ class TargetSource:
     layout: ItemLayout
     init_fn: Callable[[int], None] | None
     base_seed: int
+
+    @property
+    def words(self) -> Words:
+        """Those of a producer."""
+        return Words("Producer", "item", "", "target")
 
     @property
     def is_stream(self) -> bool:
@@ -171,3 +201,8 @@ class Brief:
     generation: int
     takeover: Takeover | None = None
     kind: str = "process"
+
+    @property
+    def worker_text(self) -> str:
+        """How errors call the worker."""
+        return f"{self.source.words.owner} worker {self.kind} {self.worker}"

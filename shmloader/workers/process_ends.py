@@ -7,17 +7,18 @@ import signal
 from shmloader.slots.limits import memory_limit, oom_kills
 
 
-def ending(pid: int | None, code: int | None, oom_kills_before: int | None) -> str:
+def ending(owner: str, pid: int | None, code: int | None, oom_kills_before: int | None) -> str:
     """Says how a process has ended, and what may be done about it.
 
     Args:
+        owner: what the workers belong to, see `brief.Words`.
         pid: the process.
         code: its exit code, or a signal's number below zero; None: it has not ended in time.
         oom_kills_before: what `limits.oom_kills` said before it was started.
     """
     if code is None or code >= 0:
-        return f"DataLoader worker (pid(s) {pid}) exited unexpectedly with exit code {code}. "
-    text = f"DataLoader worker (pid {pid}) is killed by signal: {signal.strsignal(-code)}. "
+        return f"{owner} worker (pid(s) {pid}) exited unexpectedly with exit code {code}. "
+    text = f"{owner} worker (pid {pid}) is killed by signal: {signal.strsignal(-code)}. "
     if -code == signal.SIGKILL:
         text += _suspicion(oom_kills_before)
     elif -code == signal.SIGBUS:

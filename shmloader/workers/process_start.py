@@ -95,7 +95,7 @@ def start_elsewhere(process: BaseProcess, method: str, parcel: Parcel, name: str
         if not parcel.is_packed:  # code of the user's raised it
             raise
         raise WorkerDiedError(
-            f"DataLoader worker {name} ended while it was being started ({error!r}). If it printed an error, that is "
+            f"{name} ended while it was being started ({error!r}). If it printed an error, that is "
             f"why; the start method {method!r} imports the main module anew"
         ) from error
 

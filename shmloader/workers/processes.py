@@ -90,6 +90,8 @@ class ProcessWorkers:
         ValueError: so many jobs do not fit into a pipe.
     """
 
+    _owner: str  # for texts
+
     def __init__(self, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False) -> None:
         self._context = context
         self.method: str = context.get_start_method()
@@ -144,6 +146,7 @@ class ProcessWorkers:
     def start(self, briefs: list[Brief]) -> None:
         """Starts the processes, one for each brief, in the order of their numbers."""
         _all.add(self)
+        self._owner = briefs[0].source.words.owner
         with fork_copies.gathered():
             for brief in briefs:
                 self._members.append(self._start_one(brief))
@@ -177,7 +180,7 @@ class ProcessWorkers:
             else:
                 with contextlib.closing(process_start.Parcel((brief, link))) as parcel:
                     process = self._context.Process(target=process_main.run, args=(parcel,), daemon=True)
-                    name = f"{brief.worker} of {self.num_workers}"
+                    name = f"{self._owner} worker {brief.worker} of {self.num_workers}"
                     pidfd = process_start.start_elsewhere(process, self.method, parcel, name)
             member = _Member(process, pidfd, down, inbox)
         except BaseException:
@@ -213,7 +216,9 @@ class ProcessWorkers:
             self._members[worker].down.write(token)
         except BlockingIOError:
             pid = self._members[worker].process.pid
-            raise WorkerTimeoutError(f"DataLoader worker {worker} (pid {pid}) does not read what it is sent") from None
+            raise WorkerTimeoutError(
+                f"{self._owner} worker {worker} (pid {pid}) does not read what it is sent"
+            ) from None
 
     def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
@@ -277,7 +282,7 @@ class ProcessWorkers:
         """Says how a worker has ended. Blocks until its exit code is known, for a second at most."""
         process = self._members[worker].process
         process.join(_TERM_SECONDS)
-        return process_ends.ending(process.pid, process.exitcode, self._oom_kills_before)
+        return process_ends.ending(self._owner, process.pid, process.exitcode, self._oom_kills_before)
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""

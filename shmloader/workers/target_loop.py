@@ -105,7 +105,7 @@ class TargetLoop:
             return self._new_fault()
 
     def _new_fault(self) -> WorkerFault:
-        return WorkerFault(where=f"in Producer worker {self._brief.kind} {self._brief.worker}")
+        return WorkerFault(where=f"in {self._brief.worker_text}")
 
     def _send_fault(self, job: Token, fault: WorkerFault) -> None:
         slots, writer, packer = self._slots, self.writer, Packer()

@@ -33,7 +33,7 @@ from shmloader.errors import StuckWorkerWarning
 from shmloader.slots.writer import Hold
 
 from . import kernel_state, tracebacks, worker_loop
-from .brief import BatchSource, Brief
+from .brief import BatchSource, Brief, Words
 from .interface import SilenceError
 from .wire import Fields, Inbox, Token
 from .worker_loop import WorkerLoop
@@ -93,6 +93,7 @@ class ThreadWorkers:
         num_workers: how many.
     """
 
+    _words: Words
     method = "thread"
     is_forked = True  # in the sense that nothing is pickled
 
@@ -123,6 +124,7 @@ class ThreadWorkers:
         torch_private.tell_threads_apart()
         default.replace_entries()  # here, and not in several threads at a time
         own = [_for_a_thread(brief) for brief in briefs]
+        self._words = briefs[0].source.words
         for brief in own:
             self._workers.append(self._start_one(brief.worker))
         # Not before all are there: a thread that begins at once would keep the interpreter lock from the next start.
@@ -244,7 +246,7 @@ class ThreadWorkers:
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
         stuck = self._join(others, time.monotonic() + grace)
         if stuck and not process_exit.is_exiting():
-            warnings.warn(_describe(stuck, self.num_workers, grace), StuckWorkerWarning, stacklevel=2)
+            warnings.warn(_describe(stuck, self.num_workers, self._words, grace), StuckWorkerWarning, stacklevel=2)
 
     def _join(self, workers: list[_Worker], deadline: float) -> list[_Worker]:
         """Waits for threads to end, and returns those that have not."""
@@ -330,7 +332,7 @@ def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> st
     brief = worker.inbox.get()
     if not isinstance(brief, Brief):  # a STOP: another thread could not be started
         return ""
-    source = brief.source
+    source, owner = brief.source, brief.source.words.owner
     torch.set_grad_enabled(with_grad)
     try:
         loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [worker.inbox.get()]), outbox)
@@ -340,23 +342,23 @@ def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> st
         loop.install_in_thread()
         loop.begin()
         loop.serve()
-        return "DataLoader worker thread ended unexpectedly. "
+        return f"{owner} worker thread ended unexpectedly. "
     except BaseException as error:
         if not (isinstance(error, SystemExit) or brief.arena.shared_state.stopped):
             with contextlib.suppress(Exception):  # as for a process, the traceback is printed and not sent
                 traceback.print_exception(error)
-        return f"DataLoader worker thread was ended by {traceback.format_exception_only(error)[-1].strip()}. "
+        return f"{owner} worker thread was ended by {traceback.format_exception_only(error)[-1].strip()}. "
     finally:
         default.leave_thread()
         torch_private.forget_thread_info()
 
 
-def _describe(stuck: list[_Worker], num_workers: int, grace: float) -> str:
+def _describe(stuck: list[_Worker], num_workers: int, words: Words, grace: float) -> str:
     names = ", ".join(str(worker.number) for worker in stuck)
     frames = tracebacks.of_thread(stuck[0].thread.ident)
     at = f", which is in {frames[0]}" if frames else ""
     return (
-        f"DataLoader worker thread {names} of {num_workers} did not end within {grace:g} seconds{at}. A thread cannot "
-        "be killed: it is left behind, ends after the batch that it is at, and keeps the pool's memory until then. "
-        "Code that may hang is safer in a process (worker_type='process')"
+        f"{words.owner} worker thread {names} of {num_workers} did not end within {grace:g} seconds{at}. A thread "
+        f"cannot be killed: it is left behind, ends after the {words.made} that it is at, and keeps the pool's memory "
+        "until then. Code that may hang is safer in a process (worker_type='process')"
     )

@@ -104,7 +104,7 @@ def test_a_target_that_raises() -> None:
 
 def test_a_target_that_leaves() -> None:
     producer = Producer(raise_after, SPECS, args=(2, SystemExit(3)), worker_type="thread")
-    with producer, pytest.raises(WorkerDiedError, match="SystemExit: 3"):
+    with producer, pytest.raises(WorkerDiedError, match=r"^Producer worker thread was ended by SystemExit: 3"):
         numbers(iter(producer))
 
 
