@@ -200,7 +200,8 @@ class Producer:
 
     def __next__(self) -> Any:
         try:
-            return self.get()
+            with self._stream.over_if_closed():  # and not by `get`: warnings name the caller, so many frames up
+                return self._delivery.get(self._items, None)
         except ProducerEndedError:
             raise StopIteration from None
 
@@ -220,11 +221,7 @@ class Producer:
         if timeout is not None and timeout < 0:
             raise ValueError(f"timeout must be 0 or more, got {timeout}")
         with self._stream.over_if_closed():
-            try:
-                return self._delivery.get(self._items, timeout if block else 0)
-            except ProducerEndedError:
-                self._delivery.close()
-                raise
+            return self._delivery.get(self._items, timeout if block else 0)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -356,11 +353,14 @@ class _Stream:
 
     @contextlib.contextmanager
     def over_if_closed(self) -> Iterator[None]:
-        """Says of a stream that is over why it is, where others only see that it is closed."""
+        """Says of a stream that is over why it is, where others only see that it is closed. Ends workers at the end."""
         if self.is_over:
             raise ProducerEndedError(self._why_over)
         try:
             yield
+        except ProducerEndedError:
+            self._delivery.close()
+            raise
         except ClosedError:
             if not self.is_over:
                 raise

@@ -133,12 +133,13 @@ def test_an_item_lies_where_the_target_has_written_it() -> None:
     assert len(places) <= 4 + 2 + 2  # under way, held until a worker's next, the consumer's and the one before
 
 
+@pytest.mark.parametrize("how", ["next", "get"])
 @pytest.mark.parametrize("held", [10, 200])
-def test_items_that_are_held_stay_as_they_are(held: int) -> None:
+def test_items_that_are_held_stay_as_they_are(held: int, how: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with endless() as producer:
-            items = [producer.get() for _ in range(held)]
+            items = [producer.get() if how == "get" else next(producer) for _ in range(held)]
             sums = [checksum(item.values()) for item in items]
             for _ in range(100):
                 name_of(producer.get())
@@ -146,7 +147,7 @@ def test_items_that_are_held_stay_as_they_are(held: int) -> None:
     del producer
     assert [checksum(item.values()) for item in items] == sums
     assert len({name_of(item) for item in items}) == held
-    assert [one.category for one in caught] == [HeldBatchesWarning] * (held > 20)
+    assert [(one.category, one.filename) for one in caught] == [(HeldBatchesWarning, __file__)] * (held > 20)
 
 
 def test_what_the_consumer_writes_changes_no_other_item() -> None:
@@ -580,7 +581,7 @@ def test_a_worker_that_dies_is_replaced_with_another_seed(tmp_path: Path) -> Non
     producer = Producer(live_three_times, TensorSpec((6,), INT), args=(tmp_path,), worker_restarts=2)
     with pytest.warns(WorkerRestartWarning) as caught:
         rows = [item.tolist() for item in producer]
-    assert len(caught) == 2
+    assert [one.filename for one in caught] == [__file__] * 2
     assert [row[:2] for row in rows] == [[0, n] for n in range(4)] + [[1, n] for n in range(4)] + [
         [2, n] for n in range(10)
     ]
