@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 def checked_count(name: str, value: Any, least: int) -> int:
     """Returns a number that an argument gives.
@@ -16,6 +18,22 @@ def checked_count(name: str, value: Any, least: int) -> int:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
+    return value
+
+
+def checked_optional_count(name: str, value: Any, least: int) -> int | None:
+    """Does the same for an argument that may be None."""
+    return None if value is None else checked_count(name, value, least)
+
+
+def checked_generator(value: Any) -> torch.Generator | None:
+    """Returns what the argument ``generator`` gives.
+
+    Raises:
+        TypeError: it is neither None nor a generator.
+    """
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {value!r}")
     return value
 
 

@@ -73,6 +73,14 @@ class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 
 
+def same_kind(error: Exception, text: str) -> Exception:
+    """Returns an error of the same type with another text; a RuntimeError where that type takes no text."""
+    try:
+        return type(error)(text)
+    except Exception:
+        return RuntimeError(text)
+
+
 class WorkerFault(ExceptionWrapper):
     """An exception on its way from a worker to the loop.
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from . import requirements
-from .arguments import checked_callable, checked_count
+from .arguments import checked_callable, checked_count, checked_generator, checked_optional_count
 from .batches import unpicklable
 from .errors import IdleWorkersWarning
 from .passes.delivery import Delivery, Outlet
@@ -30,7 +30,7 @@ from .passes.lines import Job, Line, Lines
 from .slots.pool_cache import PoolSettings
 from .slots.results import Result
 from .torch_private import DatasetKind
-from .workers import jobs, kinds
+from .workers import jobs, kinds, seeding
 from .workers.brief import BatchSource, Words
 
 
@@ -117,8 +117,7 @@ class JobQueue:
         checked_callable("function", function)
         if worker_init_fn is not None:
             checked_callable("worker_init_fn", worker_init_fn)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
+        checked_generator(generator)
         options = DispatchOptions(
             num_workers=checked_count("num_workers", num_workers, 1),
             prefetch_factor=checked_count("prefetch_factor", prefetch_factor, 1),
@@ -130,8 +129,8 @@ class JobQueue:
         settings = PoolSettings(
             num_workers=num_workers,
             in_flight=options.look_ahead,
-            num_slots=None if num_slots is None else checked_count("num_slots", num_slots, 1),
-            max_bytes=None if max_pool_bytes is None else checked_count("max_pool_bytes", max_pool_bytes, 1),
+            num_slots=checked_optional_count("num_slots", num_slots, 1),
+            max_bytes=checked_optional_count("max_pool_bytes", max_pool_bytes, 1),
             declared_bytes=0,
         )
         settings.check()
@@ -434,7 +433,7 @@ def _source(
         collate_fn=_Call(function),
         drop_last=False,
         init_fn=init_fn,
-        base_seed=int(torch.empty((), dtype=torch.int64).random_(generator=generator).item()),
+        base_seed=seeding.draw_base_seed(generator),
         shared_seed=None,
         sample_spec=None,
     )

@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import requirements, torch_private
-from .arguments import checked_count
+from .arguments import checked_count, checked_optional_count
 from .batches import spec
 from .device import cuda
 from .device.pinned import PinnedMemory
@@ -197,8 +197,8 @@ class ShmDataLoader(DataLoader[T_co]):
         )
         self.sample_shapes = sample_shapes
         self.sample_dtypes = sample_dtypes
-        self.max_pool_bytes = None if max_pool_bytes is None else checked_count("max_pool_bytes", max_pool_bytes, 1)
-        self.num_slots = None if num_slots is None else checked_count("num_slots", num_slots, 1)
+        self.max_pool_bytes = checked_optional_count("max_pool_bytes", max_pool_bytes, 1)
+        self.num_slots = checked_optional_count("num_slots", num_slots, 1)
         self.worker_restarts = checked_count("worker_restarts", worker_restarts, 0)
         self.device = device
         self.device_prefetch = checked_count("device_prefetch", device_prefetch, 0)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import requirements
-from .arguments import checked_callable, checked_count
+from .arguments import checked_callable, checked_count, checked_generator, checked_optional_count
 from .batches import item_layout
 from .batches.item_layout import ItemLayout
 from .errors import ProducerEndedError, WorkerDiedError
@@ -37,7 +37,7 @@ from .passes.dispatcher import DispatchOptions
 from .slots.pool_cache import PoolSettings
 from .slots.results import Result
 from .slots.writer import ALIGNMENT, FAULT_BYTES
-from .workers import kinds
+from .workers import kinds, seeding
 from .workers.brief import TargetSource
 
 if TYPE_CHECKING:
@@ -142,10 +142,8 @@ class Producer:
                 "and what it has filled waits in another"
             )
         checked_count("worker_restarts", worker_restarts, 0)
-        if max_pool_bytes is not None:
-            checked_count("max_pool_bytes", max_pool_bytes, 1)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
+        checked_optional_count("max_pool_bytes", max_pool_bytes, 1)
+        checked_generator(generator)
         context = kinds.checked_context(multiprocessing_context)
         worker_type = kinds.checked_worker_type(worker_type, context)
         requirements.require("Producer", worker_type)
@@ -375,8 +373,7 @@ def _source(
     init_fn: Callable[[int], None] | None,
     generator: torch.Generator | None,
 ) -> TargetSource:
-    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item())
-    return TargetSource(target, args, kwargs, layout, init_fn, seed)
+    return TargetSource(target, args, kwargs, layout, init_fn, seeding.draw_base_seed(generator))
 
 
 def _check_callables(target: Any, init_fn: Any) -> None:

@@ -10,6 +10,7 @@ import pickle
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from shmloader.errors import same_kind
 from shmloader.slots.shared_state import SharedState
 from shmloader.workers.brief import Words
 from shmloader.workers.interface import Workers
@@ -90,10 +91,7 @@ def failed_start(error: Exception, workers: Workers, parts: dict[str, Any]) -> E
         f"{workers.method!r} needs: {error}. Define what it is made of at the top level of a module, open what belongs "
         "to one process in worker_init_fn, or use multiprocessing_context='fork', which pickles nothing"
     )
-    try:
-        return type(error)(text)
-    except Exception:
-        return RuntimeError(text)
+    return same_kind(error, text)
 
 
 def _find_unpicklable(error: Exception, parts: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""The random generators of a worker: how they are seeded, and their state as bytes."""
+"""The random generators of a worker: where their seeds come from, how they are seeded, and their state as bytes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import numpy.random  # which numpy would import when it is first used: in every 
 import torch
 
 from shmloader.torch_private import numpy_seed
+
+
+def draw_base_seed(generator: torch.Generator | None) -> int:
+    """Returns a new base seed, from ``generator`` or torch's global one, as torch's loader draws its own."""
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator).item())
 
 
 def seed(base_seed: int, worker: int) -> None:

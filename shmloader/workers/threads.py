@@ -29,7 +29,7 @@ import torch
 
 from shmloader import process_exit, torch_private
 from shmloader.collate import default
-from shmloader.errors import StuckWorkerWarning
+from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
 
 from . import kernel_state, tracebacks, worker_loop
@@ -320,11 +320,7 @@ def _copied(dataset: Any) -> Any:
             f"dataset of its own: {error}. Give it a __deepcopy__, open what cannot be copied in __iter__, or use "
             "worker_type='process', which copies nothing"
         )
-        try:
-            made = type(error)(text)
-        except Exception:
-            made = RuntimeError(text)
-        raise made from error
+        raise same_kind(error, text) from error
 
 
 def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> str:
