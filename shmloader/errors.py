@@ -42,7 +42,7 @@ class PoolMemoryError(MemoryError):
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker ended while the loop still needed it."""
+    """A worker ended while it was still needed."""
 
 
 class WorkerTimeoutError(RuntimeError):
@@ -54,7 +54,7 @@ class ProducerEndedError(RuntimeError):
 
 
 class HeldBatchesWarning(UserWarning):
-    """The loop holds more batches than the pool has slots to spare; further ones are private copies."""
+    """More batches, items or results are held than the pool has slots for; further ones are private copies."""
 
 
 class WorkerRestartWarning(UserWarning):
@@ -62,7 +62,7 @@ class WorkerRestartWarning(UserWarning):
 
 
 class StuckWorkerWarning(UserWarning):
-    """A worker thread has not ended in time when its iterator was closed, and goes on; a thread cannot be killed."""
+    """A worker thread has not ended in time when it was told to, and goes on; a thread cannot be killed."""
 
 
 class IdleWorkersWarning(UserWarning):

@@ -35,7 +35,7 @@ from .workers.brief import BatchSource, Words
 
 
 class JobQueue:
-    """Calls a function in worker processes, ahead of whoever needs the results.
+    """Calls a function in workers, ahead of whoever needs the results.
 
     Results arrive as the loader's batches do: a worker writes a result into a slot of shared memory, and `get` returns
     views of the slot, with no copy. Arrays come back as arrays and tensors as tensors, in whatever structure, and of
@@ -153,7 +153,7 @@ class JobQueue:
         self._has_warned = False
 
     def start(self) -> None:
-        """Starts the workers, where they are not started. Takes as long as starting so many processes does.
+        """Starts the workers, where they are not started. Takes as long as starting so many does.
 
         Raises:
             RuntimeError: the queue is closed, or belongs to another process.
@@ -299,7 +299,11 @@ class JobQueue:
         """Ends the workers, and drops what is under way. Results that were got stay as they are. Safe to call again.
 
         Blocks until each worker has finished the job that it is at, for 5 seconds at most and 1 more, after which it is
-        killed. Threads that wait for results have a RuntimeError. In a forked process it does nothing.
+        killed. A worker thread is left behind after 5 seconds, and the slots' memory with it, until it ends. Threads
+        that wait for results have a RuntimeError. In a forked process it does nothing.
+
+        Warns:
+            StuckWorkerWarning: a worker thread was left behind.
         """
         self._delivery.close()
 

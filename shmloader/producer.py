@@ -224,7 +224,7 @@ class Producer:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the workers, which begin to fill slots. Takes as long as starting so many processes does.
+        """Starts the workers, which begin to fill slots. Takes as long as starting so many does.
 
         The memory of the slots is faulted in first. Does nothing if they are started.
 
@@ -243,8 +243,12 @@ class Producer:
         """Ends the workers. Items that were not taken are dropped; those that were stay as they are.
 
         In the targets, ``for slot in slots`` ends, so that they can clean up. Blocks until they have returned, 5
-        seconds at most and 1 more, after which they are killed. Safe to call again, and from any thread; threads that
-        iterate end, and those in `get` have a `ProducerEndedError`.
+        seconds at most and 1 more, after which they are killed. A worker thread is left behind after 5 seconds, and the
+        slots' memory with it, until it ends. Safe to call again, and from any thread; threads that iterate end, and
+        those in `get` have a `ProducerEndedError`.
+
+        Warns:
+            StuckWorkerWarning: a worker thread was left behind.
         """
         self._stream.end("this producer was stopped")
         self._delivery.close()

@@ -1,1 +1,1 @@
-"""One pass over the data, in the parent: who makes which batch, and what becomes of it."""
+"""What the parent asks of workers: one pass over the data, or results for whoever asks; and what becomes of it."""

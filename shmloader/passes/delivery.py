@@ -104,7 +104,7 @@ class Delivery:
     # -- the workers ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the workers, where they are not started. Takes as long as starting so many processes does.
+        """Starts the workers, where they are not started. Takes as long as starting so many does.
 
         Raises:
             RuntimeError: it is closed, or belongs to another process.

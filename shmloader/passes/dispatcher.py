@@ -92,7 +92,7 @@ class Dispatcher:
 
     @property
     def processes(self) -> list[Any]:
-        """The worker processes."""
+        """The worker processes; none where workers are threads."""
         return self._workers.processes
 
     def _new_schedule(self) -> Schedule[Result]:

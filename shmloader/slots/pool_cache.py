@@ -1,4 +1,4 @@
-"""Where a loader's pool stays between two passes over the data."""
+"""What a pool must be, and where a loader's stays between two passes over the data."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _SLOTS_SHARE_OF_CAP = 8
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """What a loader's pool must be.
+    """What a pool must be.
 
     Attributes:
-        num_workers: worker processes.
+        num_workers: workers that write to it.
         in_flight: how many batches may be under way.
         num_slots: slots; None: enough for a loop that holds as many as are under way, and a few.
         max_bytes: the cap; None: half of the memory that this process may use.

@@ -18,7 +18,7 @@ def read(folder: str) -> str:
     """Says whether a process or a thread runs, waits, or is stopped.
 
     Args:
-        folder: the kernel's for it: /proc/PID, or /proc/self/task/TID.
+        folder: the kernel's for it: /proc/PID, or /proc/PID/task/TID.
     """
     try:
         letter = Path(folder, "stat").read_text().rpartition(")")[2].split()[0]

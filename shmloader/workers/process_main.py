@@ -1,4 +1,4 @@
-"""A worker process: what is set up in it before its job loop runs, and how it ends.
+"""A worker process: what is set up in it before its loop runs, and how it ends.
 
 What user code can observe here is torch's worker loop: seeds, `get_worker_info`, thread count, and process name
 (torch/utils/data/_utils/worker.py says what they are).

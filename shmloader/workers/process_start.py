@@ -77,7 +77,7 @@ def start_elsewhere(process: BaseProcess, method: str, parcel: Parcel, name: str
         process: what is started.
         method: spawn or forkserver.
         parcel: what the process is given.
-        name: how an error calls the worker.
+        name: how an error calls the worker: DataLoader worker 1 of 2.
 
     Raises:
         WorkerDiedError: it, or the fork server, ended meanwhile.

@@ -1,7 +1,7 @@
 """Workers that are threads of the loop's own process: start, tell, wait, replace, stop.
 
-They run the same job loop as worker processes do, with queues where those have pipes. The parent waits in one place, on
-the queue that all workers write to; a worker that ends puts a note of that behind its last token.
+They run the same loops as worker processes do (`worker_loop`), with queues where those have pipes. The parent waits in
+one place, on the queue that all workers write to; a worker that ends puts a note of that behind its last token.
 
 What differs: a thread cannot be killed, and it shares the process. So one that does not end in time is left behind, and
 the last such thread closes the pool when it ends after all. And what code in a worker holds of a slot may be held on

@@ -1,7 +1,8 @@
 """Where a worker is in its code, asked from outside while it is there.
 
-The worker's side is faulthandler's: its C code answers a signal even while Python code hangs or a C function does not
-return. The answer comes over a pipe, since a worker that hangs has nothing else to say.
+In a worker process faulthandler answers: its C code answers a signal even while Python code hangs or a C function does
+not return. The answer comes over a pipe, since a worker that hangs has nothing else to say. The frames of a worker
+thread are this process's, and are read.
 """
 
 from __future__ import annotations
