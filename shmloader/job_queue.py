@@ -68,9 +68,9 @@ class JobQueue:
     Which process runs what: ``function`` and ``worker_init_fn`` run in the workers. With the start method fork they are
     whatever they are here, lambdas and bound methods too, and nothing is copied; with others they are pickled.
     Arguments are pickled when a job is put, so that what becomes of them afterwards does not matter. Workers are
-    started by the first job, or by `start`. In them `torch.utils.data.get_worker_info` works, and torch's, numpy's and
-    Python's random generators are seeded differently in each. Which worker has which job depends on which is free, and
-    so do the random numbers that a job draws from these.
+    started by the first job, or by `start`. In them `torch.utils.data.get_worker_info` works. Torch's, numpy's and
+    Python's random generators are seeded differently in each worker process. Which worker has which job depends on
+    which is free, and so do the random numbers that a job draws from these.
 
     It is safe to use from several threads: each result goes to one of them. It belongs to the process that made it. It
     survives a KeyboardInterrupt, or an exception of another signal's handler, with nothing lost and nothing doubled:
@@ -88,7 +88,8 @@ class JobQueue:
             else fork.
         worker_init_fn: called in each worker with its number, after its random generators were seeded.
         worker_restarts: how many workers that die are replaced. Jobs that were lost with one are run again, with the
-            same random numbers; a job that ends two workers is not tried again. 0: a death is a `WorkerDiedError`.
+            same random numbers (not in threads); a job that ends two workers is not tried again. 0: a death is a
+            `WorkerDiedError`.
         max_pool_bytes: what the slots may take, as in the loader: by default half of the memory that this process may
             use.
         num_slots: results that the pool holds at a time, ``num_workers x prefetch_factor + 2`` at least; by default

@@ -84,8 +84,8 @@ class Producer:
     sixteen more, or fewer where ``max_pool_bytes`` is a few MB.
 
     The stream ends when all targets have returned and all items were taken. What a target raises comes behind the items
-    that it has made, with its type and the worker's traceback; the others go on, and so may the consumer. Targets are
-    seeded as the workers of a loader are, and `get_worker_info` tells them who they are.
+    that it has made, with its type and the worker's traceback; the others go on, and so may the consumer. Worker
+    processes are seeded as those of a loader are, and `get_worker_info` tells targets who they are.
 
     It belongs to the process that made it. Workers end with `stop`, at the end of a ``with`` block, when the producer
     is dropped, or with the process.
