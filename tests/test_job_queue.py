@@ -278,6 +278,12 @@ def test_random_numbers() -> None:
     assert torch.empty((), dtype=torch.int64).random_().item() != torch.empty((), dtype=torch.int64).random_().item()
 
 
+def test_torchs_default_device_does_not_matter() -> None:
+    with torch.device("meta"), job_queue(lambda: 5) as jobs:
+        jobs.put()
+        assert jobs.get() == 5
+
+
 def test_the_init_function_and_the_worker_info() -> None:
     def initialise(number: int) -> None:
         told.append(number)
