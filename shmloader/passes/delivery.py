@@ -121,8 +121,9 @@ class Delivery:
     def _started(self) -> _Parts:
         pool = self._settings.make()
         try:
+            source = self._source()  # first: it may fail, and workers have descriptors already
             workers = self._new_workers()
-            dispatcher = Dispatcher(self._source(), self._options, pool, workers, self.restart_count)
+            dispatcher = Dispatcher(source, self._options, pool, workers, self.restart_count)
         except BaseException:
             pool.close()
             raise
