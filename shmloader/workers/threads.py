@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import copy
 import dataclasses
+import functools
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from types import MethodType
 from typing import Any
 
 import torch
@@ -307,13 +309,20 @@ def _for_a_thread(brief: Brief) -> Brief:
     if isinstance(source, BatchSource) and (
         source.is_stream or isinstance(source.dataset, torch_private.MapDataPipe)  # which may be sharded
     ):
-        source = dataclasses.replace(source, dataset=_copied(source.dataset))
+        copies: dict[int, Any] = {}
+        source = dataclasses.replace(
+            source,
+            dataset=_copied(source.dataset, copies),
+            collate_fn=_among(copies, source.collate_fn),
+            init_fn=_among(copies, source.init_fn),
+        )
     return dataclasses.replace(brief, source=source, saves_rng_state=False, kind="thread")
 
 
-def _copied(dataset: Any) -> Any:
+def _copied(dataset: Any, copies: dict[int, Any]) -> Any:
+    """Returns a copy; ``copies`` gets those of its parts too, by the ids of what they are copies of."""
     try:
-        return copy.deepcopy(dataset)
+        return copy.deepcopy(dataset, copies)
     except Exception as error:
         text = (
             f"dataset (a {type(dataset).__qualname__}) cannot be copied, and every worker thread needs an iterable "
@@ -321,6 +330,24 @@ def _copied(dataset: Any) -> Any:
             "worker_type='process', which copies nothing"
         )
         raise same_kind(error, text) from error
+
+
+def _among(copies: dict[int, Any], function: Any) -> Any:
+    """Returns what a function of the user's is to a worker whose dataset is a copy.
+
+    A method of the dataset, or of a part of it, is the copy's, as it is in a forked worker. With the loop's dataset it
+    would write to an object that the worker never reads.
+    """
+    if id(function) in copies:
+        return copies[id(function)]
+    if isinstance(function, MethodType):
+        return MethodType(function.__func__, _among(copies, function.__self__))
+    if isinstance(function, functools.partial):
+        keywords = {name: _among(copies, value) for name, value in function.keywords.items()}
+        return functools.partial(
+            _among(copies, function.func), *(_among(copies, one) for one in function.args), **keywords
+        )
+    return function
 
 
 def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> str:

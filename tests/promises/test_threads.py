@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -308,6 +309,56 @@ def test_the_loops_dataset_stays_as_it_was() -> None:
     dataset = Counting()
     list(ShmDataLoader(dataset, batch_size=None, num_workers=2, worker_init_fn=begin_at_ten, worker_type="thread"))
     assert (dataset.passes, dataset.first) == (0, -1)
+
+
+class Shift:
+    """A part of a dataset that each worker sets for itself."""
+
+    def __init__(self) -> None:
+        self.by = 0
+
+    def set(self, factor: int, worker: int) -> None:
+        self.by = factor * worker
+
+
+class Sharded(IterableDataset[Any]):
+    """A stream whose own methods say what a worker reads, and make its batches."""
+
+    def __init__(self) -> None:
+        self.first, self.step = 0, 1
+        self.shift = Shift()
+
+    def begin(self, worker: int) -> None:
+        self.first, self.step = worker, 2
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, 20, self.step))
+
+    def collate(self, samples: list[int]) -> torch.Tensor:
+        return torch.tensor([self.first, self.shift.by, *samples])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    "init_fn_of",
+    [
+        lambda dataset: dataset.begin,
+        lambda dataset: functools.partial(dataset.begin),
+        lambda dataset: functools.partial(dataset.shift.set, 100),
+        lambda dataset: functools.partial(Shift.set, dataset.shift, 100),
+    ],
+    ids=["a method", "in a partial", "a part's method", "a part as an argument"],
+)
+def test_methods_of_an_iterable_dataset_are_those_of_the_workers_own(init_fn_of: Any, num_workers: int) -> None:
+    def read(kind: Callable[..., DataLoader[Any]]) -> list[Any]:
+        dataset = Sharded()
+        init_fn, collate_fn = init_fn_of(dataset), dataset.collate
+        source = kind(dataset, 4, num_workers=num_workers, collate_fn=collate_fn, worker_init_fn=init_fn)
+        batches = [batch.tolist() for batch in source]
+        assert (dataset.first, dataset.step, dataset.shift.by) == (0, 1, 0)
+        return batches
+
+    assert read(functools.partial(ShmDataLoader, worker_type="thread")) == read(DataLoader)
 
 
 class Locked(Counting):
