@@ -155,4 +155,8 @@ def _torch_dtype(field: Any) -> torch.dtype:
 def _column_of(field: Any) -> Array:
     if isinstance(field, torch.Tensor):
         return as_rows(field)
-    return np.asarray(field) if field.ndim > 1 else np.asarray(field, _NUMBERS[field.dtype])
+    if field.ndim > 1:
+        return np.asarray(field)
+    if field.dtype == np.bool_:  # whose byte may be any, a mask's 255 say; of a number torch makes 0 or 1
+        return np.asarray(np.asarray(field).view(np.uint8), np.bool_)
+    return np.asarray(field, _NUMBERS[field.dtype])

@@ -102,6 +102,7 @@ _add("tensors in steps", lambda rng, n: torch.from_numpy(numbers(rng, 3, n)).T)
 _add("one object twice", lambda rng, n: [numbers(rng, n, 2)] * 2)
 _add("every dtype", lambda rng, n: [numbers(rng, n, 2, dtype=code) for code in "?bBhHiIlLqefdFD"])
 _add("numbers of every dtype", lambda rng, n: {code: numbers(rng, n, dtype=code) for code in "?bBhHiIlqefdFD"})
+_add("truths of any byte", lambda rng, n: [numbers(rng, 2 * n, dtype=np.uint8)[::2].view(bool)] * 2)
 _add("numbers that are none", lambda rng, n: (_any_bits(rng, n, "f"), _any_bits(rng, n, "d"), _any_bits(rng, n, "e")))
 # And those that are read one by one.
 _add("other keys", lambda rng, n: {1: numbers(rng, n, 2), "a": numbers(rng, n)})
