@@ -13,7 +13,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +26,9 @@ from shmloader import ChunkedDataset, ShmDataLoader, SpecMismatchError, WorkerRe
 from shmloader.batches.packing import Packer
 from shmloader.data.chunk import Chunk
 from tests.helpers.support import assert_same, assert_same_stream, detached, let_stock_end
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Of torch, about arrays that cannot be written, and about datapipes.
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array", "ignore:Datapipes are deprecated")
@@ -68,6 +71,26 @@ class Pair(NamedTuple):
     label: Any
 
 
+class Swapped(Pair):
+    """A named tuple that is not what it is made of."""
+
+    def __new__(cls, picture: Any, label: Any) -> Self:
+        return super().__new__(cls, label, picture)
+
+
+class Noted(Pair):
+    """A named tuple that has more than its parts."""
+
+    def __init__(self, picture: Any, label: Any) -> None:
+        self.note = len(picture)
+
+
+class Slotted(Pair):
+    """A named tuple that has methods, and nothing else."""
+
+    __slots__ = ()
+
+
 Make = Callable[[np.random.Generator, int], Any]
 MAKES: dict[str, Make] = {}
 
@@ -103,9 +126,12 @@ _add("one object twice", lambda rng, n: [numbers(rng, n, 2)] * 2)
 _add("every dtype", lambda rng, n: [numbers(rng, n, 2, dtype=code) for code in "?bBhHiIlLqefdFD"])
 _add("numbers of every dtype", lambda rng, n: {code: numbers(rng, n, dtype=code) for code in "?bBhHiIlqefdFD"})
 _add("truths of any byte", lambda rng, n: [numbers(rng, 2 * n, dtype=np.uint8)[::2].view(bool)] * 2)
+_add("a derived named tuple", lambda rng, n: Slotted(numbers(rng, n, 3), numbers(rng, n)))
 _add("numbers that are none", lambda rng, n: (_any_bits(rng, n, "f"), _any_bits(rng, n, "d"), _any_bits(rng, n, "e")))
 # And those that are read one by one.
 _add("other keys", lambda rng, n: {1: numbers(rng, n, 2), "a": numbers(rng, n)})
+_add("a named tuple with a __new__", lambda rng, n: Swapped(numbers(rng, n, 3), numbers(rng, n, 3)))
+_add("a named tuple with an __init__", lambda rng, n: Noted(numbers(rng, n, 3), numbers(rng, n)))
 _add("an ordered dict", lambda rng, n: collections.OrderedDict(x=numbers(rng, n, 2), y=numbers(rng, n)))
 _add("text", lambda rng, n: (numbers(rng, n), np.array([f"row {i}" for i in range(n)], "U9")))
 _add("objects", lambda rng, n: np.array([{"a": i} for i in range(n)], object))
@@ -240,8 +266,9 @@ def pictures(count: int, length: int = 300) -> list[Any]:
     return [(np.full((length, 28, 28), number, np.uint8), np.arange(length)) for number in range(count)]
 
 
-def test_no_row_is_read_and_no_batch_packed_but_for_the_first(counts: Counts) -> None:
-    loader = ShmDataLoader(ChunkedDataset(pictures(12)), batch_size=64, num_workers=1)
+@pytest.mark.parametrize("make", [tuple, Pair._make, Slotted._make])
+def test_no_row_is_read_and_no_batch_packed_but_for_the_first(make: Callable[[Any], Any], counts: Counts) -> None:
+    loader = ShmDataLoader(ChunkedDataset(map(make, pictures(12))), batch_size=64, num_workers=1)
     assert sum(len(labels) for _, labels in loader) == 3600
     assert counts.tolist() == [1, 2]  # what is packed too is the last batch, which is shorter
     statistics = loader.statistics()
