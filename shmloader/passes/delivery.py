@@ -228,6 +228,7 @@ class Delivery:
             except BaseException:
                 if outcome is not None:
                     outlet.returned.appendleft(outcome)
+                    outcome = None  # the error may be part of a cycle with this frame, which would hold the result
                 raise
             try:
                 raise error
