@@ -37,6 +37,22 @@ def checked_generator(value: Any) -> torch.Generator | None:
     return value
 
 
+def checked_timeout(value: Any) -> float | None:
+    """Returns what the argument ``timeout`` gives, in seconds.
+
+    Raises:
+        TypeError: it is neither None nor a number.
+        ValueError: it is negative, or not a number.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
+    if not value >= 0:
+        raise ValueError(f"timeout must be 0 or more seconds, got {value}")
+    return value
+
+
 def checked_callable(name: str, value: Any) -> Any:
     """Returns a function that an argument gives.
 

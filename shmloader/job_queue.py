@@ -21,7 +21,13 @@ from typing import Any
 import torch
 
 from . import requirements
-from .arguments import checked_callable, checked_count, checked_generator, checked_optional_count
+from .arguments import (
+    checked_callable,
+    checked_count,
+    checked_generator,
+    checked_optional_count,
+    checked_timeout,
+)
 from .batches import unpicklable
 from .errors import IdleWorkersWarning
 from .passes.delivery import Delivery, Outlet
@@ -196,13 +202,15 @@ class JobQueue:
             HeldBatchesWarning: once; so many results are held that further ones are copied.
             WorkerRestartWarning: a worker died and is replaced.
         """
-        timeout = _checked_timeout(timeout)
+        timeout = checked_timeout(timeout)
         was_put, self._was_put = self._was_put, False
         if was_put and timeout != 0 and not self._has_warned and len(self) < self._num_workers:
             try:
-                return self._delivery.get(self._caller.outlet, 0)
+                return self._delivery.get(self._caller.outlet, 0, _marked)
             except Empty:
                 self._warn_of_idle_workers()
+            except _RaisedError as raised:
+                raise raised.error from raised.error.__cause__
         return self._delivery.get(self._caller.outlet, timeout)
 
     def map(self, arguments: Iterable[tuple[Any, ...]]) -> JobResults:
@@ -335,7 +343,10 @@ class JobResults(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        """Returns the next result. Blocks as `JobQueue.get` does, and raises what that raises."""
+        """Returns the next result. Blocks as `JobQueue.get` does, and raises what that raises.
+
+        But a StopIteration of the function's, which would look like the end, is a RuntimeError, as in generators.
+        """
         caller = self._caller
         if caller is None:
             raise StopIteration
@@ -343,11 +354,15 @@ class JobResults(Iterator[Any]):
         try:
             if not len(caller):
                 self._read_ahead(caller)
-            value = self._queue._delivery.get(caller.outlet, None)
+            value = self._queue._delivery.get(caller.outlet, None, _marked)
             self._read_ahead(caller)
             return value
         except Empty:
             raise StopIteration from None
+        except _RaisedError as raised:
+            if isinstance(raised.error, StopIteration):
+                raise RuntimeError("the function raised StopIteration") from raised.error
+            raise raised.error from raised.error.__cause__
         except BaseException:
             if value is not nothing:  # it is still to be had
                 caller.outlet.returned.appendleft((value, None))
@@ -376,6 +391,18 @@ class JobResults(Iterator[Any]):
         """Drops what was asked for and not got; there are no results any more. Safe to call again; does not block."""
         self._caller = self._arguments = None
         self._read.clear()
+
+
+class _RaisedError(Exception):
+    """What a function has raised that means something else here: that there is no result."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _marked(error: Exception) -> Exception:
+    return _RaisedError(error) if isinstance(error, (Empty, StopIteration)) else error
 
 
 class _Caller:
@@ -457,7 +484,7 @@ def _pickled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     try:
         return jobs.pickled((args, kwargs))
     except Exception as error:
-        culprit = unpicklable.describe(kwargs or args, error, _can_pickle)
+        culprit = unpicklable.describe(kwargs if _can_pickle(args) else args, error, _can_pickle)
         raise TypeError(f"an argument of the job cannot be sent: {culprit} ({error})") from error
 
 
@@ -467,13 +494,3 @@ def _can_pickle(part: object) -> bool:
     except Exception:
         return False
     return True
-
-
-def _checked_timeout(timeout: Any) -> float | None:
-    if timeout is None:
-        return None
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        raise TypeError(f"timeout must be a number of seconds or None, got {timeout!r}")
-    if not timeout >= 0:
-        raise ValueError(f"timeout must be 0 or more seconds, got {timeout}")
-    return timeout

@@ -28,7 +28,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import requirements
-from .arguments import checked_callable, checked_count, checked_generator, checked_optional_count
+from .arguments import (
+    checked_callable,
+    checked_count,
+    checked_generator,
+    checked_optional_count,
+    checked_timeout,
+)
 from .batches import item_layout
 from .batches.item_layout import ItemLayout
 from .errors import ProducerEndedError, WorkerDiedError
@@ -213,11 +219,10 @@ class Producer:
         Raises:
             queue.Empty: there is no item, or none came in time.
             ProducerEndedError: all targets have returned and all items were taken, or the producer was stopped.
-            ValueError: ``timeout`` is negative.
+            TypeError, ValueError: ``timeout`` is not a number, or negative.
             Exception: as ``next``, see `__iter__`.
         """
-        if timeout is not None and timeout < 0:
-            raise ValueError(f"timeout must be 0 or more, got {timeout}")
+        timeout = checked_timeout(timeout)
         with self._stream.over_if_closed():
             return self._delivery.get(self._items, timeout if block else 0)
 
@@ -262,8 +267,10 @@ class Producer:
 
         Raises:
             RuntimeError: the producer was not started, or belongs to another process.
+            TypeError, ValueError: ``timeout`` is not a number, or negative.
             WorkerDiedError: a worker died, and is not replaced.
         """
+        timeout = checked_timeout(timeout)
         if not self._delivery.has_started and not self._stream.is_over:
             raise RuntimeError("this producer was not started")
         self._have_returned(timeout)
@@ -294,6 +301,9 @@ class Producer:
 
     def __exit__(self, *raised: object) -> None:
         self.stop()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Producer cannot be pickled or copied: its workers are this process's")
 
 
 class _TargetsReturnedError(Exception):

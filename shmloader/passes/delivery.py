@@ -197,7 +197,9 @@ class Delivery:
 
     # -- taking --------------------------------------------------------------------------------------------------
 
-    def get(self, outlet: Outlet, timeout: float | None) -> Any:
+    def get(
+        self, outlet: Outlet, timeout: float | None, raised_as: Callable[[Exception], Exception] = lambda error: error
+    ) -> Any:
         """Returns the next result of an outlet.
 
         Blocks until it is there. What wakes it: a result, the death of a worker, the end of the timeout, a signal,
@@ -206,6 +208,7 @@ class Delivery:
         Args:
             outlet: which.
             timeout: seconds to wait; None: for ever; 0: what is there.
+            raised_as: what is raised where making the result has raised an error, which may look like one of these.
 
         Raises:
             Empty: nothing came in time.
@@ -231,7 +234,7 @@ class Delivery:
                     outcome = None  # the error may be part of a cycle with this frame, which would hold the result
                 raise
             try:
-                raise error
+                raise raised_as(error)
             finally:
                 del outcome, error  # which has this frame
 
@@ -355,7 +358,7 @@ class _Parts:
 
 
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
 
 def _is_late(turn: SimpleQueue[None], deadline: float | None) -> bool:

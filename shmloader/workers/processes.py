@@ -35,6 +35,9 @@ from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 
 _TERM_SECONDS = 1.0
 
+# What epoll takes at a time: its milliseconds are an int of C's. Longer waits are several.
+_MOST_SECONDS = 1e6
+
 # What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
 # time that the wait for its answer ran out. Only these last could be more than there is room for.
 _CONTROL_TOKENS = 8
@@ -268,11 +271,12 @@ class ProcessWorkers:
         return self._up.read_ready()
 
     def _poll_once(self, deadline: float | None) -> list[int]:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready = [fd for fd, _ in self._poll.poll(left)]
-        if not ready:
-            raise SilenceError
-        return ready
+        while True:
+            left = None if deadline is None else min(max(0.0, deadline - time.monotonic()), _MOST_SECONDS)
+            if ready := [fd for fd, _ in self._poll.poll(left)]:
+                return ready
+            if deadline is not None and time.monotonic() >= deadline:
+                raise SilenceError
 
     def name(self, worker: int) -> str:
         """Returns what the system knows a worker by."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from shmloader.batches.packing import Packer
-from shmloader.errors import WorkerFault
+from shmloader.errors import ProducerEndedError, WorkerFault
 from shmloader.slots.writer import Hold, SlotWriter
 
 from . import fault_packing, wire
@@ -16,6 +16,9 @@ from .brief import Brief, TargetSource
 from .room_requests import Outbox
 from .target_slots import Slots
 from .wire import Inbox, Token
+
+# What tells a consumer that there are no more items. A target may have it of another producer.
+_ENDS = StopIteration, ProducerEndedError
 
 
 class TargetLoop:
@@ -64,6 +67,8 @@ class TargetLoop:
         try:
             if self._source.init_fn is not None:
                 self._source.init_fn(self._brief.worker)
+        except _ENDS as end:
+            self._fault = self._stray_end("worker_init_fn", end)
         except Exception:
             self._fault = self._new_fault()
         finally:
@@ -88,19 +93,19 @@ class TargetLoop:
         source = self._source
         try:
             _expect_no_coroutine(source.target(self._slots, *source.args, **source.kwargs))
-        except StopIteration:
+        except _ENDS as end:
             if not self._slots.is_over:  # else from a `next(slots)`
-                return self._stray_end()
+                return self._stray_end("the target", end)
         except Exception:
             return self._new_fault()
         finally:
             self._end_if_forked()
         return None
 
-    def _stray_end(self) -> WorkerFault:
+    def _stray_end(self, name: str, end: Exception) -> WorkerFault:
         # In the consumer it would look like the end of the stream.
         try:
-            raise RuntimeError("the target raised StopIteration")
+            raise RuntimeError(f"{name} raised {type(end).__name__}") from end
         except RuntimeError:
             return self._new_fault()
 

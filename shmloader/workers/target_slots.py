@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 
 from shmloader.batches.dtypes import TO_NUMPY
 from shmloader.batches.item_layout import ItemLayout
@@ -273,12 +274,18 @@ class Slots:
             RuntimeError: it has not.
         """
         found = list(leaves(item))
-        is_own = [one is array for one, array, own in zip(found, self._arrays, self._are_arrays, strict=False) if own]
-        if len(found) != len(self._arrays) or not all(is_own):
+        if len(found) != len(self._arrays) or not all(map(self._is_own, found, self._arrays, self._are_arrays)):
             raise RuntimeError(
                 "a part of the item was replaced, and what it was replaced by would not arrive: write into the array, "
                 "`arrays[name][...] = value`"
             )
+
+    @staticmethod
+    def _is_own(leaf: Any, array: Array, is_array: bool) -> bool:
+        """Whether a leaf of an item is what it was given with: an array, or a tensor over it."""
+        if is_array:
+            return leaf is array
+        return isinstance(leaf, torch.Tensor) and (leaf.data_ptr() == array.ctypes.data or not array.size)
 
     def _keeps_last(self) -> bool:
         """Whether anything of the item before is alive, so that its slot must not be used again."""

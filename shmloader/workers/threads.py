@@ -189,7 +189,8 @@ class ThreadWorkers:
         self._is_woken = False
         if tokens:
             return tokens, []
-        dead, self._dead = self._dead, []
+        # One at a time: a warning of its replacement may be an error, and then the others would not be heard of.
+        dead, self._dead = self._dead[:1], self._dead[1:]
         return [], dead
 
     def read(self) -> list[Token]:
