@@ -187,6 +187,7 @@ def one_way(fault: str, moment: str, persistent_workers: bool) -> bool:
     return fault != "hang, deaf to SIGTERM" and alternating(fault, moment, persistent_workers)
 
 
+@pytest.mark.sampled(3)
 @table(one_way, Kind.HANG)
 def test_a_hang_is_told_and_the_loop_goes_on_after_it(
     make_trap: MakeTrap, monkeypatch: pytest.MonkeyPatch, fault: str, moment: str, persistent_workers: bool

@@ -274,7 +274,7 @@ def walk(seed: int, passes: int = 3) -> None:
     hand.check()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("seed", range(25))
 def test_children_at_random_steps(seed: int) -> None:
     walk(seed)

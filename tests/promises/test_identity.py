@@ -32,6 +32,7 @@ from tests.helpers.support import assert_same, assert_same_stream, random_states
 WORKERS = [0, 1, 2, 3]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", WORKERS)
 @pytest.mark.parametrize(
     "arguments",
@@ -53,6 +54,7 @@ def test_map_style(arguments: dict[str, Any], num_workers: int) -> None:
     assert_same_stream(Images, num_workers=num_workers, epochs=2, **arguments)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("prefetch_factor", [1, 2, 5])
 @pytest.mark.parametrize("persistent_workers", [False, True])
@@ -262,6 +264,7 @@ def test_default_collation_of_one_sample_that_is_a_sequence_of_numbers(sample: A
     assert_same_stream(lambda: [sample], batch_size=None, num_workers=1, collate_fn=default_collate)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("arguments", [{"batch_size": None}, {"batch_size": 3}, {"batch_size": 3, "drop_last": True}])

@@ -274,6 +274,7 @@ def fail_at(moment: str, error: str) -> dict[str, Any]:
     return {"make_dataset": lambda: Mapped(sample, 8), "collate_fn": collate, "worker_init_fn": init}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("moment", ["sample", "collate"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_errors(error: str, moment: str) -> None:
@@ -389,6 +390,7 @@ class BadStream(IterableDataset[Any]):
         return 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("at", ["end", "len", "never"])

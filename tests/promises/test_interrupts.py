@@ -324,6 +324,7 @@ class Shell:
         os.close(self.terminal)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arguments", ["", "persistent_workers=True"])
 def test_an_interactive_shell(arguments: str) -> None:
     draw = random.Random(5)

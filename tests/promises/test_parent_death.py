@@ -304,7 +304,7 @@ def test_an_uncaught_exception_prints_itself_only() -> None:
     assert end.stderr.strip().endswith("ValueError: of the loop")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(0)", "del iterators", "iterators.append(iterators)"])
 @pytest.mark.parametrize("thread", [False, True])
 def test_an_orderly_end_is_silent(ending: str, thread: bool) -> None:

@@ -464,6 +464,7 @@ def check_seed(seed: int) -> int:
     return assert_survives(setting, [], random_loop(draw, setting, kills=True))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_deaths(seed: int) -> None:
     check_seed(seed)
@@ -478,6 +479,7 @@ def test_many_random_deaths(seed: int) -> None:
 # -- chosen deaths -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 def test_each_place(place: str, is_stream: bool) -> None:

@@ -89,6 +89,7 @@ def script(setting: str, code: str) -> str:
     )
 
 
+@pytest.mark.sampled(3)
 @each_setting
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("restarts", [0, 1])

@@ -418,6 +418,7 @@ EXIT = """
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "end",
     [

@@ -347,6 +347,7 @@ def run_without_shm() -> Iterator[Runner]:
     runner.close()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("arguments", ["", "num_slots=310", "sample_shapes=(MIB,), sample_dtypes=torch.uint8"])
 def test_a_tiny_dev_shm(run_without_shm: Runner, arguments: str) -> None:
     run_without_shm(
