@@ -170,6 +170,8 @@ def _pickled(item: Any, name: str, number: int) -> bytes:
     except MemoryError:
         raise
     except Exception as error:
+        if _can_pickle(item):
+            raise  # a signal's handler raised it, and the item is not to blame
         raise TypeError(
             f"share(): {name}[{number}] has to be pickled, and {describe(item, error, _can_pickle)}"
         ) from error

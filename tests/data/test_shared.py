@@ -750,6 +750,31 @@ def test_what_cannot_be_shared_is_named(kind: str) -> None:
         make()
 
 
+class Interrupting:
+    """Is pickled without fault, except that a signal comes the first time."""
+
+    came = False
+
+    def __reduce__(self) -> Any:
+        if not Interrupting.came:
+            Interrupting.came = True
+            signal.raise_signal(signal.SIGUSR1)
+        return int, ()
+
+
+def test_what_a_signals_handler_raises_is_not_taken_for_a_fault_of_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any) -> None:
+        raise TimeoutError("too late")
+
+    monkeypatch.setattr(Interrupting, "came", False)
+    before = signal.signal(signal.SIGUSR1, late)
+    try:
+        with pytest.raises(TimeoutError, match="too late"):
+            share([1, Interrupting()])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 # -- limits ----------------------------------------------------------------------------------------------------------
 
 
