@@ -68,13 +68,17 @@ def share(obj: Any, *, frozen: bool = False, as_objects: bool = False) -> Any:
         What shares the data. ``obj`` itself is not changed, nor referred to.
 
     Raises:
-        TypeError: there is something in it that cannot be shared, which the message names: an array of objects; a
+        TypeError: an option is no bool; or there is something in it that cannot be shared, which the message names: an
+            array of objects; a
             sparse, quantized or nested tensor, one of another device, one that requires grad; an object that cannot be
             pickled; a list with arrays beside something else, of which it is not clear what it is meant to be.
         MemoryError: there is not that much memory, or a limit on file sizes is lower.
         OSError: there is no memfd on this platform (other than Linux), or no descriptor left.
         RuntimeError: there is none left for tensors, which torch says in this way.
     """
+    for option, value in (("frozen", frozen), ("as_objects", as_objects)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{option} must be a bool, and is of type {_type_name(value)}")
     found = _Found(frozen, as_objects)
     rebuild = found.plan(obj, "obj")
     return rebuild(found.share())

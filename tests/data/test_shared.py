@@ -733,6 +733,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: share([torch.ones(2)], frozen=True),
         r"obj\[0\] is a tensor, and torch has no read-only",
     ),
+    "frozen, text": (lambda: share([1], frozen="no"), "frozen must be a bool, and is of type str"),  # type: ignore[call-overload]
+    "as_objects, None": (lambda: share([1], as_objects=None), "as_objects must be a bool, and is of type NoneType"),  # type: ignore[call-overload]
     "a function": (lambda: share([1, lambda: 0]), r"obj\[1\] has to be pickled, and the function .*lambda.* cannot"),
     "a lock": (
         lambda: share({"a": [{"lock": threading.Lock()}]}),
