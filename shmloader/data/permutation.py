@@ -215,7 +215,8 @@ class PermutationSampler(Sampler[int]):
 
     def _length(self) -> int:
         source = self.data_source
-        if hasattr(type(source), "__len__"):
+        # Arrays and tensors without an axis have the method, and no length.
+        if hasattr(type(source), "__len__") and getattr(source, "ndim", None) != 0:
             return _within("the length of data_source", len(source), 1, LONGEST)  # type: ignore[arg-type]
         if not hasattr(type(source), "__index__"):
             raise TypeError(f"data_source must have a length or be an int, and is {_kind(source)}")

@@ -387,6 +387,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "None": (made(None), TypeError, "data_source must have a length or be an int"),
     "a float": (made(10.0), TypeError, "data_source must have a length or be an int, and is of type float"),
     "a bool": (made(True), TypeError, "data_source must be an int, and is a bool"),
+    "an array without an axis": (made(np.array(1.5)), TypeError, "data_source must be an int, and is of type ndarray"),
+    "a tensor without an axis": (made(torch.tensor(0)), ValueError, "data_source must be from 1 to .*, and is 0"),
     "nothing": (made([]), ValueError, "the length of data_source must be from 1 to .*, and is 0"),
     "zero": (made(0), ValueError, "data_source must be from 1 to .*, and is 0"),
     "below zero": (made(-3), ValueError, "data_source must be from 1"),
