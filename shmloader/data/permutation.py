@@ -162,7 +162,10 @@ class PermutationSampler(Sampler[int]):
             TypeError: they are something else.
             IndexError: one is below 0, or not below the length.
         """
-        wanted = np.asarray(positions)
+        try:
+            wanted = np.asarray(positions)
+        except ValueError as error:
+            raise TypeError(f"positions must be an int, or ints of one shape: {error}") from error
         if wanted.size and wanted.dtype.kind not in "iu":
             raise TypeError(f"positions must be ints of 64 bits, and are of dtype {wanted.dtype}")
         length = self._length()

@@ -419,6 +419,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "ints of 64 bits, and are of dtype float64",
     ),
     "at a bool": (lambda: PermutationSampler(10).at([True]), TypeError, "positions must be ints"),
+    "at rows of two lengths": (lambda: PermutationSampler(10).at([[1], [2, 3]]), TypeError, "positions must be an int"),  # type: ignore[list-item]
     "at text": (lambda: PermutationSampler(10).at("ab"), TypeError, "positions must be ints"),  # type: ignore[arg-type]
     "far away": (lambda: PermutationSampler(10).at(1 << 70), TypeError, "positions must be ints of 64 bits"),
 }
