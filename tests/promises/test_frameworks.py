@@ -71,6 +71,7 @@ OURS: dict[str, Any] = {
     "worker_restarts": 2,
     "device": "cpu",
     "device_prefetch": 3,
+    "worker_type": "process",
 }
 
 
