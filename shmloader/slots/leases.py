@@ -44,6 +44,12 @@ class _ThreadsLease(Lease):
     consumers_block: Block | None
 
 
+# All leases that have not been seen to end. A weak reference that a garbage collection finds to be garbage itself, as
+# those of a loader in a reference cycle are, is cleared by it, though what it refers to is alive. A lease that looked
+# ended then would cost a batch that is held. So no lease is ever garbage before its end.
+_reachable: dict[int, Lease] = {}
+
+
 class Leases:
     """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any.
 
@@ -67,7 +73,7 @@ class Leases:
         lease = Lease(block, self._ended.append)
         lease.slot = slot
         lease.is_settled = False
-        self._live[slot] = lease
+        self._live[slot] = _reachable[id(lease)] = lease
         return lease
 
     def settle(self, lease: Lease) -> None:
@@ -83,6 +89,7 @@ class Leases:
         lease.slot = slot
         lease.nbytes = written
         lease.is_settled = False
+        _reachable[id(lease)] = lease
         consumers = self._live.get(slot)
         lease.consumers_block = None if consumers is None else consumers()
         if lease.consumers_block is None:
@@ -107,6 +114,7 @@ class Leases:
         ended = self._ended
         while ended:
             lease = ended.popleft()
+            _reachable.pop(id(lease), None)
             if self._live.get(lease.slot) is lease:  # else it was found before
                 del self._live[lease.slot]
                 leases.append(lease)
@@ -114,15 +122,6 @@ class Leases:
                 del self._beside[lease.slot]
                 del lease  # with which the consumer's may end
         return leases
-
-    def find_ended(self) -> None:
-        """Notes the leases that have ended and did not say so.
-
-        A collection that finds blocks to be garbage together with their leases calls no callback. The pool may be in
-        use all the same, by the finalizer that closes it.
-        """
-        leases = [*self._live.values(), *self._beside.values()]
-        self._ended.extend([lease for lease in leases if lease() is None])
 
     def drain(self) -> list[int]:
         """Returns the slots that are free again, since their leases have ended, since the last call."""

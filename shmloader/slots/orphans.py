@@ -36,7 +36,6 @@ class _Orphans:
 
 def adopt(arena: Arena, leases: Leases) -> None:
     """Takes over the leases of a pool that is being closed."""
-    leases.find_ended()
     if len(leases):
         _all.append(_Orphans(arena, leases))
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shmloader import HeldBatchesWarning, ShmDataLoader
 from shmloader.batches.packing import Packer
+from shmloader.slots import leases, orphans
 from shmloader.slots.arena import Arena
 from shmloader.slots.pool import Pool
 from shmloader.slots.writer import SlotWriter
@@ -383,3 +384,21 @@ def test_both_ends_agree_on_memory_formats() -> None:
     for one, other in zip(ours, stock, strict=True):
         assert one.stride() == other.stride()
         assert one.untyped_storage().nbytes() == one.nbytes
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+def test_batches_of_a_loader_that_is_garbage_with_its_iterator(worker_type: str) -> None:
+    """A garbage collection clears the weak references that are in a cycle, though what they refer to is alive."""
+    data: Any = range(400)
+    loader = ShmDataLoader(data, batch_size=100, num_workers=1, worker_type=worker_type)
+    iterator = iter(loader)
+    held = [next(iterator) for _ in range(3)]
+    cycle: list[Any] = [loader, iterator]
+    cycle.append(cycle)
+    del loader, iterator, cycle
+    gc.collect()
+    next(iter(ShmDataLoader(data, batch_size=100, num_workers=1)))
+    assert [batch.tolist() for batch in held] == [list(range(start, start + 100)) for start in (0, 100, 200)]
+    del held
+    orphans.tidy()
+    assert not leases._reachable
