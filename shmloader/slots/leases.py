@@ -50,6 +50,13 @@ class _ThreadsLease(Lease):
 _reachable: dict[int, Lease] = {}
 
 
+def _forget_the_ended() -> None:
+    """Drops those whose end nobody asked for, since their pool was gone. Their callbacks have been called."""
+    for key, lease in list(_reachable.items()):
+        if lease() is None:
+            _reachable.pop(key, None)
+
+
 class Leases:
     """The leases of one pool. Used in the parent, from the thread that iterates; leases may end in any.
 
@@ -60,6 +67,7 @@ class Leases:
     other_holders = ""
 
     def __init__(self) -> None:
+        _forget_the_ended()
         # A weak reference must itself stay alive for its callback to be called.
         self._live: dict[int, Lease] = {}
         self._beside: dict[int, _ThreadsLease] = {}  # of slots that the consumer has too
