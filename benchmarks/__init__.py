@@ -3,7 +3,7 @@
 The suite, which runs where no other command is named, loads datasets whose samples cost next to nothing to make, so
 that what is measured is the loader. Three ways of making their batches are timed in turn: torch's DataLoader,
 ShmDataLoader, and the limit, which is as many processes that fill memory with the same batches and do nothing else.
-Other libraries can be timed beside them. See `cells`, `limit`, `peers` and `suite`.
+Other libraries can be timed beside them. See `cells`, `limit`, `peers`, `contest` and `suite`.
 
 The other commands, ``python -m benchmarks NAME``:
 

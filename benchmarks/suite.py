@@ -18,19 +18,14 @@ from torch.utils.data import DataLoader
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.compare import nbytes
 from shmloader.cli.bench.figures import Figure, figure, ratio, size
-from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.bench.measure import Round
 from shmloader.cli.console import natural, positive, shown
 
 from .cells import CELLS, Cell
+from .contest import SECONDS, WARM_UP, contest
 from .limit import Limit
 from .output import Found, Labels, as_dicts, dots, markdown, micros, some_of
-from .peers import PEERS, Peer, PeerProcess
-
-# What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
-_SECONDS = 0.5
-
-# Rounds that are not counted: caches, page tables and the processor's clock come to rest.
-_WARM_UP = 1
+from .peers import PEERS, Peer
 
 _NAMES = {"ours": "shmloader", "stock": "torch's DataLoader", "limit": "limit, without a loader"}
 _HEAD = (
@@ -234,7 +229,7 @@ def run_cell(
     num_workers: int,
     rounds: int,
     *,
-    seconds: float = _SECONDS,
+    seconds: float = SECONDS,
     peers: Sequence[Peer] = (),
     done: Callable[[], None] = lambda: None,
 ) -> CellResult:
@@ -248,35 +243,16 @@ def run_cell(
         peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
-    with contextlib.ExitStack() as stack:
-        beside = {
-            peer.name: stack.enter_context(contextlib.closing(PeerProcess(peer, cell, num_workers, seconds)))
-            for peer in peers
-            if peer.suits(cell)
-        }
-        limit = stack.enter_context(contextlib.closing(Limit(cell, num_workers)))
-        # Workers start in this order, stock's last: it starts threads, beside which forking is not safe.
-        tracks = {name: _track(kind, cell, num_workers) for name, kind in _LOADERS.items()}
-        for track in tracks.values():
-            stack.callback(track.stop)
-        contestants: dict[str, Callable[[], Round]] = {"limit": functools.partial(limit.run, seconds)}
-        contestants |= {name: functools.partial(track.run, calibrate(track, seconds)) for name, track in tracks.items()}
-        contestants |= {name: peer.run for name, peer in beside.items()}
-        took = interleave(list(contestants.values()), _WARM_UP + rounds, done)
-    found = {name: each[_WARM_UP:] for name, each in zip(contestants, took, strict=True)}
+    with contextlib.closing(Limit(cell, num_workers)) as limit:
+        others = {"limit": functools.partial(limit.run, seconds)}
+        found = contest(cell, _LOADERS, num_workers, rounds, seconds=seconds, others=others, peers=peers, done=done)
     stock, ours, alone = (found.pop(name) for name in ("stock", "ours", "limit"))
     return CellResult(cell.name, nbytes(cell.batch()), stock, ours, alone, found)
 
 
 def turns(rounds: int, peers: int = 0) -> int:
     """Returns how often `run_cell` calls ``done``, at most."""
-    return (3 + peers) * (_WARM_UP + rounds)
+    return (3 + peers) * (WARM_UP + rounds)
 
 
 _LOADERS: Mapping[str, Callable[..., DataLoader[Any]]] = {"ours": ShmDataLoader, "stock": DataLoader}
-
-
-def _track(kind: Callable[..., DataLoader[Any]], cell: Cell, num_workers: int) -> Track:
-    return Track(
-        kind(cell.dataset(), cell.batch_size, sampler=cell.sampler(), num_workers=num_workers, collate_fn=cell.collate)
-    )

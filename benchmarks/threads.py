@@ -8,7 +8,6 @@ with one worker and with more. What threads are sure to be quicker at is the fir
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, ratio, times
-from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.bench.measure import Track, interleave
 from shmloader.cli.console import positive, shown
 
 from .cells import CELLS, WAITING, Cell
+from .contest import SECONDS, WARM_UP, contest
 from .output import Found, as_dicts, markdown, some_of
-from .peers import PEERS, Peer, PeerProcess
+from .peers import PEERS, Peer
 from .suite import installed
 
-_SECONDS = 0.5
-_WARM_UP = 1
 _CELLS = [WAITING, *(cell for cell in CELLS if cell.name in ("jpeg224", "gray28"))]
 _FIRST_LENGTH = 64
 
@@ -116,7 +114,7 @@ def measure(args: argparse.Namespace) -> Threads:
     counts = sorted({1, args.num_workers})
     turns = len(args.cells) * len(counts) * (len(_LOADERS) + len(peers)) + len(_LOADERS)
     found = []
-    with shown(turns * (_WARM_UP + args.rounds)) as progress:
+    with shown(turns * (WARM_UP + args.rounds)) as progress:
         for cell in args.cells:
             for count in counts:
                 progress.begin(f"{cell.name}, {count}")
@@ -131,7 +129,7 @@ def run_cell(
     num_workers: int,
     rounds: int,
     *,
-    seconds: float = _SECONDS,
+    seconds: float = SECONDS,
     peers: Sequence[Peer] = (),
     done: Callable[[], None] = lambda: None,
 ) -> CellThreads:
@@ -145,29 +143,9 @@ def run_cell(
         peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
-    with contextlib.ExitStack() as stack:
-        beside = {
-            peer.name: stack.enter_context(contextlib.closing(PeerProcess(peer, cell, num_workers, seconds)))
-            for peer in peers
-            if peer.suits(cell)
-        }
-        tracks = {name: Track(_loader(make, cell, num_workers)) for name, make in _LOADERS.items()}
-        for track in tracks.values():
-            stack.callback(track.stop)
-        contestants: dict[str, Callable[[], Round]] = {
-            name: functools.partial(track.run, calibrate(track, seconds)) for name, track in tracks.items()
-        }
-        contestants |= {name: peer.run for name, peer in beside.items()}
-        took = interleave(list(contestants.values()), _WARM_UP + rounds, done)
-    found = {
-        name: figure([each.per_batch for each in all_rounds[_WARM_UP:]])
-        for name, all_rounds in zip(contestants, took, strict=True)
-    }
-    return CellThreads(cell.name, num_workers, found)
-
-
-def _loader(make: Callable[..., DataLoader[Any]], cell: Cell, num_workers: int) -> DataLoader[Any]:
-    return make(cell.dataset(), cell.batch_size, num_workers=num_workers, collate_fn=cell.collate)
+    found = contest(cell, _LOADERS, num_workers, rounds, seconds=seconds, peers=peers, done=done)
+    seconds_a_batch = {name: figure([took.per_batch for took in all_rounds]) for name, all_rounds in found.items()}
+    return CellThreads(cell.name, num_workers, seconds_a_batch)
 
 
 class _Trivial(Dataset[int]):
@@ -189,5 +167,5 @@ def first_batches(num_workers: int, rounds: int, done: Callable[[], None] = lamb
         return sorted(Track(loader).run(1).first_batches[0] for loader in loaders)[2]
 
     contestants = [functools.partial(once, make) for make in _LOADERS.values()]
-    took = interleave(contestants, _WARM_UP + rounds, done)
-    return {name: figure(all_rounds[_WARM_UP:]) for name, all_rounds in zip(_LOADERS, took, strict=True)}
+    took = interleave(contestants, WARM_UP + rounds, done)
+    return {name: figure(all_rounds[WARM_UP:]) for name, all_rounds in zip(_LOADERS, took, strict=True)}
