@@ -17,7 +17,7 @@ import math
 import mmap
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -34,24 +34,19 @@ _Fill = Callable[[Any], None]
 
 
 class Limit:
-    """Processes that fill memory with a cell's batches. They start here, by fork, and wait until `run`.
+    """Processes that fill memory when told to. They start here, by fork, and wait until `run`.
 
     Args:
-        cell: what to make.
-        num_workers: how many processes.
+        work: for each process an endless iterator, whose ``next`` makes one batch in it.
     """
 
-    def __init__(self, cell: Cell, num_workers: int) -> None:
+    def __init__(self, work: Iterable[Iterator[object]]) -> None:
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._processes = []
-        dataset = cell.source()
-        for number in range(num_workers):
+        for each in work:
             ours, theirs = context.Pipe()
-            fills = [_filler(cell, dataset) for _ in range(_BUFFERS)]
-            batches = _shares(cell.batch_size, number, num_workers)
-            arguments = (theirs, [*self._pipes, ours], dataset, fills, batches)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process = context.Process(target=_serve, args=(theirs, [*self._pipes, ours], each), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -81,30 +76,54 @@ class Limit:
             pipe.close()
         for process in self._processes:
             process.join()
+            process.close()
 
 
-def _serve(
-    pipe: Connection, close_first: list[Connection], dataset: Any, fills: list[_Fill], batches: Iterator[range]
-) -> None:
+def _serve(pipe: Connection, close_first: list[Connection], work: Iterator[object]) -> None:
     """Works when told to, until told to end. Runs in a process of its own, which ends with the parent too."""
     for other in close_first:
         other.close()
     torch.set_num_threads(1)
-    in_turn = itertools.cycle(fills)
     with contextlib.suppress(EOFError):
         while (seconds := pipe.recv()) is not None:
-            pipe.send(_work(dataset, in_turn, batches, seconds))
+            pipe.send(_work(work, seconds))
 
 
-def _work(dataset: Any, fills: Iterator[_Fill], batches: Iterator[range], seconds: float) -> tuple[int, float]:
+def _work(work: Iterator[object], seconds: float) -> tuple[int, float]:
     """Makes batches for ``seconds``, at least one, and returns how many, and the time that they took."""
     start = time.perf_counter()
     elapsed, count = 0.0, 0
     while not count or elapsed < seconds:
-        next(fills)([dataset[index] for index in next(batches)])
+        next(work)
         count += 1
         elapsed = time.perf_counter() - start
     return count, elapsed
+
+
+def shared(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Returns an array in memory that forked processes share, already resident."""
+    array = np.ndarray(shape, dtype, mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize)))
+    array[...] = 0
+    return array
+
+
+# -- the limit of a cell ---------------------------------------------------------------------------------------------
+
+
+def limit_of(cell: Cell, num_workers: int) -> Limit:
+    """Returns so many processes that make a cell's batches."""
+    dataset = cell.source()
+    work = []
+    for number in range(num_workers):
+        fills = [_filler(cell, dataset) for _ in range(_BUFFERS)]
+        work.append(_batches(dataset, fills, _shares(cell.batch_size, number, num_workers)))
+    return Limit(work)
+
+
+def _batches(dataset: Any, fills: list[_Fill], batches: Iterator[range]) -> Iterator[None]:
+    for fill, indices in zip(itertools.cycle(fills), batches, strict=False):
+        fill([dataset[index] for index in indices])
+        yield
 
 
 def _shares(batch_size: int, number: int, workers: int) -> Iterator[range]:
@@ -125,15 +144,8 @@ def _filling(sample: Any, batch_size: int) -> _Fill:
     if isinstance(sample, tuple):
         return _filling_columns([_filling(part, batch_size) for part in sample])
     if isinstance(sample, np.ndarray):
-        return _joining(_shared((batch_size * sample.shape[0], *sample.shape[1:]), sample.dtype))
-    return _numbering(_shared((batch_size,), np.dtype(type(sample))))
-
-
-def _shared(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Returns an array in memory that forked processes share, already resident."""
-    array = np.ndarray(shape, dtype, mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize)))
-    array[...] = 0
-    return array
+        return _joining(shared((batch_size * sample.shape[0], *sample.shape[1:]), sample.dtype))
+    return _numbering(shared((batch_size,), np.dtype(type(sample))))
 
 
 def _joining(buffer: np.ndarray[Any, Any]) -> _Fill:

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import mmap
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,6 +28,7 @@ from shmloader.cli.bench.figures import Figure, figure, ratio, size, times
 from shmloader.cli.bench.measure import Round, interleave
 from shmloader.cli.console import positive, shown
 
+from .limit import Limit, shared
 from .output import Found, as_dicts, markdown
 
 OURS, MP_QUEUE, TORCH_QUEUE, LIMIT = "Producer", "multiprocessing.Queue", "torch.multiprocessing.Queue", "limit"
@@ -39,8 +38,6 @@ _BUFFERS = 4
 
 # Rounds that are not counted.
 _WARM_UP = 1
-# How both are started here.
-_CONTEXT = multiprocessing.get_context("fork")
 
 
 class Contestant(Protocol):
@@ -119,54 +116,21 @@ class _Queue:
         self._queue.join_thread()
 
 
-class _Limit:
-    def __init__(self, nbytes: int, num_workers: int) -> None:
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for _ in range(num_workers):
-            ours, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_fill_buffers, args=(theirs, nbytes), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def run(self, seconds: float) -> Round:
-        for pipe in self._pipes:
-            pipe.send(seconds)
-        reports: list[tuple[int, float]] = [pipe.recv() for pipe in self._pipes]
-        items = sum(count for count, _ in reports)
-        return Round(items, wall=items / sum(count / elapsed for count, elapsed in reports))
-
-    def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.send(None)
-            pipe.close()
-        for process in self._processes:
-            process.join()
-            process.close()
+def _limit(nbytes: int, num_workers: int) -> Limit:
+    return Limit([_fill_buffers(nbytes) for _ in range(num_workers)])
 
 
-def _fill_buffers(pipe: Connection, nbytes: int) -> None:
-    """Fills buffers in turn when told to, in a process of its own."""
-    buffers = [np.ndarray((nbytes,), np.uint8, mmap.mmap(-1, nbytes)) for _ in range(_BUFFERS)]
-    in_turn = itertools.cycle(buffers)
-    for buffer in buffers:
-        buffer.fill(1)
-    while (seconds := pipe.recv()) is not None:
-        start, elapsed, count = time.perf_counter(), 0.0, 0
-        while not count or elapsed < seconds:
-            next(in_turn).fill(count % 256)
-            count += 1
-            elapsed = time.perf_counter() - start
-        pipe.send((count, elapsed))
+def _fill_buffers(nbytes: int) -> Iterator[None]:
+    """Fills buffers in turn, each with a number."""
+    buffers = [shared((nbytes,), np.dtype(np.uint8)) for _ in range(_BUFFERS)]
+    return map(np.ndarray.fill, itertools.cycle(buffers), itertools.cycle(range(256)))
 
 
 CONTESTANTS: dict[str, Callable[[int, int], Contestant]] = {
     OURS: _Ours,
-    MP_QUEUE: functools.partial(_Queue, _CONTEXT, _fill_arrays),
+    MP_QUEUE: functools.partial(_Queue, multiprocessing.get_context("fork"), _fill_arrays),
     TORCH_QUEUE: functools.partial(_Queue, torch.multiprocessing.get_context("fork"), _fill_tensors),
-    LIMIT: _Limit,
+    LIMIT: _limit,
 }
 
 

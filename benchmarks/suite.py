@@ -23,7 +23,7 @@ from shmloader.cli.console import natural, positive, shown
 
 from .cells import CELLS, Cell
 from .contest import SECONDS, WARM_UP, contest
-from .limit import Limit
+from .limit import limit_of
 from .output import Found, Labels, as_dicts, dots, markdown, micros, some_of
 from .peers import PEERS, Peer
 
@@ -243,7 +243,7 @@ def run_cell(
         peers: other libraries; those that have no way to load the cell are left out.
         done: called after each turn.
     """
-    with contextlib.closing(Limit(cell, num_workers)) as limit:
+    with contextlib.closing(limit_of(cell, num_workers)) as limit:
         others = {"limit": functools.partial(limit.run, seconds)}
         found = contest(cell, _LOADERS, num_workers, rounds, seconds=seconds, others=others, peers=peers, done=done)
     stock, ours, alone = (found.pop(name) for name in ("stock", "ours", "limit"))

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from benchmarks.cells import CELLS, Cell, Samples, pad, pad_as_sequences
-from benchmarks.limit import Limit, _filler
+from benchmarks.limit import _filler, limit_of
 from shmloader.cli.bench.compare import first_difference
 from tests.helpers.support import children
 
 
 def test_the_limit_runs_and_ends() -> None:
     before = children()
-    limit = Limit(Cell("tiny", lambda: [(np.ones((2, 3), np.uint8), 1)] * 4, 8), 2)
+    limit = limit_of(Cell("tiny", lambda: [(np.ones((2, 3), np.uint8), 1)] * 4, 8), 2)
     took = limit.run(0.0)
     assert len(children() - before) == 2
     limit.close()
