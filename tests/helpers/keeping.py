@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
@@ -14,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.helpers.support import bits, tensors_in
+from shmloader import ShmDataLoader
+from tests.helpers.support import bits, mappings, tensors_in
 
 
 class Echo:
@@ -176,3 +179,69 @@ def random_habit(draw: random.Random, is_shared: bool) -> Habit:
 def all_habits() -> list[Habit]:
     """Returns all of them, but for those that only a batch of several tensors tells apart."""
     return [Habit("all", *names) for names in itertools.product(PARTS, FORMS, MOVES, (False, True))]
+
+
+# -- what a loop of one shape of batch keeps ---------------------------------------------------------------------------
+
+
+def _in_a_cycle(batch: Any) -> list[Any]:
+    box = [batch]
+    box.append(box)
+    return box
+
+
+KEEPERS: dict[str, Callable[[list[torch.Tensor]], Any]] = {
+    "the batch": lambda batch: batch,
+    "one tensor": lambda batch: batch[0],
+    "a slice": lambda batch: batch[0][1:, 2:],
+    "a row": lambda batch: batch[0][3],
+    "an array": lambda batch: batch[0].numpy(),
+    "a slice of an array": lambda batch: batch[0].numpy()[2:, ::2],
+    "a memoryview": lambda batch: batch[0].numpy().data,
+    "a dlpack capsule's tensor": lambda batch: torch.utils.dlpack.from_dlpack(batch[0]),
+    "an array by dlpack": lambda batch: np.from_dlpack(batch[0]),
+    "detached": lambda batch: batch[0].detach(),
+    "data": lambda batch: batch[0].data,
+    "storage": lambda batch: batch[0].untyped_storage(),
+    "other dtype's view": lambda batch: batch[1].view(torch.uint8),
+    "a graph": lambda batch: (batch[0].float() * torch.ones(5, 7, requires_grad=True)).sum(),
+    "expanded": lambda batch: batch[1].expand(3, 4),
+    "in a cycle": lambda batch: _in_a_cycle(batch),
+    "unsqueezed under inference": lambda batch: torch.inference_mode()(lambda: batch[0][None])(),
+}
+
+
+def _bytes_of(kept: Any) -> bytes:
+    if isinstance(kept, list):
+        return _bytes_of(kept[0])
+    if isinstance(kept, torch.UntypedStorage):
+        return bytes(kept.tolist())
+    if isinstance(kept, torch.Tensor):
+        return kept.detach().contiguous().numpy().tobytes()
+    return bytes(kept) if isinstance(kept, memoryview) else bytes(kept.tobytes())
+
+
+def expect_to_stay(keep: Callable[[list[torch.Tensor]], Any], make_loader: Callable[[], ShmDataLoader[Any]]) -> None:
+    """Makes sure that what is kept of the last batches stays as it was, also when the loader is gone, and no longer.
+
+    Args:
+        keep: one of `KEEPERS`.
+        make_loader: makes a loader of batches of images of 5 x 7, and labels. Made here, since a caller's argument is
+            held by the caller.
+    """
+    kept: deque[tuple[Any, bytes]] = deque(maxlen=5)
+    loader = make_loader()
+    for batch in loader:
+        kept.append((thing := keep(batch), _bytes_of(thing)))
+        del batch, thing
+        for held, before in kept:
+            assert _bytes_of(held) == before
+    held_at_the_end = list(kept)
+    del loader
+    gc.collect()
+    for held, before in held_at_the_end:
+        assert _bytes_of(held) == before
+    del held, held_at_the_end
+    kept.clear()
+    gc.collect()
+    assert mappings() == 0

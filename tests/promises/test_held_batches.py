@@ -10,10 +10,9 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -25,6 +24,7 @@ from shmloader.slots.arena import Arena
 from shmloader.slots.pool import Pool
 from shmloader.slots.writer import SlotWriter
 from tests.helpers.datasets import Images, Mapped
+from tests.helpers.keeping import KEEPERS, expect_to_stay
 from tests.helpers.packing import pack
 from tests.helpers.support import assert_same, checksum, mappings
 
@@ -78,62 +78,9 @@ def test_writing_to_a_batch_changes_no_other() -> None:
             tensor.zero_()
 
 
-def in_a_cycle(batch: Any) -> list[Any]:
-    box = [batch]
-    box.append(box)
-    return box
-
-
-KEEPERS: dict[str, Callable[[list[torch.Tensor]], Any]] = {
-    "the batch": lambda batch: batch,
-    "one tensor": lambda batch: batch[0],
-    "a slice": lambda batch: batch[0][1:, 2:],
-    "a row": lambda batch: batch[0][3],
-    "an array": lambda batch: batch[0].numpy(),
-    "a slice of an array": lambda batch: batch[0].numpy()[2:, ::2],
-    "a memoryview": lambda batch: batch[0].numpy().data,
-    "a dlpack capsule's tensor": lambda batch: torch.utils.dlpack.from_dlpack(batch[0]),
-    "an array by dlpack": lambda batch: np.from_dlpack(batch[0]),
-    "detached": lambda batch: batch[0].detach(),
-    "data": lambda batch: batch[0].data,
-    "storage": lambda batch: batch[0].untyped_storage(),
-    "other dtype's view": lambda batch: batch[1].view(torch.uint8),
-    "a graph": lambda batch: (batch[0].float() * torch.ones(5, 7, requires_grad=True)).sum(),
-    "expanded": lambda batch: batch[1].expand(3, 4),
-    "in a cycle": lambda batch: in_a_cycle(batch),
-    "unsqueezed under inference": lambda batch: torch.inference_mode()(lambda: batch[0][None])(),
-}
-
-
-def content(kept: Any) -> bytes:
-    if isinstance(kept, list):
-        return content(kept[0])
-    if isinstance(kept, torch.UntypedStorage):
-        return bytes(kept.tolist())
-    if isinstance(kept, torch.Tensor):
-        return kept.detach().contiguous().numpy().tobytes()
-    return bytes(kept) if isinstance(kept, memoryview) else bytes(kept.tobytes())
-
-
 @pytest.mark.parametrize("kind", KEEPERS)
 def test_what_is_kept_stays_as_it_was(kind: str) -> None:
-    keep = KEEPERS[kind]
-    kept: deque[tuple[Any, bytes]] = deque(maxlen=5)
-    source = loader(num_slots=120)  # cycles are collected late
-    for batch in source:
-        kept.append((thing := keep(batch), content(thing)))
-        del batch, thing
-        for held, before in kept:
-            assert content(held) == before
-    held_at_the_end = list(kept)
-    del source
-    gc.collect()
-    for held, before in held_at_the_end:
-        assert content(held) == before
-    del held, held_at_the_end
-    kept.clear()
-    gc.collect()
-    assert mappings() == 0
+    expect_to_stay(KEEPERS[kind], lambda: loader(num_slots=120))  # cycles are collected late
 
 
 def test_gradients_through_a_batch_of_long_ago() -> None:

@@ -23,8 +23,9 @@ from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_f
 from shmloader import FallbackWarning, HeldBatchesWarning, PoolMemoryError, ShmDataLoader, torch_private
 from tests.helpers import simulated
 from tests.helpers.datasets import Images, Mapped, Shards, nest
+from tests.helpers.keeping import KEEPERS, expect_to_stay
 from tests.helpers.support import PATIENCE, assert_same, assert_same_stream, checksum, children, mappings, stream
-from tests.promises.test_held_batches import KEEPERS, content, lies_in_a_slot
+from tests.promises.test_held_batches import lies_in_a_slot
 from tests.promises.test_identity import COLLATES, DTYPES, OBJECTS, TENSORS, Unalike, mine
 
 LENGTH = 400
@@ -446,23 +447,7 @@ def collating_elsewhere(samples: list[Any]) -> Any:
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KEEPERS)
 def test_what_is_kept_stays_as_it_was(kind: str) -> None:
-    keep = KEEPERS[kind]
-    kept: deque[tuple[Any, bytes]] = deque(maxlen=5)
-    source = loader(num_slots=120)
-    for batch in source:
-        kept.append((thing := keep(batch), content(thing)))
-        del batch, thing
-        for held, before in kept:
-            assert content(held) == before
-    held_at_the_end = list(kept)
-    del source
-    gc.collect()
-    for held, before in held_at_the_end:
-        assert content(held) == before
-    del held, held_at_the_end
-    kept.clear()
-    gc.collect()
-    assert mappings() == 0
+    expect_to_stay(KEEPERS[kind], lambda: loader(num_slots=120))
 
 
 @pytest.mark.parametrize("num_slots", [6, None, 200])
