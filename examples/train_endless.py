@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
-from train_digits import make_model
+from train_digits import load_data, make_model
 from training import MAX_LEARNING_RATE, accuracy, argument_parser, make_repeatable, train_step
 
 from shmloader import Producer, TensorSpec
@@ -29,15 +27,6 @@ from shmloader import Producer, TensorSpec
 NEEDED_ACCURACY = 0.95
 STEPS_PER_EPOCH = 45  # as many batches of 32 as there are scans to train with
 _MARGIN = 2  # pixels
-
-
-def load_data(seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], TensorDataset]:
-    """Returns pictures and labels to train with, and a fifth of them to test with, as they are."""
-    digits = load_digits()
-    images, labels = (digits.images / 16).astype(np.float32), digits.target
-    train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
-    test_set = TensorDataset(torch.from_numpy(images[test])[:, None], torch.from_numpy(labels[test]))
-    return images[train], labels[train], test_set
 
 
 def augment(slots: Any, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> None:
@@ -70,13 +59,14 @@ def train(model: nn.Module, producer: Producer, steps: int) -> float:
 
 def train_and_test(args: argparse.Namespace) -> tuple[float, float]:
     """Trains a new model and returns its accuracy on the test set, and the seconds that the training took."""
-    images, labels, test_set = load_data(args.seed)
+    train_set, test_set = load_data(args.seed)
+    images, labels = (tensor.numpy() for tensor in train_set.tensors)
     specs = (
-        TensorSpec((args.batch_size, 1, *images.shape[1:]), torch.float32),
+        TensorSpec((args.batch_size, *images.shape[1:]), torch.float32),
         TensorSpec((args.batch_size,), torch.int64),
     )
     model = make_model()
-    with Producer(augment, specs, args=(images, labels), num_workers=args.num_workers) as producer:
+    with Producer(augment, specs, args=(images[:, 0], labels), num_workers=args.num_workers) as producer:
         seconds = train(model, producer, args.epochs * STEPS_PER_EPOCH)
     return accuracy(model, DataLoader(test_set, args.batch_size)), seconds
 

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import Comparison, compare
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 from tqdm import tqdm
+from train_digits import load_data, loader_settings, make_model
 from training import accuracy, argument_parser, make_repeatable, train_step
 
 from shmloader import ChunkedDataset, ShmDataLoader
@@ -34,18 +33,15 @@ LEARNING_RATE = 2e-3
 SHARD_ROWS = 150
 
 
-def write_shards(folder: Path, seed: int) -> tuple[list[Path], TensorDataset]:
-    """Writes four fifths of the digits to files, and returns these and the digits to test with."""
-    digits = load_digits()
-    images = digits.images[:, None].astype(np.float32) / 16
-    labels = digits.target.astype(np.int64)
-    training, test = train_test_split(range(len(labels)), test_size=0.2, random_state=seed, stratify=labels)
+def write_shards(folder: Path, train_set: TensorDataset) -> list[Path]:
+    """Writes a training set to files, and returns these."""
+    images, labels = (tensor.numpy() for tensor in train_set.tensors)
     files: list[Path] = []
-    for start in range(0, len(training), SHARD_ROWS):
-        rows = training[start : start + SHARD_ROWS]
+    for start in range(0, len(labels), SHARD_ROWS):
+        rows = slice(start, start + SHARD_ROWS)
         files.append(folder / f"digits-{len(files):03}.npz")
         np.savez(files[-1], images=images[rows], labels=labels[rows])
-    return files, TensorDataset(torch.from_numpy(images[test]), torch.from_numpy(labels[test]))
+    return files
 
 
 class Shards:
@@ -68,28 +64,9 @@ class Shards:
                 yield shard["images"][order], shard["labels"][order]
 
 
-def make_model() -> nn.Module:
-    """Returns a network with two convolutions for ten classes."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 2 * 2, 10),
-    )
-
-
-def loader_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of torch's DataLoader; ShmDataLoader takes them as they are."""
-    return {
-        "batch_size": args.batch_size,
-        "num_workers": args.num_workers,
-        "persistent_workers": True,
-        "generator": torch.Generator().manual_seed(args.seed),
-    }
+def stream_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of torch's DataLoader; a stream has an order of its own, and is not shuffled."""
+    return {**loader_settings(args), "shuffle": False}
 
 
 def train(model: nn.Module, loader: DataLoader[Any], epochs: int) -> None:
@@ -104,20 +81,21 @@ def train(model: nn.Module, loader: DataLoader[Any], epochs: int) -> None:
 def train_and_test(files: list[Path], test_set: TensorDataset, args: argparse.Namespace) -> float:
     """Trains a new model and returns its accuracy on the test set."""
     model = make_model()
-    train(model, ShmDataLoader(ChunkedDataset(Shards(files)), **loader_settings(args)), args.epochs)
+    train(model, ShmDataLoader(ChunkedDataset(Shards(files)), **stream_settings(args)), args.epochs)
     return accuracy(model, ShmDataLoader(test_set, args.batch_size, num_workers=args.num_workers))
 
 
 def compare_loaders(files: list[Path], args: argparse.Namespace) -> Comparison:
     """Loads the files with torch's loader and with ours, see `comparison.compare`."""
     dataset = ChunkedDataset(Shards(files))
-    stock = DataLoader(dataset, **loader_settings(args))
-    return compare(stock, ShmDataLoader(dataset, **loader_settings(args)), checked_passes=5, rounds=11, passes=5)
+    stock = DataLoader(dataset, **stream_settings(args))
+    return compare(stock, ShmDataLoader(dataset, **stream_settings(args)), checked_passes=5, rounds=11, passes=5)
 
 
 def run(args: argparse.Namespace, folder: Path) -> int:
     """Runs the example with a folder to write shards to; returns the exit code."""
-    files, test_set = write_shards(folder, args.seed)
+    train_set, test_set = load_data(args.seed)
+    files = write_shards(folder, train_set)
     reached = train_and_test(files, test_set, args)
     print(f"test accuracy: {reached:.1%} after {args.epochs} epochs over {len(files)} files")
     if reached < NEEDED_ACCURACY:
