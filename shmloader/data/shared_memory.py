@@ -7,7 +7,6 @@ they end: nothing has a name, so nothing has to be unlinked, and no resource tra
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -65,12 +64,13 @@ class Segment:
 
     def __init__(self, fd: int, frozen: bool, key: str) -> None:
         self.fd, self.frozen, self.key = fd, frozen, key
-        self._close, self._unmap = os.close, _munmap  # which are gone when the interpreter ends
+        self._close, self._unmap = os.close, libc.munmap  # which are gone when the interpreter ends
         self.nbytes = os.fstat(fd).st_size
         prot = mmap.PROT_READ if frozen else mmap.PROT_READ | mmap.PROT_WRITE
-        self.address = _mmap(None, self.nbytes, prot, mmap.MAP_SHARED, fd, 0)
-        if self.address == _FAILED:
+        address = libc.mmap(None, self.nbytes, prot, mmap.MAP_SHARED, fd, 0)
+        if address == libc.MAP_FAILED:
             raise MemoryError(f"share() cannot map {self.nbytes} bytes of addresses (ulimit -v)")
+        self.address = address
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -82,15 +82,10 @@ class Segment:
         return np.asarray(self)
 
     def __del__(self) -> None:
-        if getattr(self, "address", _FAILED) != _FAILED:
+        if hasattr(self, "address"):
             self._unmap(self.address, self.nbytes)
         self._close(self.fd)
 
-
-_address, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-_mmap = libc.find("mmap", _address, _address, _size, _int, _int, _int, ctypes.c_long)
-_munmap = libc.find("munmap", _int, _address, _size)
-_FAILED = ctypes.c_void_p(-1).value
 
 # Of this process. One that is sent the same segment again has it already.
 _segments: weakref.WeakValueDictionary[str, Segment] = weakref.WeakValueDictionary()

@@ -29,7 +29,6 @@ from .pages import round_up
 
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _MADV_HUGEPAGE = 14
-_FAILED = ctypes.c_void_p(-1).value
 
 
 class Holder(Protocol):
@@ -65,12 +64,8 @@ _replaced: list[tuple[int, int]] = []  # addresses and sizes of slots whose plac
 _never_freed: list[Block] = []
 _thread = _Thread()
 
-
-_address, _size, _int = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-_mmap = libc.find("mmap", _address, _address, _size, _int, _int, _int, ctypes.c_long)
-_mremap = libc.find("mremap", _address, _address, _size, _size, _int, _address)
-_munmap = libc.find("munmap", _int, _address, _size)
-_madvise = libc.find("madvise", _int, _address, _size, _int)
+_mremap = libc.find("mremap", libc.ADDRESS, libc.ADDRESS, libc.SIZE, libc.SIZE, libc.INT, libc.ADDRESS)
+_madvise = libc.find("madvise", libc.INT, libc.ADDRESS, libc.SIZE, libc.INT)
 
 
 def watch(holder: Holder) -> None:
@@ -128,8 +123,8 @@ def _copy(block: Block) -> _Copy | None:
     if not nbytes:
         return None
     protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    copy = _mmap(None, nbytes, protection, flags, -1, 0)
-    if copy == _FAILED:
+    copy = libc.mmap(None, nbytes, protection, flags, -1, 0)
+    if copy == libc.MAP_FAILED:
         return None
     _madvise(copy, nbytes, _MADV_HUGEPAGE)  # a fifth of the time; where it is refused, pages will do
     memory: Any = (ctypes.c_uint8 * block.nbytes).from_address(copy)
@@ -140,7 +135,7 @@ def _copy(block: Block) -> _Copy | None:
 def _drop_copies() -> None:
     copies, _thread.copies = _thread.copies, {}
     for one in copies.values():
-        _munmap(one.copy, one.nbytes)
+        libc.munmap(one.copy, one.nbytes)
 
 
 def _takes_its_place(one: _Copy) -> bool:

@@ -13,7 +13,7 @@ from shmloader import libc
 _PR_SET_PDEATHSIG = 1
 
 
-_prctl = libc.find("prctl", ctypes.c_int, ctypes.c_int, *[ctypes.c_ulong] * 4)
+_prctl = libc.find("prctl", libc.INT, libc.INT, *[ctypes.c_ulong] * 4)
 
 
 def in_first_thread() -> bool:
