@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from . import requirements, torch_private
 from .arguments import checked_count, checked_optional_count
 from .batches import spec
+from .batches.alignment import ALIGNMENT
 from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
@@ -41,7 +42,6 @@ from .passes.iterator import ShmIterator
 from .passes.restarts import RestartCount
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
-from .slots.writer import ALIGNMENT
 from .torch_private import BaseIterator
 from .workers import kinds
 from .workers.interface import Workers

@@ -36,13 +36,14 @@ from .arguments import (
     checked_timeout,
 )
 from .batches import item_layout
+from .batches.alignment import ALIGNMENT
 from .batches.item_layout import ItemLayout
 from .errors import ProducerEndedError, WorkerDiedError
 from .passes.delivery import ClosedError, Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .slots.pool_cache import PoolSettings
 from .slots.results import Result
-from .slots.writer import ALIGNMENT, FAULT_BYTES
+from .slots.writer import FAULT_BYTES
 from .workers import kinds, seeding
 from .workers.brief import TargetSource
 

@@ -66,17 +66,23 @@ WINGS = {
         "fork_copies",
         "holds leases ledger limits pages",
     ],
-    "batches": ["unpacking item_layout", "packing", "place reducers spec unpicklable", "tensors structure", "dtypes"],
+    "batches": [
+        "unpacking item_layout",
+        "packing",
+        "place reducers spec unpicklable",
+        "tensors structure",
+        "dtypes alignment",
+    ],
 }  # fmt: skip
 
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
-    "passes/lines.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
+    "passes/lines.py", "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
-    "operator", "typing", "weakref", "numpy", "torch", "shmloader.batches.dtypes", "shmloader.batches.structure",
-    "shmloader.errors",
+    "operator", "typing", "weakref", "numpy", "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes",
+    "shmloader.batches.structure", "shmloader.errors",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

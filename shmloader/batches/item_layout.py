@@ -15,6 +15,7 @@ import torch
 
 from shmloader.errors import PoolMemoryError
 
+from .alignment import aligned
 from .dtypes import CODES, TO_NUMPY, carried
 from .packing import Packer
 from .place import Place, arrays_over
@@ -80,7 +81,7 @@ def lay_out(specs: Any, alignment: int) -> ItemLayout:
     places: list[Place] = []
     end = 0
     for leaf in leaves(structure):
-        offset = -(-end // alignment) * alignment if leaf.nbytes else 0
+        offset = aligned(end, alignment) if leaf.nbytes else 0
         places.append(Place(offset, CODES[leaf.dtype], leaf.shape, None))
         end = max(end, offset + leaf.nbytes)
     if not places:
@@ -136,7 +137,7 @@ class _Paper:
         return address - self._start
 
     def reserve(self, nbytes: int) -> int:
-        return -(-self._end // self._alignment) * self._alignment
+        return aligned(self._end, self._alignment)
 
     def rewind(self) -> None: ...
 

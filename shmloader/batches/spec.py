@@ -22,6 +22,7 @@ import torch
 
 from shmloader.errors import SpecMismatchError
 
+from .alignment import aligned
 from .dtypes import TO_TORCH, as_torch_dtype
 from .structure import leaves, take_apart
 
@@ -133,7 +134,7 @@ def is_shape(value: Any) -> bool:
 def batch_bytes(spec: Any, batch_size: int, alignment: int) -> int:
     """Returns the bytes that the tensors of a default-collated batch of ``batch_size`` samples take in a slot."""
     tensors = [leaf for leaf in leaves(spec) if leaf is not None]
-    return sum(-(-batch_size * tensor.nbytes // alignment) * alignment for tensor in tensors)
+    return sum(aligned(batch_size * tensor.nbytes, alignment) for tensor in tensors)
 
 
 def check(spec: Any, samples: Sequence[Any], indices: Sequence[Any]) -> None:

@@ -19,14 +19,12 @@ from typing import Any
 import numpy as np
 
 from shmloader import libc
+from shmloader.batches.alignment import aligned
 from shmloader.batches.tensors import Array, Block
 from shmloader.slots.limits import available_memory, file_size_limit
 
 with contextlib.suppress(ImportError):  # on Windows, where this module is imported and not used
     import fcntl
-
-# Parts begin at cache lines, which every dtype is aligned to.
-_LINE = 64
 
 # What is left to the rest of the machine, where memory runs out.
 _RESERVE = 1 << 24
@@ -187,7 +185,7 @@ def places(sizes: Iterable[int]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
-        end += -(-size // _LINE) * _LINE
+        end += aligned(size)
     return offsets, max(end, 1)  # an empty file cannot be mapped
 
 

@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shmloader import process_exit
+from shmloader.batches.alignment import aligned
 from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
 
 from . import fork_copies
 from .arena import Arena
 from .ledger import MIN_SLOT_BYTES
-
-# A cache line, and a vector register.
-ALIGNMENT = 64
 
 # What is never lent of a slot's room: an exception's text must find a place behind what user code may hold.
 FAULT_BYTES = 16 * 1024
@@ -164,7 +162,7 @@ class SlotWriter:
         `stop_lending`.
         """
         nbytes = math.prod(shape) * dtype.itemsize
-        offset = -(-self._top // ALIGNMENT) * ALIGNMENT
+        offset = aligned(self._top)
         if not nbytes or offset + nbytes > self._room - FAULT_BYTES:
             return None
         if not self._is_direct or self._slot < 0 or threading.get_ident() != self._thread:
@@ -201,7 +199,7 @@ class SlotWriter:
 
     def reserve(self, nbytes: int) -> int:
         """Lays out ``nbytes`` bytes and returns their offset, a multiple of ALIGNMENT. They are not there yet."""
-        offset = -(-self._top // ALIGNMENT) * ALIGNMENT
+        offset = aligned(self._top)
         self._top = offset + nbytes
         return offset
 

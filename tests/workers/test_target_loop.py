@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from shmloader import PoolMemoryError, TensorSpec
+from shmloader.batches.alignment import ALIGNMENT
 from shmloader.batches.item_layout import lay_out
 from shmloader.slots.ledger import MIN_SLOT_BYTES, State
 from shmloader.slots.pool import Pool
 from shmloader.slots.results import Made, Retained
-from shmloader.slots.writer import ALIGNMENT
 from shmloader.workers import wire
 from shmloader.workers.brief import Brief, TargetSource
 from shmloader.workers.target_loop import TargetLoop
