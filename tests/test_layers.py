@@ -25,7 +25,7 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "arguments errors interrupts libc process_exit requirements start_method torch_compile",
+    "arguments deadlines errors interrupts libc process_exit requirements start_method torch_compile",
     "torch_private",
     "version",
 ]

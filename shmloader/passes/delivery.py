@@ -17,7 +17,6 @@ import contextlib
 import functools
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from shmloader import interrupts, process_exit
+from shmloader import deadlines, interrupts, process_exit
 from shmloader.errors import WorkerDiedError
 from shmloader.slots.pool import Pool
 from shmloader.slots.pool_cache import PoolSettings
@@ -215,7 +214,7 @@ class Delivery:
             WorkerDiedError: a worker has ended, and is not replaced. All is closed then.
             Exception: what making the result raised, or what ``take`` raises, or as `booking`.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadlines.after(timeout)
         if self._parts is None:
             self.start()
         while True:
@@ -287,7 +286,7 @@ class Delivery:
         dead: list[int] = []
         is_late = False
         try:
-            tokens, dead = self._running.workers.wait(_left(deadline))
+            tokens, dead = self._running.workers.wait(deadlines.left(deadline))
         except SilenceError:
             is_late = True
         finally:
@@ -357,14 +356,10 @@ class _Parts:
     at_drop: Any  # ends them when this is dropped
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-
-
 def _is_late(turn: SimpleQueue[None], deadline: float | None) -> bool:
     """Waits to be called, and returns whether that was not in time."""
     try:
-        turn.get(timeout=_left(deadline))
+        turn.get(timeout=deadlines.left(deadline))
     except Empty:
         return True
     return False

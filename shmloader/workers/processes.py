@@ -14,14 +14,13 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from shmloader import process_exit
+from shmloader import deadlines, process_exit
 from shmloader.errors import WorkerTimeoutError
 from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
@@ -241,7 +240,7 @@ class ProcessWorkers:
         Raises:
             SilenceError: nothing came in time.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadlines.after(timeout)
         # Reading first: where workers are ahead of the loop, that is the only system call.
         while not (tokens := self._up.read_ready()):
             ready = self._poll_once(deadline)
@@ -272,10 +271,9 @@ class ProcessWorkers:
 
     def _poll_once(self, deadline: float | None) -> list[int]:
         while True:
-            left = None if deadline is None else min(max(0.0, deadline - time.monotonic()), _MOST_SECONDS)
-            if ready := [fd for fd, _ in self._poll.poll(left)]:
+            if ready := [fd for fd, _ in self._poll.poll(deadlines.left(deadline, _MOST_SECONDS))]:
                 return ready
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadlines.is_over(deadline):
                 raise SilenceError
 
     def name(self, worker: int) -> str:
@@ -345,12 +343,12 @@ class ProcessWorkers:
                 signal.pidfd_send_signal(member.pidfd, number)
 
     def _reap(self, seconds: float | None, first_send: signal.Signals | None) -> None:
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = deadlines.after(seconds)
         for member in self._members:
             if first_send is not None and member.process.exitcode is None:
                 self._signal(member, first_send)
         for member in self._members:
-            member.process.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            member.process.join(deadlines.left(deadline))
 
 
 _all: set[ProcessWorkers] = set()  # those that are not stopped

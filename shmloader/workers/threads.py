@@ -18,7 +18,6 @@ import functools
 import os
 import queue
 import threading
-import time
 import traceback
 import warnings
 from collections import deque
@@ -29,7 +28,7 @@ from typing import Any
 
 import torch
 
-from shmloader import process_exit, torch_private
+from shmloader import deadlines, process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
@@ -183,7 +182,7 @@ class ThreadWorkers:
             SilenceError: nothing came in time.
             RuntimeError: another thread has stopped the workers meanwhile.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadlines.after(timeout)
         while not (tokens := self.read()) and not self._dead and not self._is_woken:
             self._sort(_get(self._up, deadline))
         self._is_woken = False
@@ -247,11 +246,11 @@ class ThreadWorkers:
         self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
         own = threading.current_thread()
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
-        stuck = self._join(others, time.monotonic() + grace)
+        stuck = self._join(others, deadlines.after(grace))
         if stuck and not process_exit.is_exiting():
             warnings.warn(_describe(stuck, self.num_workers, self._words, grace), StuckWorkerWarning, stacklevel=2)
 
-    def _join(self, workers: list[_Worker], deadline: float) -> list[_Worker]:
+    def _join(self, workers: list[_Worker], deadline: float | None) -> list[_Worker]:
         """Waits for threads to end, and returns those that have not."""
         with contextlib.suppress(SilenceError):
             while not all(worker.has_ended for worker in workers):
@@ -259,7 +258,7 @@ class ThreadWorkers:
                     break
         for worker in workers:
             if worker.has_ended:  # and has nothing left to do
-                worker.thread.join(max(0.0, deadline - time.monotonic()) + 1)
+                worker.thread.join((deadlines.left(deadline) or 0.0) + 1)
         return [worker for worker in workers if not worker.has_ended]
 
     def left_behind(self, act: Callable[[], object]) -> bool:
@@ -292,10 +291,8 @@ def _get(news: queue.SimpleQueue[Any], deadline: float | None) -> Any:
     Raises:
         SilenceError: nothing came in time.
     """
-    if deadline is None:
-        return news.get()
     try:
-        return news.get(timeout=min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
+        return news.get(timeout=deadlines.left(deadline))
     except queue.Empty:
         raise SilenceError from None
 

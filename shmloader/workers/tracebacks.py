@@ -14,8 +14,9 @@ import os
 import select
 import signal
 import sys
-import time
 from collections.abc import Iterable
+
+from shmloader import deadlines
 
 from .wire import PipeEnd
 
@@ -83,9 +84,9 @@ class TracebackPipe:
     def _read(self, silence: float) -> str:
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        deadline = time.monotonic() + _LIMIT_SECONDS
+        deadline = deadlines.after(_LIMIT_SECONDS)
         data = b""
-        while time.monotonic() < deadline and poll.poll(silence * 1000):
+        while not deadlines.is_over(deadline) and poll.poll(silence * 1000):
             data += os.read(self.fd, 1 << 16)
         return data.decode(errors="replace")
 

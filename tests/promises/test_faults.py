@@ -683,7 +683,7 @@ def test_a_ctrl_c_while_workers_are_awaited_leaves_nobody_behind(monkeypatch: py
     next(iterator)
     for pid in pids(iterator):
         os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr("shmloader.workers.processes.time.monotonic", interrupt)
+    monkeypatch.setattr("time.monotonic", interrupt)
     with pytest.raises(KeyboardInterrupt):
         iterator._shutdown_workers()
     monkeypatch.undo()
