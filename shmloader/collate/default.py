@@ -13,6 +13,7 @@ the last worker thread has ended would be one more thing that another thread may
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -142,24 +143,18 @@ def _stack_arrays(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     return collate_numpy_array_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
 
 
-def _join_floats(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
+def _join_numbers(torchs: _CollateFn, batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     collation = _of_thread.collation or _of_process
     made = None if collation is None else collation.join_numbers(batch)
-    return collate_float_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
+    return torchs(batch, collate_fn_map=collate_fn_map) if made is None else made
 
 
-def _join_ints(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-    collation = _of_thread.collation or _of_process
-    made = None if collation is None else collation.join_numbers(batch)
-    return collate_int_fn(batch, collate_fn_map=collate_fn_map) if made is None else made
-
-
-# The types, torch's functions for them, and ours.
+# The types, torch's functions for them, and ours. User code may pickle a copy of the map, so these can be pickled too.
 _ENTRIES: list[tuple[type, _CollateFn, _CollateFn]] = [
     (torch.Tensor, collate_tensor_fn, _stack_tensors),
     (np.ndarray, collate_numpy_array_fn, _stack_arrays),
-    (float, collate_float_fn, _join_floats),
-    (int, collate_int_fn, _join_ints),
+    (float, collate_float_fn, functools.partial(_join_numbers, collate_float_fn)),
+    (int, collate_int_fn, functools.partial(_join_numbers, collate_int_fn)),
 ]
 
 
