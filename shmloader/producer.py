@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # What code in a worker may hold: an item, the one that is held until the next, and what is open when the target ends.
-_RETAINED_PER_WORKER = 3
+_HELD_PER_WORKER = 3
 
 
 class Producer:
@@ -173,7 +173,7 @@ class Producer:
                 num_slots=None,
                 max_bytes=max_pool_bytes,
                 declared_bytes=layout.nbytes + FAULT_BYTES,
-                retained_per_worker=_RETAINED_PER_WORKER,
+                held_per_worker=_HELD_PER_WORKER,
             ),
             functools.partial(kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True),
         )

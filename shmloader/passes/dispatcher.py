@@ -293,8 +293,8 @@ class Dispatcher:
         self._pool.ready(made)
         result: Result = made
         if token.kind == wire.ITEM:
-            self._pool.hold(token.slot, token.worker, bool(token.is_retained))
-        elif token.is_retained:
+            self._pool.hold(token.slot, token.worker, bool(token.is_held))
+        elif token.is_held:
             result = Retained(made, token.worker)
         if is_current:
             self._schedule.arrive(token.seq, result)
@@ -309,7 +309,7 @@ class Dispatcher:
     def _end_worker(self, token: Token) -> None:
         self._progress.end(token.worker)
         for task in self._schedule.end_worker(token.worker):
-            if task.seq == token.seq and token.is_retained:
+            if task.seq == token.seq and token.is_held:
                 self._pool.retain(task.slot, token.worker)
             else:
                 self._pool.withdraw(task.slot)

@@ -21,17 +21,17 @@ class Holds:
     def __len__(self) -> int:
         return len(self._worker_of)
 
-    def keep(self, slot: int, worker: int) -> None:
+    def begin(self, slot: int, worker: int) -> None:
         """Notes that code in ``worker`` holds ``slot``, until `end`."""
         self._worker_of[slot] = worker
 
-    def follow(self, slot: int, worker: int, keeps_last: bool) -> int | None:
+    def follow(self, slot: int, worker: int, holds_last: bool) -> int | None:
         """Notes that an item has come in ``slot``, which code in ``worker`` holds until the next one.
 
         Args:
             slot: where the item is.
             worker: whose it is.
-            keeps_last: whether code in the worker holds the item before too, and so until `end`.
+            holds_last: whether code in the worker holds the item before too, and so until `end`.
 
         Returns:
             The slot that is not held any more, or None.
@@ -39,7 +39,7 @@ class Holds:
         last = self._last.get(worker)
         self._last[worker] = slot
         self._worker_of[slot] = worker
-        if last is None or keeps_last:
+        if last is None or holds_last:
             return None
         del self._worker_of[last]
         return last

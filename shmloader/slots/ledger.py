@@ -56,7 +56,7 @@ class Ledger:
         in_flight: how many slots may be WRITING or READY at a time; so many are never leased away.
         max_leased: how many may be LEASED; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
-        may_be_retained: how many batches workers may come to hold: lending leaves room for them.
+        may_be_held: how many batches workers may come to hold: lending leaves room for them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Ledger:
         in_flight: int,
         max_leased: int | None = None,
         slot_cap: int | None = None,
-        may_be_retained: int = 0,
+        may_be_held: int = 0,
     ) -> None:
         self.cap = cap
         self.slot_cap = min(cap, slot_cap or cap)
@@ -78,7 +78,7 @@ class Ledger:
         # The slot that was freed last is used next: its pages are mapped and perhaps cached, and slots that a plain
         # loop does not need are never touched.
         self._free = self._slots[::-1]
-        self._to_go_on = 1 + may_be_retained
+        self._to_go_on = 1 + may_be_held
         self._max_leased = slots - in_flight if max_leased is None else max_leased
         self._leased = 0
         self._held_bytes = 0

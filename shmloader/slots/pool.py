@@ -58,7 +58,7 @@ class Pool:
         num_workers: how many workers write to it.
         memory: what slots lie in.
         declared_bytes: what a batch takes, where that is declared; see `Arena`.
-        retained_per_worker: how many slots each worker may hold beside ``num_slots``, for batches that code in it
+        held_per_worker: how many slots each worker may hold beside ``num_slots``, for batches that code in it
             holds; see `slots.writer`. Where it is more than one, workers hold slots as a matter of course, and there
             is always room for that.
 
@@ -85,9 +85,9 @@ class Pool:
         num_workers: int = 0,
         memory: Memory = SharedMemory(),
         declared_bytes: int = 0,
-        retained_per_worker: int = 1,
+        held_per_worker: int = 1,
     ) -> None:
-        all_slots = num_slots + retained_per_worker * num_workers
+        all_slots = num_slots + held_per_worker * num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
             raise ValueError(
                 f"max_pool_bytes={max_bytes} is too small: {all_slots} slots take at least "
@@ -114,7 +114,7 @@ class Pool:
             in_flight,
             num_slots - in_flight,
             self.arena.stride,
-            (retained_per_worker - 1) * num_workers,
+            (held_per_worker - 1) * num_workers,
         )
         self._holds = Holds()
         self._unpacker = Unpacker(memory.lends_small_parts)
@@ -231,7 +231,7 @@ class Pool:
     def release(self, result: Result) -> None:
         """Frees the slot of a batch that is not needed, or was copied."""
         if isinstance(result, Retained):
-            self._holds.keep(result.made.slot, result.worker)
+            self._holds.begin(result.made.slot, result.worker)
             self._free(result.made.slot)
         elif isinstance(result, Made):
             self._free(result.slot)
@@ -246,12 +246,12 @@ class Pool:
         self.ready(made)
         self.release(Retained(made, worker))
 
-    def hold(self, slot: int, worker: int, keeps_last: bool) -> None:
+    def hold(self, slot: int, worker: int, holds_last: bool) -> None:
         """Notes that code in ``worker`` may hold an item that has come, until the next one; see `Holds.follow`.
 
         It may be handed out meanwhile; its slot becomes free only when neither has it.
         """
-        let_go = self._holds.follow(slot, worker, keeps_last)
+        let_go = self._holds.follow(slot, worker, holds_last)
         if let_go is not None:
             self._free_if_retained(let_go)
 
@@ -339,7 +339,7 @@ class Pool:
         self._leases.settle(lease)
 
     def spill(self, result: Result) -> Result:
-        """Moves a batch that waits for its turn out of its slot, which is free then, unless its worker retains it."""
+        """Moves a batch that waits for its turn out of its slot, which is free then. A `Retained` one stays there."""
         if not isinstance(result, Made):
             return result
         block, *_ = self._where(result)

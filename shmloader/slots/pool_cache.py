@@ -33,7 +33,7 @@ class PoolSettings:
         declared_bytes: bytes of a batch, where they are declared: there is room for them from the start.
         memory: what its slots lie in.
         on_the_way: how many batches are copied to a device ahead of the loop.
-        retained_per_worker: see `Pool`.
+        held_per_worker: see `Pool`.
     """
 
     num_workers: int
@@ -43,7 +43,7 @@ class PoolSettings:
     declared_bytes: int
     memory: Memory = SharedMemory()  # noqa: RUF009 - it is immutable
     on_the_way: int = 0
-    retained_per_worker: int = 1
+    held_per_worker: int = 1
 
     def _slots(self, max_bytes: int) -> int:
         if self.num_slots is not None:
@@ -83,7 +83,7 @@ class PoolSettings:
             self.num_workers,
             self.memory,
             self.declared_bytes,
-            self.retained_per_worker,
+            self.held_per_worker,
         )
         if self.declared_bytes:
             try:

@@ -86,7 +86,7 @@ class SlotWriter:
         self._is_direct = True
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
-        self._retained: list[Lent] = []
+        self._lent_before: list[Lent] = []
         _all.add(weakref.ref(self, _all.discard))
         fork_copies.watch(self)
 
@@ -122,12 +122,12 @@ class SlotWriter:
         """From now on lends no memory of slots: batches are made elsewhere, and copied when they are packed."""
         self._is_direct = False
         if (lent := self.lent) is not None:
-            self._retained.append(lent)
+            self._lent_before.append(lent)
 
     def holds(self) -> list[Hold]:
         """Returns the slots of which something in this process holds a tensor. Safe from any thread."""
         lent = self.lent
-        return still_held([*self._retained, *([] if lent is None else [lent])])
+        return still_held([*self._lent_before, *([] if lent is None else [lent])])
 
     def blocks(self) -> list[Block]:
         """Returns what was written of the slots of which something in this process holds a tensor."""

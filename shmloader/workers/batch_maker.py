@@ -52,13 +52,13 @@ class Outcome(NamedTuple):
         contents: what is in the slot.
         offset: where its tail lies.
         nbytes: the tail's length.
-        is_retained: whether user code holds tensors of the slot, which must not be written again.
+        is_held: whether user code holds tensors of the slot, which must not be written again.
     """
 
     contents: Contents
     offset: int
     nbytes: int
-    is_retained: bool
+    is_held: bool
 
 
 class Shortage(NamedTuple):
@@ -228,17 +228,17 @@ class BatchMaker:
         if isinstance(done, Shortage):
             return done
         self.writer.close()
-        is_retained = self.writer.is_held
-        if is_retained:
+        is_held = self.writer.is_held
+        if is_held:
             # Code that keeps one batch will keep another, and each would cost a slot. Or it was a reference cycle, and
             # looking for those after each batch would cost more than direct collation saves.
             self.writer.stop_lending()
             gc.collect()
-            is_retained = self.writer.is_held
+            is_held = self.writer.is_held
         self._made += 1
         if not self._source.is_stream:
             self._save_rng_state(self._made)
-        return Outcome(*done, is_retained)
+        return Outcome(*done, is_held)
 
     def _make(self, slot: int, job_bytes: int) -> _Done | Shortage:
         if self._init_fault is not None:

@@ -84,5 +84,5 @@ class JobLoop:
             done = self._maker.go_on(self._requests.ask(job, done.need, done.to_stay))
         self._count()
         kind = _KINDS[done.contents]
-        head = kind, done.is_retained, self._number, job.generation
+        head = kind, done.is_held, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, done.offset, done.nbytes))

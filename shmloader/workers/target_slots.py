@@ -134,7 +134,7 @@ class Slots:
         self._arrays: list[Array] = []
         self._private: Block | None = None  # what is filled where the target keeps items
         self._last: Lent | None = None  # of the item before
-        self._kept: list[Lent] = []
+        self._lent_before: list[Lent] = []
         self.job: Token | None = None
         self.is_over = False
         fork_copies.watch(self)
@@ -261,10 +261,10 @@ class Slots:
         writer.write(layout.tail_offset, layout.tail)
         self._private = self._current = None
         self._arrays = []
-        keeps_last = not is_private and self._keeps_last()
+        holds_last = not is_private and self._holds_last()
         self.close()
         self._count()
-        head = wire.BATCH if is_private else wire.ITEM, keeps_last, self._number, job.generation
+        head = wire.BATCH if is_private else wire.ITEM, holds_last, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, layout.tail_offset, len(layout.tail)))
 
     def _expect_own(self, item: Any) -> None:
@@ -287,21 +287,21 @@ class Slots:
             return leaf is array
         return isinstance(leaf, torch.Tensor) and (leaf.data_ptr() == array.ctypes.data or not array.size)
 
-    def _keeps_last(self) -> bool:
+    def _holds_last(self) -> bool:
         """Whether anything of the item before is alive, so that its slot must not be used again."""
         last, self._last = self._last, self._writer.lent
         if last is None or last.block() is None:
             return False
         # As in `BatchMaker`: to look for cycles after each item would cost more than a copy.
         self._writer.stop_lending()
-        self._kept.append(last)
+        self._lent_before.append(last)
         gc.collect()
         return last.block() is not None
 
     def holds(self) -> list[Hold]:
         """Returns the slots of which the target holds something, of delivered items. Safe from any thread."""
         last = self._last
-        return still_held([*self._kept, *([] if last is None else [last])])
+        return still_held([*self._lent_before, *([] if last is None else [last])])
 
     def blocks(self) -> list[Block]:
         """Returns what the target holds of delivered items; see `fork_copies.Holder`."""

@@ -44,7 +44,7 @@ class Token(NamedTuple):
 
     Attributes:
         kind: one of the constants above.
-        is_retained: of a slot that comes back: whether code in the worker still holds tensors of it, so that it must
+        is_held: of a slot that comes back: whether code in the worker still holds tensors of it, so that it must
             not be written again. In an ITEM, when that is not known yet, it is said of this worker's ITEM before.
         worker: who is told, or who tells.
         generation: the pass that this belongs to.
@@ -56,7 +56,7 @@ class Token(NamedTuple):
     """
 
     kind: int
-    is_retained: int
+    is_held: int
     worker: int
     generation: int
     slot: int = 0

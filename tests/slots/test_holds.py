@@ -30,7 +30,7 @@ class Walk:
 
     def __init__(self, draw: random.Random) -> None:
         self.draw = draw
-        self.pool = Pool(IN_FLIGHT + SPARE, IN_FLIGHT, 64 << 20, num_workers=WORKERS, retained_per_worker=2)
+        self.pool = Pool(IN_FLIGHT + SPARE, IN_FLIGHT, 64 << 20, num_workers=WORKERS, held_per_worker=2)
         self.writer = SlotWriter(self.pool.arena, "the cap")
         self.packer = Packer()
         self.number = 0
@@ -62,9 +62,9 @@ class Walk:
             self.made.append((slot, self.number, Retained(made, worker)))
             self.kept[worker].add(slot)
         else:
-            keeps_last = self.draw.random() < 0.2 and worker in self.last and not self.kept[worker]
-            self.pool.hold(slot, worker, keeps_last)
-            if keeps_last:
+            holds_last = self.draw.random() < 0.2 and worker in self.last and not self.kept[worker]
+            self.pool.hold(slot, worker, holds_last)
+            if holds_last:
                 self.kept[worker].add(self.last[worker])
             self.last[worker] = slot
             self.made.append((slot, self.number, made))
@@ -145,14 +145,14 @@ def test_random_walk(seed: int) -> None:
 
 
 def test_an_item_that_is_handed_out_as_a_copy_keeps_its_slot_from_others_until_the_next() -> None:
-    pool = Pool(2, 2, 64 << 20, num_workers=1, retained_per_worker=2)  # none to lend
+    pool = Pool(2, 2, 64 << 20, num_workers=1, held_per_worker=2)  # none to lend
     writer, slots = SlotWriter(pool.arena, "the cap"), []
     for number in range(5):
         slot, room = pool.claim(b"")
         writer.open(slot, room)
         made = pack(Packer(), torch.full((9,), number), writer, slot)
         pool.ready(made)
-        pool.hold(slot, 0, keeps_last=number == 2)
+        pool.hold(slot, 0, holds_last=number == 2)
         item, lease = pool.hand_over(made)
         assert lease is None
         assert item.tolist() == [number] * 9
@@ -171,7 +171,7 @@ def test_a_pool_that_is_closed_while_workers_hold_slots_keeps_nothing_of_them() 
     slot, _ = pool.claim(b"")
     made = Made(slot, 100, 10)
     pool.ready(made)
-    pool.hold(slot, 0, keeps_last=False)
+    pool.hold(slot, 0, holds_last=False)
     pool.release(made)
     assert pool._ledger.state(slot) is State.RETAINED
     pool.close()

@@ -162,6 +162,6 @@ def test_what_user_code_holds_of_a_slot_is_told_and_never_lent_again(own_collati
 
     maker = Maker(Mapped(lambda index: np.full(100, index), 9), collate)
     own_collation(maker)
-    assert maker.run([1])[1].is_retained
-    assert not maker.run([2])[1].is_retained  # made elsewhere, and copied
+    assert maker.run([1])[1].is_held
+    assert not maker.run([2])[1].is_held  # made elsewhere, and copied
     assert [one[0, 0].item() for one in kept] == [1, 2]

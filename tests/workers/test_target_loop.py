@@ -49,7 +49,7 @@ class Parent:
         consume: Callable[[Any], object] | None = None,
         room: int | None = None,
     ) -> None:
-        self.pool = Pool(num_slots + 5, num_slots, 64 << 20, num_workers=1, retained_per_worker=3)
+        self.pool = Pool(num_slots + 5, num_slots, 64 << 20, num_workers=1, held_per_worker=3)
         source = TargetSource(target, (), {}, lay_out(specs, ALIGNMENT), None, 1)
         brief = Brief(0, 1, source, self.pool.arena, "the cap", 0, 0, False, 0)
         self.tokens: list[Token] = []
@@ -95,9 +95,9 @@ class Parent:
             if token.kind != wire.FAULT:
                 self.slots.append(token.slot)
             if token.kind == wire.ITEM:
-                self.pool.hold(token.slot, 0, bool(token.is_retained))
+                self.pool.hold(token.slot, 0, bool(token.is_held))
             try:
-                result = Retained(made, 0) if token.kind == wire.FAULT and token.is_retained else made
+                result = Retained(made, 0) if token.kind == wire.FAULT and token.is_held else made
                 self._left -= 1
                 self.taken += 1
                 self._consume(self.pool.hand_over(result)[0])
@@ -150,7 +150,7 @@ def test_a_plain_target_uses_few_slots_and_nothing_is_retained() -> None:
     parent = Parent(target, (ROW, TensorSpec((), torch.int64)), items=300, consume=check).run()
     assert parent.taken == 300
     assert not parent.errors
-    assert not any(token.is_retained for token in parent.tokens)
+    assert not any(token.is_held for token in parent.tokens)
     assert len(set(parent.slots)) <= 3  # the one that is written, the one that is on hold, and the consumer's
 
 
@@ -194,7 +194,7 @@ def test_what_a_target_keeps_stays_as_it_was(kind: str, holds: bool) -> None:
     assert not parent.errors
     for thing, before in kept:
         assert content(thing) == before
-    assert sum(token.is_retained for token in parent.tokens) == 1
+    assert sum(token.is_held for token in parent.tokens) == 1
     # From the second on they are private, and the first private one's predecessor may be kept, for all that is known.
     assert parent.kinds == [wire.ITEM] * 5 + [wire.BATCH] * 55
     assert not {*parent.slots[3:5]} & {*parent.slots[5:]}
@@ -356,7 +356,7 @@ def test_arrays_of_an_open_slot_that_are_kept_at_the_end() -> None:
 
     parent = Parent(target).run()
     (end,) = parent.tokens
-    assert (end.kind, bool(end.is_retained), end.seq) == (wire.ENDED, True, 1)
+    assert (end.kind, bool(end.is_held), end.seq) == (wire.ENDED, True, 1)
     assert kept[0].flags.writeable
     kept.clear()
 

@@ -22,7 +22,7 @@ def ends() -> Iterator[tuple[PipeEnd, PipeEnd]]:
 
 def token(kind: int, seq: int = 0) -> Token:
     rest = {"room": 1 << 51, "offset": 1 << 49, "nbytes": 1 << 50}
-    return Token(kind, is_retained=1, worker=3, generation=7, slot=5, seq=seq, **rest)
+    return Token(kind, is_held=1, worker=3, generation=7, slot=5, seq=seq, **rest)
 
 
 def test_tokens_arrive_as_they_were_sent(ends: tuple[PipeEnd, PipeEnd]) -> None:
