@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from shmloader.cli.bench.measure import Round, Track, calibrate, interleave
+from shmloader.cli.console import positive
 
 from .cells import Cell
-from .peers import Peer, PeerProcess
+from .output import some_of
+from .peers import PEERS, Peer, PeerProcess
 
 # What a contestant gets in a round: long enough for a steady state, short enough that a pair sees the same machine.
 SECONDS = 0.5
 
 # Rounds that are not counted: caches, page tables and the processor's clock come to rest.
 WARM_UP = 1
+
+
+def add_options_of_contests(parser: argparse.ArgumentParser, cells: Sequence[Cell]) -> None:
+    """Adds the options that say which of the cells are loaded, beside which peers, and how often."""
+    add = parser.add_argument
+    names = ", ".join(cell.name for cell in cells)
+    add("--cells", type=some_of("cell", cells), default=cells, metavar="A,B", help=f"of {names}; default: all")
+    names = ", ".join(peer.name for peer in PEERS)
+    add("--peers", type=some_of("peer", PEERS), default=(), metavar="A,B", help=f"of {names}; or all. Default: none")
+    add("--rounds", type=positive, default=7, metavar="N", help="default: 7")
+
+
+def installed(peers: Sequence[Peer]) -> list[Peer]:
+    """Returns the peers that are installed; says which are not."""
+    return [peer for peer in peers if _is_installed(peer)]
+
+
+def _is_installed(peer: Peer) -> bool:
+    """Whether a peer is installed; says so where it is not."""
+    if not peer.is_installed:
+        print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
+    return peer.is_installed
 
 
 def contest(

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +21,10 @@ from shmloader.cli.bench.measure import Round
 from shmloader.cli.console import natural, positive, shown
 
 from .cells import CELLS, Cell
-from .contest import SECONDS, WARM_UP, contest
+from .contest import SECONDS, WARM_UP, add_options_of_contests, contest, installed
 from .limit import limit_of
-from .output import Found, Labels, as_dicts, dots, markdown, micros, some_of
-from .peers import PEERS, Peer
+from .output import Found, Labels, as_dicts, dots, markdown, micros
+from .peers import Peer
 
 _NAMES = {"ours": "shmloader", "stock": "torch's DataLoader", "limit": "limit, without a loader"}
 _HEAD = (
@@ -164,12 +163,8 @@ def _row(result: CellResult) -> tuple[str, ...]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the suite."""
+    add_options_of_contests(parser, CELLS)
     add = parser.add_argument
-    names = ", ".join(cell.name for cell in CELLS)
-    add("--cells", type=some_of("cell", CELLS), default=CELLS, metavar="A,B", help=f"of {names}; default: all")
-    names = ", ".join(peer.name for peer in PEERS)
-    add("--peers", type=some_of("peer", PEERS), default=(), metavar="A,B", help=f"of {names}; or all. Default: none")
-    add("--rounds", type=positive, default=7, metavar="N", help="default: 7")
     add("--num-workers", type=positive, default=2, metavar="N", help="default: 2")
     add("--busy", type=natural, default=0, metavar="N", help="processes that use the processors meanwhile; default: 0")
 
@@ -183,18 +178,6 @@ def measure(args: argparse.Namespace) -> SuiteResult:
             progress.begin(cell.name)
             results.append(run_cell(cell, args.num_workers, args.rounds, peers=peers, done=progress.step))
     return SuiteResult(results, [peer.name for peer in peers], args.num_workers, args.busy)
-
-
-def installed(peers: Sequence[Peer]) -> list[Peer]:
-    """Returns the peers that are installed; says which are not."""
-    return [peer for peer in peers if _is_installed(peer)]
-
-
-def _is_installed(peer: Peer) -> bool:
-    """Whether a peer is installed; says so where it is not."""
-    if not peer.is_installed:
-        print(f"{peer.name} is left out: {peer.module} is not installed", file=sys.stderr)
-    return peer.is_installed
 
 
 @contextlib.contextmanager

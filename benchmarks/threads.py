@@ -21,10 +21,9 @@ from shmloader.cli.bench.measure import Track, interleave
 from shmloader.cli.console import positive, shown
 
 from .cells import CELLS, WAITING, Cell
-from .contest import SECONDS, WARM_UP, contest
-from .output import Found, as_dicts, markdown, some_of
-from .peers import PEERS, Peer
-from .suite import installed
+from .contest import SECONDS, WARM_UP, add_options_of_contests, contest, installed
+from .output import Found, as_dicts, markdown
+from .peers import Peer
 
 _CELLS = [WAITING, *(cell for cell in CELLS if cell.name in ("jpeg224", "gray28"))]
 _FIRST_LENGTH = 64
@@ -99,13 +98,8 @@ class Threads(Found):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
-    add = parser.add_argument
-    names = ", ".join(cell.name for cell in _CELLS)
-    add("--cells", type=some_of("cell", _CELLS), default=_CELLS, metavar="A,B", help=f"of {names}; default: all")
-    names = ", ".join(peer.name for peer in PEERS)
-    add("--peers", type=some_of("peer", PEERS), default=(), metavar="A,B", help=f"of {names}; or all. Default: none")
-    add("--rounds", type=positive, default=7, metavar="N", help="default: 7")
-    add("--num-workers", type=positive, default=2, metavar="N", help="beside one; default: 2")
+    add_options_of_contests(parser, _CELLS)
+    parser.add_argument("--num-workers", type=positive, default=2, metavar="N", help="beside one; default: 2")
 
 
 def measure(args: argparse.Namespace) -> Threads:
