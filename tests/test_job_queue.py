@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from shmloader import HeldBatchesWarning, IdleWorkersWarning, JobQueue, PoolMemoryError, WorkerDiedError
-from tests.helpers.support import PATIENCE, assert_same, checksum, children, run_file, tensors_in
+from tests.helpers.support import PATIENCE, assert_same, checksum, children, in_threads, run_file, tensors_in
 
 # Most tests put one job and get it, which is what it warns of.
 pytestmark = pytest.mark.filterwarnings("ignore::shmloader.IdleWorkersWarning")
@@ -622,25 +622,6 @@ def test_the_warning_is_of_the_callers_line(gate: Gate) -> None:
 
 
 # -- threads -------------------------------------------------------------------------------------------------------
-
-
-def in_threads(*acts: Callable[[], object]) -> None:
-    """Runs all at once, and raises what one of them raised."""
-    raised: list[BaseException] = []
-
-    def run(act: Callable[[], object]) -> None:
-        try:
-            act()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if raised:
-        raise raised.pop()
 
 
 def test_many_threads_put_and_get() -> None:

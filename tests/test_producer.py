@@ -10,7 +10,7 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from shmloader import (
     WorkerRestartWarning,
 )
 from shmloader.workers import interface
-from tests.helpers.support import PATIENCE, assert_same, checksum, children, run_file
+from tests.helpers.support import PATIENCE, assert_same, checksum, children, in_threads, run_file
 
 INT = torch.int64
 NUMBERS = {"all": TensorSpec((1000,), INT), "worker": TensorSpec((), INT), "number": TensorSpec((), INT)}
@@ -187,30 +187,10 @@ def test_what_targets_keep_stays_as_it_was(held: int) -> None:
 # -- consumers ---------------------------------------------------------------------------------------------------------
 
 
-def in_threads(count: int, act: Callable[[], object]) -> None:
-    """Runs ``act`` in several threads, and raises what the first of them raises."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-    if raised:
-        raise raised[0]
-
-
 def test_several_consumers_iterate_and_all_end() -> None:
     producer = finite(400, num_workers=3)
     found: list[tuple[int, int]] = []
-    in_threads(4, lambda: found.extend(name_of(item) for item in producer))
+    in_threads(*[lambda: found.extend(name_of(item) for item in producer)] * 4)
     assert sorted(found) == [(worker, number) for worker in range(3) for number in range(400)]
 
 
@@ -235,7 +215,7 @@ def test_several_consumers_that_hold_and_get_in_all_ways() -> None:
                 name, one = held.pop(draw.randrange(len(held)))
                 assert name_of(one) == name
 
-    in_threads(4, consume)
+    in_threads(*[consume] * 4)
     assert sorted(found) == [(worker, number) for worker in range(2) for number in range(500)]
 
 
@@ -552,7 +532,7 @@ def test_a_death_ends_all_consumers() -> None:
             list(map(name_of, producer))
         deaths.append(1)
 
-    in_threads(3, consume)
+    in_threads(*[consume] * 3)
     assert len(deaths) == 3
 
 

@@ -533,6 +533,19 @@ def try_to_write(data: Any, sender: Any) -> None:
         sender.send(str(error))
 
 
+def expect_to_be_refused(array: Any, method: str) -> None:
+    """Makes sure that a process that is sent an array cannot write to it."""
+    context: Any = get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=try_to_write, args=(array, sender))
+    process.start()
+    sender.close()
+    assert "read-only" in receiver.recv()
+    process.join()
+    process.close()
+    receiver.close()
+
+
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", ["fork", SPAWN, FORKSERVER])
 def test_frozen_arrays_cannot_be_written_to(method: str) -> None:
@@ -541,15 +554,7 @@ def test_frozen_arrays_cannot_be_written_to(method: str) -> None:
         array[0] = 1
     with pytest.raises(ValueError, match="WRITEABLE"):
         array.flags.writeable = True
-    context: Any = get_context(method)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=try_to_write, args=(array[:2], sender))
-    process.start()
-    sender.close()
-    assert "read-only" in receiver.recv()
-    process.join()
-    process.close()
-    receiver.close()
+    expect_to_be_refused(array[:2], method)
 
 
 @pytest.mark.parametrize("kind", ["frozen", "objects"])
@@ -577,15 +582,7 @@ def test_no_file_can_be_cut() -> None:
 def test_a_view_that_was_made_read_only_stays_so() -> None:
     array = share(np.arange(4))[1:]
     array.flags.writeable = False
-    context: Any = get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=try_to_write, args=(array, sender))
-    process.start()
-    sender.close()
-    assert "read-only" in receiver.recv()
-    process.join()
-    process.close()
-    receiver.close()
+    expect_to_be_refused(array, "fork")
 
 
 # -- datasets --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from shmloader import ShmDataLoader
+from shmloader.slots.arena import Arena
 from tests.helpers.support import bits, mappings, tensors_in
 
 
@@ -245,3 +246,28 @@ def expect_to_stay(keep: Callable[[list[torch.Tensor]], Any], make_loader: Calla
     kept.clear()
     gc.collect()
     assert mappings() == 0
+
+
+def lies_in_a_slot(tensor: torch.Tensor, iterator: Any) -> bool:
+    """Whether a tensor's elements are in the arena of a loader's iterator."""
+    arena: Arena = iterator._pool.arena
+    return arena.address <= tensor.data_ptr() < arena.address + arena.start(arena.slots)
+
+
+def expect_views_of_few_slots(loader: ShmDataLoader[Any]) -> None:
+    """Makes sure that a plain loop is lent all batches, in slots that are used again and again.
+
+    Args:
+        loader: of 100 batches of images and labels, with two workers.
+    """
+    iterator = iter(loader)
+    addresses = set()
+    for images, labels in iterator:
+        assert lies_in_a_slot(images, iterator)
+        assert lies_in_a_slot(labels, iterator)
+        addresses.add(images.data_ptr())
+    statistics = loader.statistics()
+    assert statistics is not None
+    assert (statistics.batches, statistics.copies) == (100, 0)
+    # Four in flight, the loop's own, and the one before it while the next is taken.
+    assert len(addresses) <= 6

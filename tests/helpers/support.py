@@ -263,6 +263,26 @@ def run_file(code: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+def in_threads(*acts: Callable[[], object]) -> None:
+    """Runs all at once, each in a thread, and raises what the first of them to fail raised."""
+    raised: list[BaseException] = []
+
+    def run(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
 def children() -> set[int]:
     """Returns the processes that this one has started and not reaped."""
     found: set[int] = set()

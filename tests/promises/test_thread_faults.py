@@ -277,6 +277,15 @@ def test_a_worker_that_does_not_end_is_left_behind_with_its_memory(
     assert capfd.readouterr().err == ""
 
 
+def leave_behind(iterator: Any, gate: Gate) -> None:
+    """Ends an iterator while a worker waits at the gate, and lets that go on and end."""
+    assert gate.is_there.wait(PATIENCE)
+    left = workers()
+    with pytest.warns(StuckWorkerWarning):
+        iterator._shutdown_workers()
+    gate.open(left)
+
+
 @pytest.mark.usefixtures("_no_grace")
 def test_one_that_comes_back_with_too_much_ends_quietly(capfd: pytest.CaptureFixture[str]) -> None:
     """It asks for room, and nobody is there to grant it."""
@@ -288,11 +297,7 @@ def test_one_that_comes_back_with_too_much_ends_quietly(capfd: pytest.CaptureFix
 
     source = make(sample, max_pool_bytes=2 << 20)
     iterator: Any = iter(source)
-    assert gate.is_there.wait(PATIENCE)
-    left = workers()
-    with pytest.warns(StuckWorkerWarning):
-        iterator._shutdown_workers()
-    gate.open(left)
+    leave_behind(iterator, gate)
     assert capfd.readouterr().err == ""
 
 
@@ -308,11 +313,7 @@ def test_one_that_comes_back_by_an_exception_ends_quietly(capfd: pytest.CaptureF
 
     iterator: Any = iter(make(sample))
     next(iterator)
-    assert gate.is_there.wait(PATIENCE)
-    left = workers()
-    with pytest.warns(StuckWorkerWarning):
-        iterator._shutdown_workers()
-    gate.open(left)
+    leave_behind(iterator, gate)
     assert capfd.readouterr().err == ""
 
 

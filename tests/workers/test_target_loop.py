@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from shmloader.workers import wire
 from shmloader.workers.brief import Brief, TargetSource
 from shmloader.workers.target_loop import TargetLoop
 from shmloader.workers.wire import Fields, Inbox, Token
+from tests.helpers.support import in_threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
 
@@ -450,30 +450,14 @@ def takes_the_next_within_the_block(slots: Any) -> None:
         next(slots)
 
 
-def in_a_thread(act: Callable[[], object]) -> None:
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised.pop()
-
-
 def asks_in_a_thread(slots: Any) -> None:
-    in_a_thread(lambda: next(slots))
+    in_threads(lambda: next(slots))
 
 
 def readies_in_a_thread(slots: Any) -> None:
     slot = next(slots)
     slot.arrays[:] = 0
-    in_a_thread(slot.ready)
+    in_threads(slot.ready)
 
 
 def writes_another_shape(slots: Any) -> None:
