@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 MAX_LEARNING_RATE = 3e-3
+NEEDED_ACCURACY = 0.95
 
 
 def argument_parser(description: str, epochs: int) -> argparse.ArgumentParser:
@@ -74,3 +76,10 @@ def accuracy(model: nn.Module, loader: DataLoader[Any]) -> float:
         right += int((model(inputs).argmax(1) == labels).sum())
         total += len(labels)
     return right / total
+
+
+def is_enough(reached: float) -> bool:
+    """Whether an accuracy is what a network should reach on the digits; says so where it is less."""
+    if reached < NEEDED_ACCURACY:
+        print(f"That is less than {NEEDED_ACCURACY:.0%}, which this network should reach.", file=sys.stderr)
+    return reached >= NEEDED_ACCURACY
