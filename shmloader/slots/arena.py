@@ -9,7 +9,6 @@ memory; giving a range back makes them a hole again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -65,10 +64,11 @@ class Arena:
         fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
         try:
             os.ftruncate(fd, size)
+            likely = _next_duplicate(fd)
             self._map(fd, size)
             # Workers need one, since not all inherit the mapping as it is. mmap has a duplicate of its own, which lives
             # as long as the mapping: another would be two for each pool, and would have to be closed.
-            self._fd = _duplicate_of(fd)
+            self._fd = _duplicate_of(fd, likely)
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 raise  # mmap takes a descriptor of its own
@@ -172,18 +172,37 @@ def _note(memory: mmap.mmap) -> None:
     _notes.add(note)
 
 
-def _duplicate_of(fd: int) -> int:
+def _next_duplicate(fd: int) -> int:
+    """Returns the number that the next descriptor of this process gets, if no other thread opens one before."""
+    duplicate = os.dup(fd)
+    os.close(duplicate)
+    return duplicate
+
+
+def _duplicate_of(fd: int, likely: int) -> int:
     """Returns the one other descriptor of the file that ``fd`` is of.
+
+    Args:
+        fd: a descriptor.
+        likely: the number that the other one has, unless another thread has come between.
 
     Raises:
         OSError: there is none, or the kernel does not say.
     """
     file = os.fstat(fd)
+    if _is_of(file, likely):  # a listing takes the longer, the more descriptors there are
+        return likely
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the listing's own descriptor is gone when they are read
-        with contextlib.suppress(OSError):  # as is any that another thread has closed meanwhile
-            if int(name) != fd and os.path.samestat(os.fstat(int(name)), file):
-                return int(name)
+        if int(name) != fd and _is_of(file, int(name)):
+            return int(name)
     raise OSError(errno.EBADF, "mmap has no descriptor")
+
+
+def _is_of(file: os.stat_result, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), file)
+    except OSError:  # it is closed, by another thread perhaps
+        return False
 
 
 def tight_limit() -> str:

@@ -10,7 +10,7 @@ from shmloader import interrupts
 
 from .arena import tight_limit
 from .ledger import MIN_SLOT_BYTES
-from .limits import available_memory, memory_limit
+from .limits import memory
 from .pool import Memory, Pool, SharedMemory
 
 # Slots beyond those in flight: the loop's batch, the one before it that it still holds when it asks for the next, and
@@ -74,12 +74,13 @@ class PoolSettings:
             PoolMemoryError: see `Pool` and `Pool.populate`.
         """
         self.check()
-        max_bytes = self.max_bytes or memory_limit() // 2
+        there_is = memory()
+        max_bytes = self.max_bytes or there_is.limit // 2
         pool = Pool(
             self._slots(max_bytes),
             self.in_flight,
             max_bytes,
-            available_memory(),
+            there_is.available,
             self.num_workers,
             self.memory,
             self.declared_bytes,

@@ -19,6 +19,7 @@ import torch
 
 from shmloader import LoaderStatistics, ShmDataLoader
 from shmloader.cli.bench.memory import now
+from shmloader.slots.limits import Memory
 from tests.helpers.datasets import Images, Mapped
 from tests.helpers.support import children, descriptors, mappings
 
@@ -189,8 +190,7 @@ def test_batches_that_outlive_their_loaders(loaders: int) -> None:
 @pytest.mark.parametrize("memory", [24 << 30, 2 << 40], ids=["24 GB", "2 TB"])
 def test_a_batch_of_each_loader_is_kept(loaders: int, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with it its mapping: on large machines some tens of them would have filled the address space."""
-    monkeypatch.setattr("shmloader.slots.pool_cache.memory_limit", lambda: memory)
-    monkeypatch.setattr("shmloader.slots.pool_cache.available_memory", lambda: memory)
+    monkeypatch.setattr("shmloader.slots.pool_cache.memory", lambda: Memory(memory, memory))
     data = Images(8, (64, 64))
     kept = []
     for _ in range(loaders):

@@ -14,7 +14,7 @@ import pytest
 from shmloader import PoolMemoryError
 from shmloader.slots.arena import Arena, _stride
 from shmloader.slots.pages import PAGE, round_up
-from tests.helpers.support import mappings
+from tests.helpers.support import descriptors, mappings
 
 MIB = 1 << 20
 
@@ -85,6 +85,23 @@ def test_the_mapping_lives_as_long_as_a_block() -> None:
     gc.collect()
     assert mappings() == 1
     assert block.tolist() == [5] * 10
+
+
+@pytest.mark.parametrize("likely", [0, 1 << 20], ids=["another file's", "closed"])
+def test_another_thread_opens_a_file_before_mmap_does(likely: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptor that workers are sent is the mapping's, whichever number it has got."""
+    monkeypatch.setattr("shmloader.slots.arena._next_duplicate", lambda fd: likely)
+    before = descriptors()
+    arena = Arena(slots=4, max_slot_bytes=MIB)
+    assert (descriptors() - before).total() == 1
+    arena.block(3, 1)[:] = 7
+    assert os.pread(arena._fd, 1, arena.start(3)) == b"\7"
+
+
+def test_no_descriptors_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.listdir", lambda folder: pytest.fail(f"{folder} was listed"))
+    first, second = Arena(slots=4, max_slot_bytes=MIB), Arena(slots=4, max_slot_bytes=MIB)
+    assert not os.path.sameopenfile(first._fd, second._fd)
 
 
 def test_a_limit_on_address_space_makes_slots_smaller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 import resource
 from pathlib import Path
 
 import pytest
 
-from shmloader.slots.limits import address_space_left, cgroup_memory_limit, memory_limit, oom_kills, physical_memory
+from shmloader.slots.limits import (
+    address_space_left,
+    addresses_left,
+    available_memory,
+    cgroup_memory_limit,
+    memory,
+    memory_limit,
+    oom_kills,
+    physical_memory,
+)
 
 GIB = 1 << 30
 
@@ -58,6 +68,41 @@ def test_cgroups(tmp_path: Path, files: dict[str, str], limit: int | None) -> No
     root = write(tmp_path, files)
     assert cgroup_memory_limit(root) == limit
     assert memory_limit(root) == min(limit or physical_memory(), physical_memory())
+    assert memory(root) == (memory_limit(root), available_memory(root))
+
+
+def test_what_changes_is_seen_by_the_next_that_asks(tmp_path: Path) -> None:
+    """Limits are set, lifted and used up while a program runs, and a process is moved to another group."""
+    group = "sys/fs/cgroup/a/"
+    files = {"proc/self/cgroup": "0::/a\n", "proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {GIB >> 10} kB\n"}
+    root = write(tmp_path, files)
+    assert memory(root) == (physical_memory(), GIB)
+    write(root, {group + "memory.max": f"{GIB >> 1}\n", group + "memory.current": f"{GIB >> 2}\n"})
+    assert memory(root) == (GIB >> 1, GIB >> 2)
+    write(root, {group + "memory.stat": f"anon 1\ninactive_file {GIB >> 3}\n"})
+    assert memory(root) == (GIB >> 1, (GIB >> 2) + (GIB >> 3))
+    write(root, {group + "memory.max": "max\n"})
+    assert memory(root) == (physical_memory(), GIB)
+    write(root, {"proc/self/cgroup": "0::/b\n", "sys/fs/cgroup/b/memory.max": f"{GIB >> 4}\n"})
+    assert memory(root) == (GIB >> 4, GIB >> 4)
+
+
+def test_a_file_is_read_to_its_end(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/a\n",
+        "sys/fs/cgroup/a/memory.max": f"{GIB >> 1}\n",
+        "sys/fs/cgroup/a/memory.current": f"{GIB >> 1}\n",
+        "sys/fs/cgroup/a/memory.stat": "anon 1\n" * (1 << 15) + f"inactive_file {GIB >> 2}\n",
+    }
+    assert available_memory(write(tmp_path, files)) == GIB >> 2
+
+
+def test_addresses_that_are_mapped_are_not_left() -> None:
+    before = addresses_left()
+    mapped = mmap.mmap(-1, GIB)
+    assert before - addresses_left() >= GIB
+    mapped.close()
+    assert addresses_left() > before - GIB
 
 
 EVENTS = "low 0\nhigh 2\nmax 9\noom 4\noom_kill {}\noom_group_kill 0\n"
