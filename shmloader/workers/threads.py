@@ -33,7 +33,7 @@ from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
 
-from . import kernel_state, tracebacks, worker_loop
+from . import kernel_state, thread_start, tracebacks, worker_loop
 from .brief import BatchSource, Brief, Words
 from .interface import SilenceError
 from .wire import Fields, Inbox, Token
@@ -150,10 +150,8 @@ class ThreadWorkers:
                 self._note_end(worker)
 
         # As in a forked worker: what the thread that iterates has set for itself, numpy's errstate say.
-        context = contextvars.copy_context()
-        name = f"shmloader-worker-{number}"
-        worker.thread = threading.Thread(target=context.run, args=(run,), name=name, daemon=True)
-        worker.thread.start()
+        in_context = functools.partial(contextvars.copy_context().run, run)
+        worker.thread = thread_start.start(in_context, f"shmloader-worker-{number}")
         return worker
 
     def _note_end(self, worker: _Worker) -> None:

@@ -1,0 +1,73 @@
+"""Threads that start without being waited for."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from shmloader import ShmDataLoader
+from shmloader.workers import thread_start
+from tests.helpers.datasets import Mapped
+
+
+@pytest.fixture
+def undisturbed() -> Iterator[None]:
+    """Another thread runs only where this one waits."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_nobody_waits_for_a_thread_that_starts() -> None:
+    came: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+    threads = [thread_start.start(lambda: came.put(threading.current_thread()), f"one-{number}") for number in range(3)]
+    assert [thread.ident for thread in threads] == [None] * 3
+    assert {came.get() for _ in threads} == set(threads)
+    for thread in threads:
+        thread.join()
+    assert [thread.name for thread in threads] == ["one-0", "one-1", "one-2"]
+    assert all(thread.daemon and thread.ident and not thread.is_alive() for thread in threads)
+    assert not set(threads) & set(threading.enumerate())
+
+
+@pytest.mark.usefixtures("undisturbed")
+@pytest.mark.parametrize("num_workers", [1, 5])
+def test_an_iterator_that_is_dropped_before_its_threads_run(num_workers: int) -> None:
+    loader = ShmDataLoader(Mapped(int, 64), batch_size=4, num_workers=num_workers, worker_type="thread")
+    before = threading.enumerate()
+    iter(loader)
+    assert threading.enumerate() == before
+    assert [batch.tolist() for batch in loader] == [list(range(start, start + 4)) for start in range(0, 64, 4)]
+
+
+def test_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = threading.enumerate()
+    monkeypatch.setattr(threading, name, refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        thread_start.start(print, "one")
+    assert threading.enumerate() == before
+
+
+def test_a_python_that_has_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts threads as ever."""
+
+    class Sealed(threading.Thread):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name != "_started" or "_started" not in vars(self):
+                super().__setattr__(name, value)
+
+    monkeypatch.setattr(threading, "Thread", Sealed)
+    thread = thread_start.start(lambda: None, "one")
+    assert thread.ident is not None
+    thread.join()
