@@ -13,6 +13,12 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+# The functions of `signal` make an enum of each handler, which takes ten times as long.
+_get_handler: Callable[[int], Any] = _signal.getsignal
+_set_handler: Callable[[int, Any], Any] = _signal.signal
+_SIGINT = int(signal.SIGINT)
+_NUMBERS = sorted(int(number) for number in signal.valid_signals())
+
 
 @contextlib.contextmanager
 def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
@@ -25,7 +31,7 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
     Args:
         hurry: called when the signal comes, to make an end of the block soon.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    handler = _get_handler(_SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
@@ -35,19 +41,13 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
         came.append(signum)
         hurry()
 
-    signal.signal(signal.SIGINT, note)
+    _set_handler(_SIGINT, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        _set_handler(_SIGINT, handler)
         if came:
             handler(came[0], None)
-
-
-# The functions of `signal` make an enum of each handler, which takes ten times as long.
-_get_handler: Callable[[int], Any] = _signal.getsignal
-_set_handler: Callable[[int, Any], Any] = _signal.signal
-_NUMBERS = sorted(int(number) for number in signal.valid_signals())
 
 
 class AllDeferred:
