@@ -1,8 +1,9 @@
-"""Times worker threads against worker processes, torch's and other libraries' threads, and how they scale.
+"""Times worker threads against plain threads, worker processes, torch's and other libraries', and how they scale.
 
 Threads share the interpreter lock, so what samples do decides: the cells are samples that wait for 5 ms, as for a disk
 or a network, JPEG pictures, whose decoder releases the lock, and small arrays, which only Python moves. Each is loaded
-with one worker and with more. What threads are sure to be quicker at is the first batch of a new loader.
+with one worker and with more. Plain threads, with no loader around them, say what is lost to the lock by the samples
+themselves. What threads are sure to be quicker at is the first batch of a new loader.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shmloader.cli.bench.figures import Figure, duration, figure, ratio, times
 from shmloader.cli.bench.measure import Track, interleave
 from shmloader.cli.console import positive, shown
 
+from .bare_threads import BareThreads
 from .cells import CELLS, WAITING, Cell
 from .contest import SECONDS, WARM_UP, add_options_of_contests, contest, installed
 from .output import Found, as_dicts, markdown
@@ -28,11 +30,13 @@ from .peers import Peer
 _CELLS = [WAITING, *(cell for cell in CELLS if cell.name in ("jpeg224", "gray28"))]
 _FIRST_LENGTH = 64
 
-_LOADERS: Mapping[str, Callable[..., DataLoader[Any]]] = {
+_LOADERS: Mapping[str, Callable[..., Any]] = {
     "threads": functools.partial(ShmDataLoader, worker_type="thread"),
+    "bare threads": BareThreads,
     "processes": ShmDataLoader,
     "stock": DataLoader,
 }
+_OTHERS = [name for name in _LOADERS if name != "threads"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Threads(Found):
 
     def lines(self) -> list[str]:
         """Returns a table of the cells, and one of first batches."""
-        others = ["processes", "stock", *self.peers]
+        others = [*_OTHERS, *self.peers]
         head = ("cell", "workers", "threads", *(f"{name} / threads" for name in others), "threads: 1 / n workers")
         first = [(name, took.text(duration)) for name, took in self.first.items()]
         return [
