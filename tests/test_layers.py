@@ -47,7 +47,7 @@ WINGS = {
         "job_loop target_loop",
         "batch_maker target_slots interface process_start tracebacks",
         "fault_packing room_requests",
-        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start",
+        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],

@@ -26,16 +26,15 @@ from enum import Enum
 from types import MethodType
 from typing import Any
 
-import torch
-
 from shmloader import deadlines, process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
 
-from . import kernel_state, thread_start, tracebacks, worker_loop
+from . import kernel_state, thread_start, torch_modes, tracebacks, worker_loop
 from .brief import BatchSource, Brief, Words
 from .interface import SilenceError
+from .torch_modes import TorchModes
 from .wire import Fields, Inbox, Token
 from .worker_loop import WorkerLoop
 
@@ -108,7 +107,7 @@ class ThreadWorkers:
         self._dead: list[int] = []
         self._is_woken = False
         self._at_the_last_end: deque[Callable[[], object]] = deque()
-        self._with_grad = torch.is_grad_enabled()
+        self._modes = torch_modes.of_this_thread()
 
     @property
     def processes(self) -> list[Any]:
@@ -145,7 +144,7 @@ class ThreadWorkers:
 
         def run() -> None:
             try:
-                worker.ending = _serve(worker, _Outbox(self._up), lends, self._with_grad)
+                worker.ending = _serve(worker, _Outbox(self._up), lends, self._modes)
             finally:
                 self._note_end(worker)
 
@@ -346,21 +345,23 @@ def _among(copies: dict[int, Any], function: Any) -> Any:
     return function
 
 
-def _serve(worker: _Worker, outbox: _Outbox, lends: bool, with_grad: bool) -> str:
+def _serve(worker: _Worker, outbox: _Outbox, lends: bool, modes: TorchModes) -> str:
     """Does one job after the other until told to stop, and returns how that ended. Runs in the worker's thread."""
     brief = worker.inbox.get()
     if not isinstance(brief, Brief):  # a STOP: another thread could not be started
         return ""
     source, owner = brief.source, brief.source.words.owner
-    torch.set_grad_enabled(with_grad)
     try:
-        loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [worker.inbox.get()]), outbox)
-        if not lends:
-            loop.writer.stop_lending()
-        torch_private.set_thread_info(brief.worker, brief.num_workers, source.base_seed + brief.worker, loop.dataset)
-        loop.install_in_thread()
-        loop.begin()
-        loop.serve()
+        with torch_modes.entered(modes):
+            loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [worker.inbox.get()]), outbox)
+            if not lends:
+                loop.writer.stop_lending()
+            torch_private.set_thread_info(
+                brief.worker, brief.num_workers, source.base_seed + brief.worker, loop.dataset
+            )
+            loop.install_in_thread()
+            loop.begin()
+            loop.serve()
         return f"{owner} worker thread ended unexpectedly. "
     except BaseException as error:
         if not (isinstance(error, SystemExit) or brief.arena.shared_state.stopped):

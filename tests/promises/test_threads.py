@@ -220,6 +220,23 @@ def test_what_the_loops_thread_has_set_counts_in_workers() -> None:
         assert next(iter(ShmDataLoader(Mapped(sample), batch_size=None, num_workers=1, worker_type=kind)))[0]
 
 
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_torchs_modes_of_the_loops_thread_count_in_workers(kind: str) -> None:
+    def sample(index: int) -> Any:
+        product = torch.mm(torch.ones(2, 2), torch.ones(2, 2))
+        return str(product.dtype), product.is_inference(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+
+    source = ShmDataLoader(Mapped(sample), batch_size=None, num_workers=2, worker_type=kind)
+    assert next(iter(source)) == ["torch.float32", False, True, False]
+    with torch.inference_mode():
+        assert next(iter(source)) == ["torch.float32", True, False, False]
+        with torch.autocast("cpu", torch.float16), torch.inference_mode(False), torch.no_grad():
+            assert next(iter(source)) == ["torch.float16", False, False, True]
+    with torch.autocast("cpu"):
+        iterator = iter(source)
+    assert [next(iterator), next(iterator)] == [["torch.bfloat16", False, True, True]] * 2
+
+
 def told(index: int) -> Any:
     info = get_worker_info()
     assert info is not None
