@@ -777,3 +777,15 @@ def test_a_tensor_datasets_tensor_that_is_moved_in_a_worker(how: str) -> None:
 
     dataset = lambda: TensorDataset(torch.arange(40.0))  # noqa: E731
     assert_same_stream(dataset, batch_size=4, num_workers=1, sampler=indices)
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+@pytest.mark.parametrize("step", [-8, 4], ids=["negative", "no whole elements"])
+def test_strides_that_lead_nowhere_are_no_error(worker_type: str, step: int) -> None:
+    """torch's loader refuses them, though an axis of one element has no second one that they would lead to."""
+    array = np.lib.stride_tricks.as_strided(np.ones(1), (1,), (step,))
+    dataset: Any = Mapped(lambda index: array)
+    with pytest.raises(ValueError, match="stride"):
+        next(iter(DataLoader(dataset, batch_size=2, num_workers=1)))
+    batch = next(iter(ShmDataLoader(dataset, batch_size=2, num_workers=1, worker_type=worker_type)))
+    assert_same(batch, torch.ones(2, 1, dtype=torch.float64))
