@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-from shmloader import HeldBatchesWarning, IdleWorkersWarning, JobQueue, PoolMemoryError, WorkerDiedError
+from shmloader import HeldBatchesWarning, IdleWorkersWarning, JobQueue, PoolMemoryError, WorkerDiedError, share
 from tests.helpers.support import PATIENCE, assert_same, checksum, children, in_threads, run_file, tensors_in
 
 # Most tests put one job and get it, which is what it warns of.
@@ -147,6 +147,39 @@ def test_arguments_are_what_they_were_when_they_were_put() -> None:
             (got,), kwargs = jobs.get()
             assert got.tolist() == [element + number for element in range(5)]
             assert kwargs == {"values": [1, *range(number)]}
+
+
+class OwnTensor(torch.Tensor):
+    pass
+
+
+SENT_BY_DESCRIPTOR_ELSEWHERE: dict[str, Callable[[], Any]] = {
+    "requires grad": lambda: torch.arange(3.0).requires_grad_(),
+    "own class": lambda: torch.arange(3).as_subclass(OwnTensor),
+    "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.arange(3.0), 0.5, 0, torch.qint8),
+    "storage": lambda: torch.arange(3).untyped_storage(),
+    "shared array": lambda: share(np.arange(3))[1:],
+    "shared sequence": lambda: share(["torch", 1, None])[:2],
+    "shared tensor": lambda: share(torch.arange(3)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantize", "ignore:TypedStorage")
+@pytest.mark.parametrize("kind", SENT_BY_DESCRIPTOR_ELSEWHERE)
+def test_arguments_go_by_value_and_may_be_read_many_times_or_never(kind: str) -> None:
+    """No descriptor is left open for a job that is dropped, and what was put is not moved to shared memory."""
+    argument = SENT_BY_DESCRIPTOR_ELSEWHERE[kind]()
+    was_shared = kind == "shared tensor"
+    with job_queue(lambda value, beside: (repr(value), type(value).__name__), num_workers=1) as jobs:
+        results = jobs.repeat(argument, torch.arange(2))
+        found = [next(results) for _ in range(5)]
+        for _ in range(50):
+            jobs.put(argument, torch.arange(2))
+    plain = {"shared array": np.arange(3)[1:], "shared sequence": ["torch", 1]}.get(kind, argument)
+    assert found == [(repr(plain), type(plain).__name__)] * 5
+    if isinstance(argument, torch.Tensor):
+        assert argument.is_shared() == was_shared
 
 
 def test_under_fork_nothing_is_copied_but_arguments_and_results() -> None:

@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 
+from shmloader import torch_private
 from shmloader.batches.dtypes import carried
+from shmloader.batches.reducers import bytes_of
 from shmloader.batches.tensors import as_rows, is_dense
+from shmloader.data.shared_arrays import SharedArray
+from shmloader.data.shared_sequence import SharedSequence
 
 
 def pickled(index: Any) -> bytes:
@@ -32,8 +36,14 @@ def pickled(index: Any) -> bytes:
 
 
 class _Pickler(ForkingPickler):  # which reads what is registered for types each time
+    # multiprocessing sends memory by descriptors, which can be read once, and stay open if they are not. A job is read
+    # twice if it is sent again, many times if it is repeated, and never if it is dropped.
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return NotImplemented
-        # Not as multiprocessing does, by a descriptor of shared memory: a job that is sent again is read twice.
-        return (carried, (as_rows(obj.contiguous()), obj.dtype)) if is_dense(obj) else obj.__reduce_ex__(5)
+        if isinstance(obj, torch.Tensor):
+            # Others than dense ones take themselves apart into storages and tensors, which come back here.
+            return (carried, (as_rows(obj.contiguous()), obj.dtype)) if is_dense(obj) else obj.__reduce_ex__(5)
+        if isinstance(obj, torch.storage.TypedStorage):
+            return torch_private.typed_storage, (torch_private.untyped_storage(obj), obj.dtype)
+        if isinstance(obj, torch.UntypedStorage) and obj.device.type == "cpu":
+            return torch.Tensor.untyped_storage, (bytes_of(obj),)
+        return obj.__reduce_ex__(5) if isinstance(obj, (SharedArray, SharedSequence)) else NotImplemented
