@@ -264,11 +264,15 @@ class JobQueue:
     def _send(self) -> None:
         """Sends what may be sent."""
         dispatcher = self._delivery.dispatcher
-        while (job := self._lines.next_job()) is not None:
+        while (job := self._lines.next_job(self._has_to_wait)) is not None:
             if isinstance(job, Exception):
                 dispatcher.ask_nothing(job)
             else:
                 dispatcher.ask_job(job)
+
+    def _has_to_wait(self, job: Job) -> bool:
+        """Whether there is no room for a job's arguments now, but may be when results were taken."""
+        return isinstance(job, bytes) and self._delivery.pool.is_short_of(len(job))
 
     def _take(self, line: Line[Result]) -> Result | None:
         """Returns the next result of a line, or None where it has not come; what is others' is put where they find it.

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 import itertools
+import mmap
 import os
 import pickle
 import queue
@@ -255,6 +256,27 @@ def test_arguments_that_do_not_fit_are_an_error_in_their_place() -> None:
         with pytest.raises(PoolMemoryError, match="max_pool_bytes"):
             jobs.get()
         assert jobs.get() == 20
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+def test_arguments_that_do_not_fit_beside_others_wait(worker_type: str) -> None:
+    """As results do; and what they take counts for the cap, though results are small and held."""
+    cap = 16_000_000
+    with (  # noqa: PT031
+        job_queue(lambda data: np.array(data[::10000]), max_pool_bytes=cap, worker_type=worker_type) as jobs,
+        pytest.warns(HeldBatchesWarning, match="max_pool_bytes"),
+    ):
+        sizes = [4_000_000, 7_000_000, 100, 4_000_000, 3_000_000] * 5
+        results = jobs.map((np.full(size, number, np.uint8),) for number, size in enumerate(sizes))
+        other = jobs.map((np.full(size, number, np.uint8),) for number, size in enumerate(sizes))
+        held: list[Any] = []
+        for pair in zip(results, other, strict=True):
+            held += pair
+            pool = jobs._delivery.pool
+            whole_pages = cap + pool.arena.slots * mmap.PAGESIZE
+            assert os.fstat(pool.arena._fd).st_blocks * 512 <= pool.arena.start(0) + whole_pages
+        for number, result in enumerate(held):
+            assert np.array_equal(result, np.full(-(-sizes[number // 2] // 10000), number // 2))
 
 
 def test_what_the_function_collates_lies_in_the_slot() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -50,11 +51,20 @@ class Lines(Generic[Result]):
         line.pending += 1
         self._waiting.append((job, weakref.ref(line)))
 
-    def next_job(self) -> Job | None:
-        """Returns the job that is to be sent now, and notes that it is; None where there is none, or no room."""
+    def next_job(self, has_to_wait: Callable[[Job], bool] = lambda job: False) -> Job | None:
+        """Returns the job that is to be sent now, and notes that it is; None where there is none, or no room.
+
+        Args:
+            has_to_wait: whether a job cannot be sent before results of others have arrived. It is not asked where there
+                are no others.
+        """
         while self._waiting and len(self._sent) < self._look_ahead:
-            job, owner = self._waiting.popleft()
-            if owner() is not None:
+            job, owner = self._waiting[0]
+            is_wanted = owner() is not None
+            if is_wanted and self._sent and has_to_wait(job):
+                return None
+            self._waiting.popleft()
+            if is_wanted:
                 self._sent.append(owner)
                 return job
         return None

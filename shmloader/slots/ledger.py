@@ -138,6 +138,19 @@ class Ledger:
             self._set_allowance(slot, slot.allowance + more)
         return slot.number
 
+    def is_short_of(self, need: int) -> bool:
+        """Whether a slot that is claimed now cannot have ``need`` bytes, but could if others were FREE."""
+        if need <= MIN_SLOT_BYTES or need > self.slot_cap:
+            return False
+        spare = sum(free.allowance - MIN_SLOT_BYTES for free in self._free)
+        return need > self.cap - self._committed + spare + MIN_SLOT_BYTES
+
+    def touch(self, number: int, nbytes: int) -> None:
+        """Notes that the first ``nbytes`` bytes of a WRITING slot are written already, with its job."""
+        slot = self._expect(number, _WRITING)
+        slot.resident = max(slot.resident, nbytes)
+        self._largest = max(self._largest, nbytes)
+
     def grant(self, number: int, need: int) -> list[int] | None:
         """Raises the allowance of a WRITING slot to ``need`` bytes, if need be at the expense of FREE slots.
 

@@ -187,7 +187,13 @@ class Pool:
                 raise PoolMemoryError(f"the indices of one batch take {len(job)} bytes; raise max_pool_bytes")
         start = self.arena.start(slot)
         self.arena.memory[start : start + len(job)] = job
+        if len(job) > MIN_SLOT_BYTES:  # which any slot counts for
+            self._ledger.touch(slot, len(job))
         return slot, room
+
+    def is_short_of(self, nbytes: int) -> bool:
+        """Whether a job of ``nbytes`` bytes cannot be claimed for now, but could if other slots were free."""
+        return self._ledger.is_short_of(nbytes)
 
     def grant(self, slot: int, need: int) -> int | None:
         """Lets the slot that is being written grow to ``need`` bytes.

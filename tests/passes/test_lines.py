@@ -9,6 +9,14 @@ import pytest
 from shmloader.passes.lines import Line, Lines
 
 
+def always(job: object) -> bool:
+    return True
+
+
+def never(job: object) -> bool:
+    return False
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_walk(seed: int) -> None:
     draw = random.Random(seed)
@@ -30,8 +38,10 @@ def test_random_walk(seed: int) -> None:
             lines.ask(alive[name], b"%d" % number)
             asked.append((b"%d" % number, name))
         elif action == "send":
-            expected = asked.pop(0) if asked and len(sent) < look_ahead else None
-            assert lines.next_job() == (None if expected is None else expected[0])
+            waits = draw.random() < 0.2
+            may_be_sent = len(sent) < look_ahead and not (waits and sent)
+            expected = asked.pop(0) if asked and may_be_sent else None
+            assert lines.next_job(always if waits else never) == (None if expected is None else expected[0])
             sent += [] if expected is None else [expected[1]]
         elif action == "arrive" and sent:
             assert lines.arrive() is alive.get(sent.pop(0))

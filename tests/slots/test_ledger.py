@@ -34,10 +34,21 @@ def test_random_walk(seed: int) -> None:
         busy = model.slots(State.WRITING) + model.slots(State.READY)
         action = draw.choice(["claim", "grant", "ready", "hand over", "free", "retain", "let go", "surplus"])
         if action == "claim" and len(busy) < in_flight:
+            need = draw.randrange(2 * cap)
+            is_short = ledger.is_short_of(need)
             slot = ledger.claim()
             assert model.state[slot] is State.FREE
             model.state[slot] = State.WRITING
             assert ledger.allowance(slot) >= max(MIN_SLOT_BYTES, model.touched[slot])
+            if draw.random() < 0.2:
+                emptied = ledger.grant(slot, need)
+                assert (emptied is None) == (is_short or need > cap)
+                for other in emptied or ():
+                    model.touched[other] = 0
+            if draw.random() < 0.2:
+                job = draw.randrange(ledger.allowance(slot) + 1)
+                ledger.touch(slot, job)
+                model.touched[slot] = max(model.touched[slot], job)
         elif action == "grant" and (writing := model.slots(State.WRITING)):
             slot, need = draw.choice(writing), draw.randrange(2 * cap)
             least = [
