@@ -184,7 +184,10 @@ class Pool:
             room = self.grant(slot, len(job)) or 0
             if not room:
                 self._ledger.free(slot)
-                raise PoolMemoryError(f"the indices of one batch take {len(job)} bytes; raise max_pool_bytes")
+                raise PoolMemoryError(
+                    f"the indices of one batch, or the arguments of one job, take {len(job)} bytes, which do not fit "
+                    f"under {self.cap_text} beside what is held; raise max_pool_bytes"
+                )
         start = self.arena.start(slot)
         self.arena.memory[start : start + len(job)] = job
         if len(job) > MIN_SLOT_BYTES:  # which any slot counts for
