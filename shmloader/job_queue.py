@@ -169,7 +169,7 @@ class JobQueue:
         """
         self._delivery.start()
 
-    def put(self, *args: Any, **kwargs: Any) -> None:
+    def put(self, /, *args: Any, **kwargs: Any) -> None:
         """Asks for a call of the function with these arguments. Does not block, however many jobs are under way.
 
         Raises:
@@ -232,7 +232,7 @@ class JobQueue:
             raise TypeError(f"map takes an iterable of tuples of arguments, got {arguments!r}")
         return JobResults(self, iter(arguments), _job_of)
 
-    def repeat(self, *args: Any, **kwargs: Any) -> JobResults:
+    def repeat(self, /, *args: Any, **kwargs: Any) -> JobResults:
         """Calls the function with these arguments again and again, and returns an endless iterator of the results.
 
         It keeps as many calls under way as may be, and is otherwise what `map` returns.

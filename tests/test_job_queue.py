@@ -137,6 +137,13 @@ def test_no_arguments_no_jobs_and_empty_results() -> None:
         assert len(jobs) == 0
 
 
+def test_arguments_may_have_any_name() -> None:
+    with job_queue(identity, num_workers=1) as jobs:
+        jobs.put(self=1, job=2)
+        assert jobs.get() == ((), {"self": 1, "job": 2})
+        assert next(jobs.repeat(self=3)) == ((), {"self": 3})
+
+
 def test_arguments_are_what_they_were_when_they_were_put() -> None:
     with job_queue(identity, num_workers=1, prefetch_factor=1) as jobs:
         array, values = np.arange(5), [1]
