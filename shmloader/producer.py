@@ -83,7 +83,8 @@ class Producer:
 
     A target may keep the arrays of delivered items, and no later item is written there. But it fills private memory
     from then on, which is copied into slots. What the consumer writes to an item shows in them. Arrays that the target
-    has made of them before, slices say, stay writable: what it writes there shows in what the consumer has.
+    has made of them before, slices say, stay writable, as do the tensors that it is given for dtypes that NumPy lacks:
+    what it writes there shows in what the consumer has.
 
     The consumer iterates, or calls `get`, from any number of threads; each item goes to one of them. Items of one
     worker come in their order. An item is never overwritten while any tensor, slice or array of it is alive. Those who
