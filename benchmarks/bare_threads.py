@@ -31,12 +31,15 @@ class BareThreads:
         dataset: what to load; also read by several threads at a time.
         batch_size: samples a batch; a last smaller one is dropped.
         num_workers: how many threads, which take turns.
+        sampler: None: samples come in order.
         collate_fn: None: there is one way to make batches.
     """
 
     prefetch_factor = PREFETCH_FACTOR
 
-    def __init__(self, dataset: Any, batch_size: int, *, num_workers: int, collate_fn: None = None) -> None:
+    def __init__(
+        self, dataset: Any, batch_size: int, *, num_workers: int, sampler: None = None, collate_fn: None = None
+    ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
         self.num_workers = num_workers
