@@ -212,7 +212,8 @@ class ThreadWorkers:
 
     def name(self, worker: int) -> str:
         """Returns what the system knows a worker by."""
-        return f"thread {self._workers[worker].thread.native_id}"
+        number = self._workers[worker].thread.native_id
+        return "a thread" if number is None else f"thread {number}"
 
     def ending(self, worker: int) -> str:
         """Says how a worker has ended."""
@@ -220,7 +221,8 @@ class ThreadWorkers:
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
-        return kernel_state.read(f"/proc/{os.getpid()}/task/{self._workers[worker].thread.native_id}")
+        number = self._workers[worker].thread.native_id
+        return "about to start" if number is None else kernel_state.read(f"/proc/{os.getpid()}/task/{number}")
 
     def traceback(self, worker: int) -> list[str]:
         """Returns the Python frames that a worker is in, the innermost first."""

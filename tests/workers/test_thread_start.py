@@ -6,6 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,18 @@ def test_an_iterator_that_is_dropped_before_its_threads_run(num_workers: int) ->
     iter(loader)
     assert threading.enumerate() == before
     assert [batch.tolist() for batch in loader] == [list(range(start, start + 4)) for start in range(0, 64, 4)]
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_what_is_said_of_a_worker_whose_thread_has_not_run() -> None:
+    """A timeout may come before it has, on a busy machine."""
+    loader: Any = ShmDataLoader(Mapped(int, 4), num_workers=1, worker_type="thread")
+    iterator: Any = iter(loader)
+    workers = iterator._dispatcher._workers
+    assert (workers.name(0), workers.state(0), workers.traceback(0)) == ("a thread", "about to start", [])
+    assert next(iterator).tolist() == [0]
+    assert workers.name(0) == f"thread {workers._workers[0].thread.native_id}"
+    assert workers.state(0) != "about to start"
 
 
 def test_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
