@@ -86,7 +86,10 @@ def leaves(whole: Any) -> Iterator[Any]:
 
 
 class NotPlainError(Exception):
-    """A structure has more in it than lists, tuples, named tuples and dicts of leaves and constants."""
+    """A structure has more in it than lists, tuples, named tuples and dicts of leaves and constants.
+
+    So it has where the class of a named tuple makes something of its parts, see `is_named`.
+    """
 
 
 def joiner(whole: Any, is_leaf: Callable[[Any], bool]) -> Join:
@@ -134,14 +137,26 @@ def _compiled(node: Any, is_leaf: Callable[[Any], bool], seen: set[int], depth: 
         keys = list(node)
         join = _joined([_compiled(value, is_leaf, seen, depth + 1) for value in node.values()])
         return lambda leaves: dict(zip(keys, join(leaves), strict=True))
-    is_named = isinstance(node, tuple) and hasattr(kind, "_make")
-    if not (kind is list or kind is tuple or is_named):
+    if not (kind is list or kind is tuple or is_named(node)):
         raise NotPlainError
     join = _joined([_compiled(child, is_leaf, seen, depth + 1) for child in node])
     if kind is list:
         return join
-    make = kind._make if is_named else tuple
+    make = tuple if kind is tuple else kind._make
     return lambda leaves: make(join(leaves))
+
+
+def is_named(node: Any) -> bool:
+    """Whether it is a named tuple of a class that makes nothing else of its parts than that.
+
+    A class derived from one may have a ``__new__`` or ``__init__`` of its own. torch calls the class with the parts,
+    and ``_make`` calls neither.
+    """
+    kind = type(node)
+    if not isinstance(node, tuple) or kind.__init__ is not tuple.__init__:
+        return False
+    maker = next((base for base in kind.__mro__ if "_make" in vars(base)), None)
+    return maker is not None and kind.__new__ is maker.__new__
 
 
 def _joined(parts: list[Join]) -> Callable[[Iterator[Any]], list[Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from shmloader.batches.dtypes import TO_TORCH
-from shmloader.batches.structure import Join, any_joiner, take_apart
+from shmloader.batches.structure import Join, any_joiner, is_named, take_apart
 from shmloader.batches.tensors import Array, as_rows, is_dense
 
 # By which dtype numpy's numbers become elements of a tensor. torch reads them as Python's: a float32 as a double, which
@@ -127,17 +127,7 @@ def _kind_of(node: Any) -> Hashable:
     kind = type(node)
     if kind is dict:
         return _of((dict, *node), node.values()) if set(map(type, node)) == {str} else None
-    return _of((kind,), node) if kind is list or kind is tuple or _is_named(node) else None
-
-
-def _is_named(node: Any) -> bool:
-    """Whether it is a named tuple of a class that makes nothing else of its parts than that."""
-    kind = type(node)
-    if not isinstance(node, tuple) or kind.__init__ is not tuple.__init__:
-        return False
-    # A class derived from it may have a `__new__` of its own. torch calls that, and `_make` does not.
-    maker = next((base for base in kind.__mro__ if "_make" in vars(base)), None)
-    return maker is not None and kind.__new__ is maker.__new__
+    return _of((kind,), node) if kind is list or kind is tuple or is_named(node) else None
 
 
 def _of(head: tuple[Any, ...], parts: Iterable[Any]) -> Hashable:

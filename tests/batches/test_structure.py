@@ -25,6 +25,20 @@ class Leaf:
     pass
 
 
+class Swapped(Pair):
+    """A named tuple that is not what it is made of."""
+
+    def __new__(cls, left: Any, right: Any) -> Any:
+        return super().__new__(cls, right, left)
+
+
+class Noted(Pair):
+    """A named tuple that has more than its parts."""
+
+    def __init__(self, left: Any, right: Any) -> None:
+        self.note = left
+
+
 def is_leaf(part: Any) -> bool:
     return isinstance(part, Leaf)
 
@@ -57,7 +71,17 @@ def test_what_is_joined_is_the_structure_of_other_leaves(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "whole", [{"a": {1, 2}}, [object()], {(1, 2): Leaf()}, {None: Leaf()}, OrderedDict(a=Leaf()), [complex(1)]]
+    "whole",
+    [
+        {"a": {1, 2}},
+        [object()],
+        {(1, 2): Leaf()},
+        {None: Leaf()},
+        OrderedDict(a=Leaf()),
+        [complex(1)],
+        Swapped(Leaf(), Leaf()),
+        [Noted(Leaf(), Leaf())],
+    ],
 )
 def test_what_is_not_plain_is_not_joined(whole: Any) -> None:
     with pytest.raises(NotPlainError):

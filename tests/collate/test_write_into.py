@@ -38,6 +38,20 @@ class Pair(NamedTuple):
     label: Any
 
 
+class Swapped(Pair):
+    """A named tuple that is not what it is made of."""
+
+    def __new__(cls, image: Any, label: Any) -> Any:
+        return super().__new__(cls, label, image)
+
+
+class Noted(Pair):
+    """A named tuple that has more than its parts."""
+
+    def __init__(self, image: Any, label: Any) -> None:
+        self.axes = np.ndim(image)
+
+
 def image(index: int) -> np.ndarray[Any, Any]:
     return np.full((3, 4), index, np.float32) + np.arange(4, dtype=np.float32)
 
@@ -171,6 +185,16 @@ def test_samples_that_are_written_are_stocks(structure: str, loader: str) -> Non
 def test_batches_that_are_written_are_stocks(loader: str) -> None:
     arguments = {"num_workers": 2, **LOADERS[loader]}
     assert_same_stream(WholeBatches, **arguments)
+
+
+@pytest.mark.parametrize("kind", [Swapped, Noted])
+def test_named_tuples_whose_class_makes_something_of_their_parts(kind: Any) -> None:
+    def write(index: int, out: Any) -> None:
+        out.image[...], out.label[...] = image(index), image(index)[0]
+
+    assert_same_stream(
+        lambda: OneByOne(lambda index: kind(image(index), image(index)[0]), write), batch_size=4, num_workers=1
+    )
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
