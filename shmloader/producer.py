@@ -101,7 +101,7 @@ class Producer:
     Args:
         target: called in each worker.
         specs: the structure of an item: dicts, lists, tuples and namedtuples of shapes and `TensorSpec`; one of these
-            for an item that is one tensor. A shape has torch's default dtype.
+            for an item that is one tensor. A shape has torch's default dtype. Quantized and bits dtypes cannot be.
         args: further arguments of the target.
         kwargs: likewise, by name.
         num_workers: how many workers; each calls the target.

@@ -670,6 +670,16 @@ def generator_target(slots: Any) -> Iterator[int]:
     yield 1
 
 
+class Sides(NamedTuple):
+    left: Any
+    right: Any
+
+
+class Swapped(Sides):
+    def __new__(cls, left: Any, right: Any) -> Any:
+        return super().__new__(cls, right, left)
+
+
 async def coroutine_target(slots: Any) -> None: ...
 
 
@@ -688,6 +698,10 @@ async def generating_coroutine_target(slots: Any) -> Any:
         ({"specs": {"a": None}}, TypeError, r"specs\['a'\]"),
         ({"specs": {}}, ValueError, "specs must have"),
         ({"specs": (-1,)}, ValueError, "specs: .*negative"),
+        ({"specs": {"a": TensorSpec((2,), torch.quint8)}}, TypeError, r"specs\['a'\]: .*torch\.quint8.*torch\.uint8"),
+        ({"specs": [(2,), TensorSpec((), torch.qint32)]}, TypeError, r"specs\[1\]: .*torch\.qint32.*torch\.int32"),
+        ({"specs": TensorSpec((2,), torch.bits16)}, TypeError, r"specs: .*torch\.bits16.*torch\.int16"),
+        ({"specs": [Swapped((2,), ())]}, TypeError, r"specs\[0\] is of type Swapped"),
         ({"args": 5}, TypeError, r"args must be a tuple.*write \(5,\)"),
         ({"args": "text"}, TypeError, "args must be a tuple"),
         ({"kwargs": [1]}, TypeError, "kwargs must be a mapping"),

@@ -42,7 +42,19 @@ _BITS: dict[torch.dtype, torch.dtype] = {
     if isinstance(dtype, torch.dtype) and (dtype is torch.bool or dtype not in TO_NUMPY)
 }
 
+# torch makes tensors of these from others only, with a scale, or not at all, and computes next to nothing with them.
+_CONVERTED = {
+    dtype
+    for name, dtype in vars(torch).items()
+    if isinstance(dtype, torch.dtype) and name.startswith(("qint", "quint", "bits"))
+}
+
 _PYTHON_SCALARS: dict[object, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+
+
+def is_filled_by_elements(dtype: torch.dtype) -> bool:
+    """Whether elements are all there is to a tensor of it, which can be written: no quantized, no bits dtype."""
+    return dtype not in _CONVERTED
 
 
 def carrier(dtype: torch.dtype) -> np.dtype[Any]:

@@ -16,11 +16,11 @@ import torch
 from shmloader.errors import PoolMemoryError
 
 from .alignment import aligned
-from .dtypes import CODES, TO_NUMPY, carried
+from .dtypes import CODES, TO_NUMPY, TO_TORCH, carried, carrier, is_filled_by_elements
 from .packing import Packer
 from .place import Place, arrays_over
 from .spec import TensorSpec, is_shape
-from .structure import Join, any_joiner, leaves, take_apart
+from .structure import Join, any_joiner, is_named, leaves, take_apart
 from .tensors import Array, Block
 
 
@@ -70,7 +70,7 @@ def lay_out(specs: Any, alignment: int) -> ItemLayout:
         alignment: of each part, in bytes.
 
     Raises:
-        TypeError: something is neither a structure nor a leaf.
+        TypeError: something is neither a structure nor a leaf; or a dtype is a quantized or a bits dtype.
         ValueError: a shape is impossible, or there is no leaf.
         PoolMemoryError: one item takes more than all memory.
     """
@@ -100,13 +100,24 @@ def _read(specs: Any, path: str) -> Any:
         if specs is None:
             hint = "; each part of an item is a tensor, whose shape has to be known"
         raise TypeError(f"specs{path} must be a shape, a TensorSpec or a structure of them, got {specs!r}{hint}")
+    if isinstance(specs, tuple) and type(specs) is not tuple and not is_named(specs):
+        raise TypeError(
+            f"specs{path} is of type {type(specs).__qualname__}, which makes something of its parts when it is called; "
+            "items may be named tuples that do not"
+        )
     return parts.rebuilt([_read(part, path + name) for part, name in zip(parts.values, parts.paths, strict=True)])
 
 
 def _leaf(spec: Any, path: str) -> TensorSpec:
     try:
         leaf = spec if isinstance(spec, TensorSpec) else TensorSpec(spec)
-        return TensorSpec(leaf.shape, leaf.dtype or torch.get_default_dtype())
+        dtype = leaf.dtype or torch.get_default_dtype()
+        if not is_filled_by_elements(dtype):
+            raise TypeError(
+                f"specs{path}: an item is elements that are written one by one, and no tensor of {dtype} is; declare "
+                f"{TO_TORCH[carrier(dtype)]}, which is as wide, and convert what comes"
+            )
+        return TensorSpec(leaf.shape, dtype)
     except ValueError as error:
         raise ValueError(f"specs{path}: {error}") from None
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shmloader import PoolMemoryError, TensorSpec
-from shmloader.batches.dtypes import ALL, TO_NUMPY, as_bits
+from shmloader.batches.dtypes import ALL, TO_NUMPY, as_bits, is_filled_by_elements
 from shmloader.batches.item_layout import ItemLayout, lay_out
 from shmloader.batches.place import arrays_over
 from shmloader.batches.structure import leaves
@@ -69,6 +69,10 @@ def test_what_is_written_to_the_arrays_arrives(specs: Any) -> None:
 
 def test_every_dtype() -> None:
     for dtype in ALL:
+        if not is_filled_by_elements(dtype):
+            with pytest.raises(TypeError, match=rf"specs\['x'\]: .*{dtype}"):
+                lay_out({"x": TensorSpec((2, 3), dtype)}, ALIGNMENT)
+            continue
         layout = lay_out({"x": TensorSpec((2, 3), dtype), "y": TensorSpec((), dtype)}, ALIGNMENT)
         item = in_a_slot(layout)[1]()
         assert item["x"].dtype is item["y"].dtype is dtype
