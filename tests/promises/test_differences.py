@@ -779,13 +779,19 @@ def test_a_tensor_datasets_tensor_that_is_moved_in_a_worker(how: str) -> None:
     assert_same_stream(dataset, batch_size=4, num_workers=1, sampler=indices)
 
 
+# -- arrays that torch makes no tensors of, though their elements lie in a row ---------------------------------------
+
+
+def odd_step(index: int) -> np.ndarray[Any, Any]:
+    return np.ndarray((1, 3), np.float32, np.full(3, index, np.float32), strides=(7, 4))
+
+
 @pytest.mark.parametrize("worker_type", ["process", "thread"])
-@pytest.mark.parametrize("step", [-8, 4], ids=["negative", "no whole elements"])
-def test_strides_that_lead_nowhere_are_no_error(worker_type: str, step: int) -> None:
-    """torch's loader refuses them, though an axis of one element has no second one that they would lead to."""
-    array = np.lib.stride_tricks.as_strided(np.ones(1), (1,), (step,))
-    dataset: Any = Mapped(lambda index: array)
-    with pytest.raises(ValueError, match="stride"):
-        next(iter(DataLoader(dataset, batch_size=2, num_workers=1)))
-    batch = next(iter(ShmDataLoader(dataset, batch_size=2, num_workers=1, worker_type=worker_type)))
-    assert_same(batch, torch.ones(2, 1, dtype=torch.float64))
+@pytest.mark.parametrize("make", [lambda i: np.full((1, 3), i)[::-1], lambda i: np.full(2, i, np.ulonglong), odd_step])
+def test_arrays_that_stock_refuses(make: Callable[[int], Any], worker_type: str) -> None:
+    samples = [make(index) for index in range(12)]
+    with pytest.raises((TypeError, ValueError)):
+        next(iter(DataLoader(samples, batch_size=2)))  # type: ignore[arg-type]
+    loader = ShmDataLoader(Mapped(make, 12), batch_size=2, num_workers=1, worker_type=worker_type)
+    batches = [batch.tolist() for batch in loader]
+    assert batches == [[sample.tolist() for sample in samples[i : i + 2]] for i in range(0, 12, 2)]
