@@ -176,6 +176,8 @@ class ShmDataLoader(DataLoader[T_co]):
         device_prefetch: int = 2,
         worker_type: str = "process",
     ) -> None:
+        self._fell_back = False
+        self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
         super().__init__(
             dataset,
             batch_size,
@@ -209,7 +211,6 @@ class ShmDataLoader(DataLoader[T_co]):
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
-        self._fell_back = False
         self._mover: DeviceIterator | None = None
 
     def __iter__(self) -> BaseIterator:
@@ -297,9 +298,13 @@ class ShmDataLoader(DataLoader[T_co]):
         )
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
-        if self.worker_type != "thread":
-            self.check_worker_number_rationality()
+        self.check_worker_number_rationality()
         return functools.partial(kinds.new_workers, self.worker_type, self.multiprocessing_context)
+
+    def check_worker_number_rationality(self) -> None:
+        """Warns of more worker processes than processors, as torch does. Of threads there may be more."""
+        if self.worker_type != "thread" or self._fell_back:
+            super().check_worker_number_rationality()
 
     @property
     def _is_own(self) -> bool:

@@ -699,3 +699,20 @@ def test_a_loader_that_is_dropped_in_one_of_its_own_workers(is_garbage: bool, pe
         assert not worker.is_alive()
     gc.collect()
     assert mappings() == 0
+
+
+def test_more_threads_than_processors_are_no_reason_to_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = loader(num_workers=(os.cpu_count() or 1) + 1)
+        for _ in range(2):
+            assert sum(1 for _ in made) == LENGTH // 4
+    with pytest.warns(UserWarning, match="This DataLoader will create"):
+        loader(num_workers=(os.cpu_count() or 1) + 1, worker_type="process")
+    made.num_workers, made.worker_type = (os.cpu_count() or 1) + 1, "process"
+    with pytest.warns(UserWarning, match="This DataLoader will create"):
+        next(iter(made))
+    made.worker_type = "thread"
+    monkeypatch.setattr(made, "_fell_back", True)  # to torch's processes
+    with pytest.warns(UserWarning, match="This DataLoader will create"):
+        next(iter(made))
