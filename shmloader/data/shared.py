@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -60,7 +62,7 @@ def share(obj: Any, *, frozen: bool = False, as_objects: bool = False) -> Any:
     value, as a plain array, tensor or list. (``copy`` of a sequence is the sequence.)
 
     Args:
-        obj: the data. An object that occurs in it twice is shared once.
+        obj: the data. What occurs in it twice is shared once, and one object in the result too; so is a list or dict.
         frozen: whether arrays are read-only, in every process. There are no read-only tensors. Sequences always are.
         as_objects: whether lists and tuples are sequences of Python objects whatever is in them.
 
@@ -71,7 +73,8 @@ def share(obj: Any, *, frozen: bool = False, as_objects: bool = False) -> Any:
         TypeError: an option is no bool; or there is something in it that cannot be shared, which the message names: an
             array of objects; a
             sparse, quantized or nested tensor, one of another device, one that requires grad; an object that cannot be
-            pickled; a list with arrays beside something else, of which it is not clear what it is meant to be.
+            pickled; a list with arrays beside something else, of which it is not clear what it is meant to be; a dict,
+            or a list of arrays, that contains itself.
         MemoryError: there is not that much memory, or a limit on file sizes is lower.
         OSError: there is no memfd on this platform (other than Linux), or no descriptor left.
         RuntimeError: there is none left for tensors, which torch says in this way.
@@ -84,7 +87,8 @@ def share(obj: Any, *, frozen: bool = False, as_objects: bool = False) -> Any:
     return rebuild(found.share())
 
 
-class _Shared(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Shared:
     """What was shared, in the order in which it was found."""
 
     arrays: Sequence[Array]
@@ -110,6 +114,7 @@ class _Found:
         self._tensors: list[torch.Tensor] = []
         self._sequences: list[tuple[str, Sequence[Any]]] = []
         self._known: dict[int, tuple[Any, _Rebuild]] = {}  # with the object, whose identity stays its own meanwhile
+        self._open: dict[int, str] = {}  # the structures that what is being looked at lies in, and their names
 
     def share(self) -> _Shared:
         """Shares what was found."""
@@ -134,21 +139,31 @@ class _Found:
         if id(obj) in self._known:
             return self._known[id(obj)][1]
         if isinstance(obj, _LEAVES) or _is_items(obj, name, in_list, self._as_objects):
-            self._known[id(obj)] = obj, self._take(obj, name)
-            return self._known[id(obj)][1]
+            rebuild = self._take(obj, name)
+        else:
+            # What occurs twice is looked at, and made, once.
+            rebuild = functools.cache(self._plan_parts(obj, name, depth, in_list))
+        self._known[id(obj)] = obj, rebuild
+        return rebuild
+
+    def _plan_parts(self, obj: Any, name: str, depth: int, in_list: bool) -> _Rebuild:
         parts = take_apart(obj) if isinstance(obj, (dict, list, tuple)) else None
         if parts is None:
             raise TypeError(
                 "share() takes an array, a tensor, a list or tuple of Python objects, or a dict of such, "
                 f"and {name} is of type {_type_name(obj)}"
             )
+        if id(obj) in self._open:
+            raise TypeError(f"share() cannot take {self._open[id(obj)]}: it contains itself, as {name[:_MAX_NAME]}")
         if depth > _MAX_DEPTH:
             raise TypeError(f"share() cannot take {name[:_MAX_NAME]}...: it is nested too deep")
         in_list = in_list or _is_plain_sequence(obj)
+        self._open[id(obj)] = name[:_MAX_NAME]
         plans = [
             self.plan(part, name + path, depth + 1, in_list)
             for path, part in zip(parts.paths, parts.values, strict=True)
         ]
+        del self._open[id(obj)]
         return lambda shared: parts.rebuilt([rebuild(shared) for rebuild in plans])
 
     def _take(self, leaf: Any, name: str) -> _Rebuild:
@@ -195,18 +210,20 @@ def _is_plain_sequence(obj: Any) -> bool:
 def _has_arrays_only(whole: Any) -> bool:
     """Whether there are leaves, and all are arrays or tensors."""
     leaf = None
-    for leaf in _leaves(whole, 0):
+    for leaf in _leaves(whole, 0, set()):
         if not isinstance(leaf, _ARRAYS):
             return False
     return leaf is not None
 
 
-def _leaves(whole: Any, depth: int) -> Iterator[Any]:
+def _leaves(whole: Any, depth: int, seen: set[int]) -> Iterator[Any]:
+    """Yields what is no container; of one that occurs twice the parts are yielded once."""
     if depth > _MAX_DEPTH or not isinstance(whole, (dict, list, tuple)):
         yield whole
-        return
-    for part in whole.values() if isinstance(whole, dict) else whole:
-        yield from _leaves(part, depth + 1)
+    elif id(whole) not in seen:
+        seen.add(id(whole))
+        for part in whole.values() if isinstance(whole, dict) else whole:
+            yield from _leaves(part, depth + 1, seen)
 
 
 def _checked_array(array: Array, name: str) -> Array:

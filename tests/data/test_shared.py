@@ -215,6 +215,47 @@ def test_a_structure_is_shared_part_by_part() -> None:
     assert rows.sum() == 15
 
 
+def parts_of(whole: Any) -> dict[int, Any]:
+    """Returns all that is in a structure, each object once."""
+    found: dict[int, Any] = {}
+    left = [whole]
+    while left:
+        part = left.pop()
+        if id(part) not in found and isinstance(part, (dict, list, tuple, np.ndarray)):
+            found[id(part)] = part
+            left += [] if isinstance(part, np.ndarray) else part.values() if isinstance(part, dict) else part
+    return found
+
+
+WRAPPERS: list[Callable[[Any], Any]] = [
+    lambda one: [one, one],
+    lambda one: {"a": one, "b": (one, one)},
+    lambda one: [one, {1: one}],
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
+def test_what_occurs_often_is_looked_at_once(wrap: Callable[[Any], Any]) -> None:
+    """Each part occurs twice in the next one, so that the innermost is reached in 2**20 ways, or more."""
+    wrapped: Any = [np.arange(3)]
+    for _ in range(20):
+        wrapped = wrap(wrapped)
+    parts, expected = parts_of(share(wrapped)), parts_of(wrapped)
+    assert len(parts) == len(expected)
+    (array,) = (part for part in parts.values() if isinstance(part, np.ndarray))
+    assert array.tolist() == [0, 1, 2]
+
+
+def test_a_list_in_itself_is_an_object_like_any_other() -> None:
+    data: list[Any] = ["a"]
+    data.append(data)
+    shared = share(data)
+    assert shared[0] == "a"
+    item = shared[1]
+    assert item[0] == "a"
+    assert item[1] is item
+
+
 def test_thousands_of_arrays_take_one_descriptor() -> None:
     before = descriptors().total(), mappings()
     shared = share([np.full(number % 7, number) for number in range(5000)])
@@ -701,6 +742,19 @@ def nested() -> dict[str, Any]:
     return data
 
 
+def looped() -> list[Any]:
+    data: list[Any] = [np.zeros(1)]
+    data.append(data)
+    return data
+
+
+def deep() -> dict[str, Any]:
+    data: dict[str, Any] = {"data": np.zeros(1)}
+    for _ in range(100):
+        data = {"data": data}
+    return data
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "text": (lambda: share("abc"), "and obj is of type str"),
     "bytes": (lambda: share(b"abc"), "and obj is of type bytes"),
@@ -712,7 +766,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a generator": (lambda: share(iter([1])), "and obj is of type list_iterator"),
     "a number in a dict": (lambda: share({"a": {"b": 1}}), r"and obj\['a'\]\['b'\] is of type int"),
     "a text in a record": (lambda: share(Record(np.zeros(1), "x")), r"and obj\[1\] is of type str"),
-    "a dict in itself": (lambda: share(nested()), r"obj\['data'\].* nested too deep"),
+    "a dict in itself": (lambda: share(nested()), r"cannot take obj: it contains itself, as obj\['data'\]$"),
+    "a list of arrays in itself": (
+        lambda: share({"a": looped()}),
+        r"cannot take obj\['a'\]: it contains .* obj\['a'\]\[1\]$",
+    ),
+    "a dict that is nested deep": (lambda: share(deep()), r"obj\['data'\].* nested too deep"),
     "an array beside others": (lambda: share([np.zeros(1), "x"]), r"obj\[0\] is an array .*as_objects=True"),
     "a tensor beside others": (lambda: share(["x", torch.zeros(1)]), r"obj\[1\] is an array or tensor"),
     "an array of objects": (lambda: share(np.array([{}])), r"array of Python objects \(dtype object\)"),
