@@ -89,11 +89,11 @@ class AllDeferred:
         self._hurry()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._handlers:
-            with contextlib.ExitStack() as stack:  # all of them, also where one raises
-                for number in reversed(self._came):
-                    stack.callback(self._handlers[number], number, None)
-                self._restore()
+        handlers = dict(self._handlers)
+        try:
+            self._restore()
+        finally:
+            _call_each(handlers, self._came)  # to which signals may have been added meanwhile
 
     def _restore(self) -> None:
         # A handler that is restored may be called at once, before the next one is, and raise.
@@ -105,6 +105,21 @@ class AllDeferred:
         finally:
             if self._handlers:
                 self._restore()
+
+
+def _call_each(handlers: dict[int, Any], numbers: list[int]) -> None:
+    """Calls the handlers of all signals, also where one raises, and empties the list.
+
+    Not by an `ExitStack`, whose frame and exception refer to each other: what the interrupted frames have would stay
+    until the next garbage collection.
+    """
+    try:
+        while numbers:
+            number = numbers.pop(0)
+            handlers[number](number, None)
+    finally:
+        if numbers:
+            _call_each(handlers, numbers)
 
 
 def at_drop(act: Callable[[], object]) -> Generator[None]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from shmloader import interrupts
 from shmloader.interrupts import AllDeferred
 
 NUMBERS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
@@ -69,6 +73,44 @@ def test_one_that_raises_keeps_none_from_running_or_being_restored() -> None:
             signal.raise_signal(number)
     assert sorted(ran) == sorted(NUMBERS)
     assert [signal.getsignal(number) for number in NUMBERS] == installed
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_signal_that_comes_while_handlers_are_restored_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    installed = handle(ran.append)
+    set_handler = interrupts._set_handler
+
+    def set_and_send(number: int, handler: Any) -> Any:
+        if number == signal.SIGUSR1 and handler is installed[0]:
+            signal.raise_signal(signal.SIGALRM)  # whose turn comes later
+        return set_handler(number, handler)
+
+    monkeypatch.setattr(interrupts, "_set_handler", set_and_send)
+    with AllDeferred():
+        signal.raise_signal(signal.SIGUSR2)
+    assert ran == [signal.SIGUSR2, signal.SIGALRM]
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_what_a_handler_raises_leaves_no_reference_cycle() -> None:
+    handle(fail)
+
+    def block() -> set[None]:
+        held: set[None] = set()
+        found.append(weakref.ref(held))
+        with AllDeferred():
+            signal.raise_signal(signal.SIGUSR1)
+        return held
+
+    found: list[Any] = []
+    gc.disable()
+    try:
+        with contextlib.suppress(SignalError):
+            block()
+        assert found[0]() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("_handlers")
