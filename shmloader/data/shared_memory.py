@@ -6,19 +6,20 @@ they end: nothing has a name, so nothing has to be unlinked, and no resource tra
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import mmap
 import os
 import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 
-from shmloader import libc
+from shmloader import interrupts, libc
 from shmloader.batches.alignment import aligned
 from shmloader.batches.tensors import Array, Block
 from shmloader.slots.limits import available_memory, file_size_limit
@@ -58,17 +59,21 @@ class Segment:
         nbytes: its size.
     """
 
-    __slots__ = ("__weakref__", "_close", "_unmap", "address", "fd", "frozen", "key", "nbytes")
+    __slots__ = ("__weakref__", "_at_drop", "address", "fd", "frozen", "key", "nbytes")
 
     def __init__(self, fd: int, frozen: bool, key: str) -> None:
         self.fd, self.frozen, self.key = fd, frozen, key
-        self._close, self._unmap = os.close, libc.munmap  # which are gone when the interpreter ends
-        self.nbytes = os.fstat(fd).st_size
-        prot = mmap.PROT_READ if frozen else mmap.PROT_READ | mmap.PROT_WRITE
-        address = libc.mmap(None, self.nbytes, prot, mmap.MAP_SHARED, fd, 0)
-        if address == libc.MAP_FAILED:
-            raise MemoryError(f"share() cannot map {self.nbytes} bytes of addresses (ulimit -v)")
-        self.address = address
+        try:
+            self.nbytes = os.fstat(fd).st_size
+            prot = mmap.PROT_READ if frozen else mmap.PROT_READ | mmap.PROT_WRITE
+            self.address = libc.mmap(None, self.nbytes, prot, mmap.MAP_SHARED, fd, 0)
+            if self.address == libc.MAP_FAILED:
+                raise MemoryError(f"share() cannot map {self.nbytes} bytes of addresses (ulimit -v)")
+        except BaseException:
+            os.close(fd)
+            raise
+        self._at_drop = _at_drop(fd, self.address, self.nbytes)
+        next(self._at_drop)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -79,10 +84,23 @@ class Segment:
         """Returns all bytes as an array, which holds the segment."""
         return np.asarray(self)
 
-    def __del__(self) -> None:
-        if hasattr(self, "address"):
-            self._unmap(self.address, self.nbytes)
-        self._close(self.fd)
+
+def _at_drop(fd: int, address: int, nbytes: int) -> Generator[None]:
+    """Closes and unmaps when it is dropped itself, whatever handlers raise meanwhile; see `interrupts.at_drop`.
+
+    Here a forked child does it too. What is called is Python's no more when the interpreter ends, so it is bound now.
+    """
+    unmap, close, start, interrupt = libc.munmap, os.close, _thread.start_new_thread, _thread.interrupt_main
+    try:
+        yield
+    except GeneratorExit:
+        try:
+            try:
+                unmap(address, nbytes)
+            finally:  # handlers are called behind either, and not between an exception and this
+                close(fd)
+        except KeyboardInterrupt:
+            start(interrupt, ())
 
 
 # Of this process. One that is sent the same segment again has it already.
@@ -98,8 +116,9 @@ def mapped(fd: int, frozen: bool, key: str = "") -> Segment:
     """
     found = _segments.get(key)
     if found is None:
-        found = Segment(os.dup(fd), frozen, key or uuid.uuid4().hex)
-        _segments[found.key] = found
+        key = key or uuid.uuid4().hex
+        with interrupts.AllDeferred():  # until the segment has its descriptor and its mapping
+            _segments[key] = found = Segment(os.dup(fd), frozen, key)
     return found
 
 
@@ -139,15 +158,18 @@ def new_file() -> Iterator[int]:
     """
     if not hasattr(os, "memfd_create"):
         raise OSError(errno.ENOSYS, "share() needs memfd_create, which this platform does not have")
-    fd = os.memfd_create("shmloader-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = -1
     try:
+        with interrupts.AllDeferred():  # between the call's return and the noting of what it returned
+            fd = os.memfd_create("shmloader-shared", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         yield fd
     except OSError as error:
-        if error.errno not in _ALL_FULL:
+        if fd < 0 or error.errno not in _ALL_FULL:
             raise
         raise MemoryError(f"share() got no more than {os.fstat(fd).st_size} bytes of shared memory: {error}") from error
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 def expect(nbytes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dis
 import errno
 import fcntl
 import io
@@ -13,11 +14,13 @@ import pickle
 import random
 import resource
 import signal
+import sys
 import threading
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, resource_sharer
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -948,3 +951,71 @@ def test_a_torch_that_makes_no_storage_of_a_descriptor(monkeypatch: pytest.Monke
     shared = share([torch.arange(3), torch.ones(2, 2)])
     assert shared[0].is_shared()
     assert_same(shared, [torch.arange(3), torch.ones(2, 2)])
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+class Interruption(Exception):
+    """What a signal's handler raises."""
+
+
+class SignalAt:
+    """Sends a signal at one of the moments at which Python calls handlers: in code of ours, after a call has returned.
+
+    Args:
+        moment: at which of them; the others are counted.
+    """
+
+    def __init__(self, moment: int) -> None:
+        self.left = moment
+        self._last: dict[int, int] = {}  # by frames' numbers: it must hold none
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "call" and "shmloader" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            last = self._last.get(id(frame), 0)
+            self._last[id(frame)] = frame.f_lasti
+            if dis.opname[frame.f_code.co_code[last]].startswith("CALL"):
+                self.left -= 1
+                if self.left == 0:
+                    signal.raise_signal(signal.SIGUSR1)
+        elif event == "return":
+            self._last.pop(id(frame), None)
+        return self
+
+
+def shared_under(trace: Any, data: Any) -> bool:
+    """Returns whether data were shared and not interrupted."""
+    before = sys.gettrace()
+    shared = None
+    try:
+        sys.settrace(trace)
+        shared = share(data)
+    except Interruption:
+        pass
+    finally:
+        sys.settrace(before)
+    return shared is not None
+
+
+@pytest.mark.parametrize("data", [np.arange(3), torch.arange(3), ["a", 1]], ids=["an array", "a tensor", "objects"])
+def test_a_signal_whose_handler_raises_leaves_nothing(data: Any) -> None:
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interruption
+
+    handler = signal.signal(signal.SIGUSR1, interrupt)
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    try:
+        share(data)  # what is made once is there
+        before = descriptors(), mappings()
+        moments = 0
+        while not shared_under(SignalAt(moments + 1), data):
+            moments += 1
+            assert (descriptors(), mappings()) == before, f"at moment {moments}"
+        assert moments > 50
+        assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
