@@ -28,16 +28,13 @@ from .arguments import (
     checked_optional_count,
     checked_timeout,
 )
-from .batches import unpicklable
 from .errors import IdleWorkersWarning
 from .passes.delivery import Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .passes.lines import Job, Line, Lines
 from .slots.pool_cache import PoolSettings
 from .slots.results import Result
-from .torch_private import DatasetKind
-from .workers import jobs, kinds, seeding
-from .workers.brief import BatchSource, Words
+from .workers import calls, kinds
 
 
 class JobQueue:
@@ -152,7 +149,7 @@ class JobQueue:
         requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers
         self._look_ahead = options.look_ahead
-        source = functools.partial(_source, function, worker_init_fn, generator)
+        source = functools.partial(calls.source, function, worker_init_fn, generator)
         self._delivery = Delivery("JobQueue", source, options, settings, workers)
         self._lines: Lines[Result] = Lines(options.look_ahead)
         self._caller = _Caller(self)
@@ -176,7 +173,7 @@ class JobQueue:
             TypeError: an argument cannot be pickled. The error says which, and nothing is put.
             RuntimeError, Exception: as `start`; nothing is put.
         """
-        with self._asking(self._caller.line, _pickled(args, kwargs)):
+        with self._asking(self._caller.line, calls.pickled(args, kwargs)):
             self._was_put = True
 
     def get(self, timeout: float | None = None) -> Any:
@@ -230,7 +227,7 @@ class JobQueue:
         """
         if not isinstance(arguments, Iterable):
             raise TypeError(f"map takes an iterable of tuples of arguments, got {arguments!r}")
-        return JobResults(self, iter(arguments), _job_of)
+        return JobResults(self, iter(arguments), calls.pickled_or_error)
 
     def repeat(self, /, *args: Any, **kwargs: Any) -> JobResults:
         """Calls the function with these arguments again and again, and returns an endless iterator of the results.
@@ -241,7 +238,7 @@ class JobQueue:
             TypeError: an argument cannot be pickled.
             RuntimeError, Exception: as `start`.
         """
-        return JobResults(self, itertools.repeat(_pickled(args, kwargs)), lambda job: job)
+        return JobResults(self, itertools.repeat(calls.pickled(args, kwargs)), lambda job: job)
 
     def __len__(self) -> int:
         """Returns how many results `get` has still to return. What `map` and `repeat` have asked for does not count."""
@@ -427,74 +424,3 @@ class _Caller:
 
     def __len__(self) -> int:
         return len(self.line) + len(self.outlet.returned)
-
-
-class _Arguments:
-    """A dataset whose samples are their indices: a job's arguments."""
-
-    def __getitem__(self, index: Any) -> Any:
-        return index
-
-
-class _Call:
-    """Calls the function, as what makes a batch of a sample: so what `default_collate` stacks for it is in the slot."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        self.__qualname__ = str(name)
-
-    def __call__(self, job: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-        args, kwargs = job
-        return self.function(*args, **kwargs)
-
-
-class _Source(BatchSource):
-    @property
-    def words(self) -> Words:
-        return Words("JobQueue", "job", "arguments", "function")
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        return {"function": self.collate_fn.function, "worker_init_fn": self.init_fn}  # type: ignore[attr-defined]
-
-
-def _source(
-    function: Callable[..., Any], init_fn: Callable[[int], None] | None, generator: torch.Generator | None
-) -> BatchSource:
-    return _Source(
-        dataset=_Arguments(),
-        dataset_kind=DatasetKind.Map,
-        auto_collation=False,
-        collate_fn=_Call(function),
-        drop_last=False,
-        init_fn=init_fn,
-        base_seed=seeding.draw_base_seed(generator),
-        shared_seed=None,
-        sample_spec=None,
-    )
-
-
-def _job_of(arguments: Any) -> Job:
-    if not isinstance(arguments, tuple):
-        return TypeError(f"map takes tuples of arguments, and one of them is {arguments!r}: write ({arguments!r},)")
-    try:
-        return _pickled(arguments, {})
-    except TypeError as error:
-        return error
-
-
-def _pickled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-    try:
-        return jobs.pickled((args, kwargs))
-    except Exception as error:
-        culprit = unpicklable.describe(kwargs if _can_pickle(args) else args, error, _can_pickle)
-        raise TypeError(f"an argument of the job cannot be sent: {culprit} ({error})") from error
-
-
-def _can_pickle(part: object) -> bool:
-    try:
-        jobs.pickled(part)
-    except Exception:
-        return False
-    return True

@@ -46,7 +46,7 @@ WINGS = {
         "worker_loop",
         "job_loop target_loop",
         "batch_maker target_slots interface process_start tracebacks",
-        "fault_packing room_requests",
+        "calls fault_packing room_requests",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
