@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import requirements
+from . import requirements, words
 from .arguments import (
     checked_callable,
     checked_count,
@@ -136,6 +136,7 @@ class JobQueue:
             num_slots=checked_optional_count("num_slots", num_slots, 1),
             max_bytes=checked_optional_count("max_pool_bytes", max_pool_bytes, 1),
             declared_bytes=0,
+            words=words.QUEUE,
         )
         settings.check()
         workers = functools.partial(
@@ -145,6 +146,7 @@ class JobQueue:
             num_workers,
             options.look_ahead,
             can_wake=True,
+            words=words.QUEUE,
         )
         requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers

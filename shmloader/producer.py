@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import requirements
+from . import requirements, words
 from .arguments import (
     checked_callable,
     checked_count,
@@ -175,8 +175,11 @@ class Producer:
                 max_bytes=max_pool_bytes,
                 declared_bytes=layout.nbytes + FAULT_BYTES,
                 held_per_worker=_HELD_PER_WORKER,
+                words=words.PRODUCER,
             ),
-            functools.partial(kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True),
+            functools.partial(
+                kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True, words=words.PRODUCER
+            ),
         )
         self._delivery = delivery
         self._stream = stream = _Stream(delivery, num_slots)

@@ -25,7 +25,7 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "arguments deadlines errors interrupts libc process_exit requirements start_method torch_compile",
+    "arguments deadlines errors interrupts libc process_exit requirements start_method torch_compile words",
     "torch_private",
     "version",
 ]

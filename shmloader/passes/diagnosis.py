@@ -12,7 +12,7 @@ from typing import Any
 
 from shmloader.errors import same_kind
 from shmloader.slots.shared_state import SharedState
-from shmloader.workers.brief import Words
+from shmloader.words import Words
 from shmloader.workers.interface import Workers
 
 from .schedule import Schedule, Task

@@ -103,10 +103,7 @@ class Arena:
             self.memory.madvise(_MADV_POPULATE_WRITE, self.start(slot), round_up(nbytes))
         except OSError as error:
             if error.errno != errno.EINVAL:
-                raise PoolMemoryError(
-                    f"cannot make {nbytes} bytes of slot {slot} resident ({error}); "
-                    "lower max_pool_bytes, num_slots or prefetch_factor"
-                ) from error
+                raise PoolMemoryError(f"cannot make {nbytes} bytes of slot {slot} resident ({error})") from error
             self.block(slot, nbytes)[::PAGE] = 0  # a kernel before 5.14
 
     def give_back(self, slot: int, after: int = 0) -> None:

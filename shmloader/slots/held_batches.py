@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 
 from shmloader.errors import HeldBatchesWarning
+from shmloader.words import Words
 
 from .ledger import Ledger
 
@@ -21,13 +22,15 @@ class CopyNotice:
         num_slots: slots in the pool.
         cap_text: how errors call what limits the pool.
         other_holders: see `Leases`.
+        words: for the text.
     """
 
-    def __init__(self, ledger: Ledger, num_slots: int, cap_text: str, other_holders: str) -> None:
+    def __init__(self, ledger: Ledger, num_slots: int, cap_text: str, other_holders: str, words: Words) -> None:
         self._ledger = ledger
         self._num_slots = num_slots
         self._cap_text = cap_text
         self._other_holders = other_holders
+        self._words = words
         self._text = ""
         self._is_announced = False
 
@@ -35,22 +38,23 @@ class CopyNotice:
         """Notes that a batch of so many bytes cannot be lent; why the first one cannot is what is announced."""
         if self._text:
             return
-        held = self._ledger.leased
-        holds = f"you hold {held} batches, or tensors of them{self._other_holders}"
+        held, many = self._ledger.leased, self._words.many
+        holds = f"you hold {held} {many}, or tensors of them{self._other_holders}"
         if self._ledger.is_leased_out:
             self._text = (
-                f"{holds}, and a pool of {self._num_slots} slots has no more to lend beside those for loading; further "
-                "batches are private copies. Clone what you hold, drop batches sooner, or raise num_slots"
+                f"{holds}, and a pool of {self._num_slots} slots has no more to lend beside those for workers; further "
+                f"{many} are private copies. Clone what you hold, drop {many} sooner, or raise num_slots"
             )
         elif held > 1:  # any loop holds one when it takes the next
             self._text = (
-                f"{holds}, and {self._cap_text} leaves no room to lend more beside those for loading; further batches "
-                "are private copies. Clone what you hold, drop batches sooner, or raise max_pool_bytes"
+                f"{holds}, and {self._cap_text} leaves no room to lend more beside those for workers; further {many} "
+                f"are private copies. Clone what you hold, drop {many} sooner, or raise max_pool_bytes"
             )
         else:
             self._text = (
-                f"a batch takes {nbytes} bytes, and {self._cap_text} has no room to lend it beside the one before and "
-                "those for loading; such batches are private copies. Raise max_pool_bytes, or make batches smaller"
+                f"{self._words.one} takes {nbytes} bytes, and {self._cap_text} has no room to lend it beside the one "
+                f"before and those for workers; such {many} are private copies. Raise max_pool_bytes, or "
+                f"{self._words.smaller}"
             )
 
     def announce(self) -> None:

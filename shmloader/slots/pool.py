@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from shmloader.batches.tensors import Block
 from shmloader.batches.unpacking import Unpacker
 from shmloader.errors import PoolMemoryError, WorkerFault
+from shmloader.words import LOADER, Words, alternatives
 
 from . import fork_copies, moved_storages, orphans
 from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
@@ -61,6 +62,7 @@ class Pool:
         held_per_worker: how many slots each worker may hold beside ``num_slots``, for batches that code in it
             holds; see `slots.writer`. Where it is more than one, workers hold slots as a matter of course, and there
             is always room for that.
+        words: for texts.
 
     Attributes:
         num_slots: as above.
@@ -86,25 +88,27 @@ class Pool:
         memory: Memory = SharedMemory(),
         declared_bytes: int = 0,
         held_per_worker: int = 1,
+        words: Words = LOADER,
     ) -> None:
         all_slots = num_slots + held_per_worker * num_workers
         if max_bytes < all_slots * MIN_SLOT_BYTES:
             raise ValueError(
                 f"max_pool_bytes={max_bytes} is too small: {all_slots} slots take at least "
-                f"{all_slots * MIN_SLOT_BYTES} bytes; raise it, or lower num_slots, prefetch_factor or num_workers"
+                f"{all_slots * MIN_SLOT_BYTES} bytes; raise it, or lower {alternatives(words.fewer)}"
             )
         orphans.tidy()
         self.cap_text = f"max_pool_bytes={max_bytes}"
         if available is not None and available < max_bytes:
             max_bytes = max(available, all_slots * MIN_SLOT_BYTES)
             self.cap_text = f"the {max_bytes} bytes of memory that were left when the pool was made ({self.cap_text})"
+        self._words = words
         self.num_slots = num_slots
         self.max_bytes = max_bytes
         self.arena, self._leases = memory.make(all_slots, max_bytes, num_workers, declared_bytes)
         if self.arena.stride < MIN_SLOT_BYTES:
             raise PoolMemoryError(
-                f"there is no address space for {num_slots} slots; lower num_slots, prefetch_factor or num_workers, or "
-                f"raise {tight_limit() or ADDRESS_SPACE_LIMIT}"
+                f"there is no address space for {num_slots} slots; lower {alternatives(words.fewer)}, or raise "
+                f"{tight_limit() or ADDRESS_SPACE_LIMIT}"
             )
         if self.arena.stride < max_bytes and (limit := tight_limit()):
             self.cap_text = f"{self.arena.stride} bytes, what a slot can have under {limit}"
@@ -120,7 +124,7 @@ class Pool:
         self._unpacker = Unpacker(memory.lends_small_parts)
         self.batches = self.copies = 0
         self.populated_slots = self.populated_bytes = 0
-        self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders)
+        self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders, words)
         moved_storages.install()
         fork_copies.watch(self._leases)
 
@@ -142,14 +146,18 @@ class Pool:
             PoolMemoryError: they do not fit under ``max_pool_bytes``, or there is not that much memory.
         """
         nbytes = max(nbytes, 1)
+        advice = f"lower {alternatives(self._words.less)}, or declare smaller shapes"
         claimed = [self._ledger.claim() for _ in range(slots)]
         for slot in claimed:
             if self._ledger.allowance(slot) < nbytes and self._ledger.grant(slot, nbytes) is None:
                 raise PoolMemoryError(
-                    f"{slots} batches of {nbytes} bytes, as they are declared, do not fit under {self.cap_text}; raise "
-                    "it, or lower batch_size, prefetch_factor or num_slots, or declare smaller shapes"
+                    f"{slots} {self._words.many} of {nbytes} bytes, as they are declared, do not fit under "
+                    f"{self.cap_text}; raise it, {advice}"
                 )
-            self.arena.populate(slot, nbytes)
+            try:
+                self.arena.populate(slot, nbytes)
+            except PoolMemoryError as error:
+                raise PoolMemoryError(f"{error}; {advice}") from error.__cause__
             self._ledger.ready(slot, nbytes)
         for slot in reversed(claimed):
             self._ledger.free(slot)
@@ -185,8 +193,9 @@ class Pool:
             if not room:
                 self._ledger.free(slot)
                 raise PoolMemoryError(
-                    f"the indices of one batch, or the arguments of one job, take {len(job)} bytes, which do not fit "
-                    f"under {self.cap_text} beside what is held; raise max_pool_bytes"
+                    f"the {self._words.job} of one {self._words.made} take {len(job)} bytes of shared memory, which do "
+                    f"not fit under {self.cap_text} beside the {self._words.many} that are held; raise it, or make "
+                    "them fewer or smaller"
                 )
         start = self.arena.start(slot)
         self.arena.memory[start : start + len(job)] = job

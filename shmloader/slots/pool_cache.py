@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from shmloader import interrupts
+from shmloader.words import LOADER, Words
 
 from .arena import tight_limit
 from .ledger import MIN_SLOT_BYTES
@@ -34,6 +35,7 @@ class PoolSettings:
         memory: what its slots lie in.
         on_the_way: how many batches are copied to a device ahead of the loop.
         held_per_worker: see `Pool`.
+        words: those of the front door, for texts.
     """
 
     num_workers: int
@@ -44,6 +46,7 @@ class PoolSettings:
     memory: Memory = SharedMemory()  # noqa: RUF009 - it is immutable
     on_the_way: int = 0
     held_per_worker: int = 1
+    words: Words = LOADER
 
     def _slots(self, max_bytes: int) -> int:
         if self.num_slots is not None:
@@ -62,8 +65,8 @@ class PoolSettings:
         """
         if self.num_slots is not None and self.num_slots < self.in_flight + 2:
             raise ValueError(
-                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} batches "
-                f"are loaded ahead and two are in the loop's hands, so it takes {self.in_flight + 2} at least"
+                f"num_slots={self.num_slots} is too small: prefetch_factor x num_workers = {self.in_flight} "
+                f"{self.words.many} are made ahead and two are held, so it takes {self.in_flight + 2} at least"
             )
 
     def make(self) -> Pool:
@@ -85,6 +88,7 @@ class PoolSettings:
             self.memory,
             self.declared_bytes,
             self.held_per_worker,
+            self.words,
         )
         if self.declared_bytes:
             try:

@@ -14,6 +14,7 @@ from shmloader import process_exit
 from shmloader.batches.alignment import aligned
 from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
+from shmloader.words import LOADER, Words
 
 from . import fork_copies
 from .arena import Arena
@@ -234,16 +235,19 @@ class SlotWriter:
         """Lets the slot use ``room`` bytes from now on; 0: no more than what any slot may use, and what has to stay."""
         self._room = room or max(MIN_SLOT_BYTES, self.to_stay)
 
-    def require(self) -> None:
+    def require(self, words: Words = LOADER) -> None:
         """Makes sure that all that was laid out may be written.
+
+        Args:
+            words: for the error's text.
 
         Raises:
             PoolMemoryError: the pool cannot hold a batch of this size.
         """
         if self._top > self._room:
             raise PoolMemoryError(
-                f"a batch takes {self._top} bytes of shared memory, which do not fit under "
-                f"{self._cap_text} beside the batches that the loop holds; raise it, or make batches smaller"
+                f"{words.one} takes {self._top} bytes of shared memory, which do not fit under {self._cap_text} beside "
+                f"the {words.many} that are held; raise it, or {words.smaller}"
             )
 
     def write(self, offset: int, data: bytes) -> None:

@@ -305,7 +305,7 @@ class BatchMaker:
             return self._fill_or_ask()
         del laid_out  # what it has of the slot may be used again
         try:
-            self.writer.require()
+            self.writer.require(self._source.words)
         except PoolMemoryError:
             fault = self._fault()
         return self._pack_fault(fault)

@@ -5,27 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from shmloader.batches.item_layout import ItemLayout
 from shmloader.slots.arena import Arena
 from shmloader.torch_private import DatasetKind
-
-
-class Words(NamedTuple):
-    """How texts about workers call what the user knows.
-
-    Attributes:
-        owner: what the workers belong to.
-        made: what they make.
-        job: what they make it of.
-        maker: the argument that returns it, or fills slots with it.
-    """
-
-    owner: str
-    made: str
-    job: str
-    maker: str
+from shmloader.words import LOADER, PRODUCER, Words
 
 
 class Source(Protocol):
@@ -88,7 +73,7 @@ class BatchSource:
     @property
     def words(self) -> Words:
         """Those of torch's loader."""
-        return Words("DataLoader", "batch", "indices", "collate_fn")
+        return LOADER
 
     @property
     def is_stream(self) -> bool:
@@ -132,7 +117,7 @@ class TargetSource:
     @property
     def words(self) -> Words:
         """Those of a producer."""
-        return Words("Producer", "item", "", "target")
+        return PRODUCER
 
     @property
     def is_stream(self) -> bool:

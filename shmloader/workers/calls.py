@@ -13,9 +13,10 @@ import torch
 
 from shmloader.batches import unpicklable
 from shmloader.torch_private import DatasetKind
+from shmloader.words import QUEUE, Words
 
 from . import jobs, seeding
-from .brief import BatchSource, Words
+from .brief import BatchSource
 
 
 class _Arguments:
@@ -46,7 +47,7 @@ class _Source(BatchSource):
     @property
     def words(self) -> Words:
         """Those of a job queue."""
-        return Words("JobQueue", "job", "arguments", "function")
+        return QUEUE
 
     @property
     def parts(self) -> dict[str, Any]:

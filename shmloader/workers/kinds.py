@@ -9,6 +9,7 @@ from typing import Any
 import torch.multiprocessing
 
 from shmloader import start_method
+from shmloader.words import LOADER, Words
 
 from .interface import Workers
 from .processes import ProcessWorkers, default_context
@@ -61,7 +62,9 @@ def context_for(context: Any) -> Any:
     return torch.multiprocessing if start_method.is_chosen() else default_context()
 
 
-def new_workers(worker_type: str, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False) -> Workers:
+def new_workers(
+    worker_type: str, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False, words: Words = LOADER
+) -> Workers:
     """Returns workers that are not started yet.
 
     Args:
@@ -70,10 +73,11 @@ def new_workers(worker_type: str, context: Any, num_workers: int, max_jobs: int,
         num_workers: how many.
         max_jobs: how many jobs may be under way to one of them.
         can_wake: whether `Workers.wake` is needed; it takes processes a descriptor.
+        words: of whom the workers belong to.
 
     Raises:
         ValueError: there cannot be so many jobs.
     """
     if worker_type == "thread":
         return ThreadWorkers(num_workers)
-    return ProcessWorkers(context_for(context), num_workers, max_jobs, can_wake)
+    return ProcessWorkers(context_for(context), num_workers, max_jobs, can_wake, words)

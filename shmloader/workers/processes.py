@@ -25,6 +25,7 @@ from shmloader.errors import WorkerTimeoutError
 from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
 from shmloader.slots.writer import Hold
+from shmloader.words import LOADER, Words
 
 from . import kernel_state, parent_watch, process_ends, process_main, process_start
 from .brief import Brief
@@ -87,14 +88,16 @@ class ProcessWorkers:
         num_workers: how many.
         max_jobs: how many jobs may be under way to one worker.
         can_wake: whether `wake` ends a wait; it takes a descriptor.
+        words: of whom the workers belong to.
 
     Raises:
         ValueError: so many jobs do not fit into a pipe.
     """
 
-    _owner: str  # for texts
-
-    def __init__(self, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False) -> None:
+    def __init__(
+        self, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False, words: Words = LOADER
+    ) -> None:
+        self._words = words
         self._context = context
         self.method: str = context.get_start_method()
         self.num_workers = num_workers
@@ -142,13 +145,12 @@ class ProcessWorkers:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
             raise ValueError(
-                f"prefetch_factor is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
+                f"{self._words.less[0]} is too large: {self._max_jobs} jobs do not fit into a pipe ({error})"
             ) from error
 
     def start(self, briefs: list[Brief]) -> None:
         """Starts the processes, one for each brief, in the order of their numbers."""
         _all.add(self)
-        self._owner = briefs[0].source.words.owner
         with fork_copies.gathered():
             for brief in briefs:
                 self._members.append(self._start_one(brief))
@@ -182,7 +184,7 @@ class ProcessWorkers:
             else:
                 with contextlib.closing(process_start.Parcel((brief, link))) as parcel:
                     process = self._context.Process(target=process_main.run, args=(parcel,), daemon=True)
-                    name = f"{self._owner} worker {brief.worker} of {self.num_workers}"
+                    name = f"{self._words.owner} worker {brief.worker} of {self.num_workers}"
                     pidfd = process_start.start_elsewhere(process, self.method, parcel, name)
             member = _Member(process, pidfd, down, inbox)
         except BaseException:
@@ -219,7 +221,7 @@ class ProcessWorkers:
         except BlockingIOError:
             pid = self._members[worker].process.pid
             raise WorkerTimeoutError(
-                f"{self._owner} worker {worker} (pid {pid}) does not read what it is sent"
+                f"{self._words.owner} worker {worker} (pid {pid}) does not read what it is sent"
             ) from None
 
     def dismiss(self, worker: int, token: Fields) -> None:
@@ -284,7 +286,7 @@ class ProcessWorkers:
         """Says how a worker has ended. Blocks until its exit code is known, for a second at most."""
         process = self._members[worker].process
         process.join(_TERM_SECONDS)
-        return process_ends.ending(self._owner, process.pid, process.exitcode, self._oom_kills_before)
+        return process_ends.ending(self._words, process.pid, process.exitcode, self._oom_kills_before)
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""

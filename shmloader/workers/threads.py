@@ -30,9 +30,10 @@ from shmloader import deadlines, process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
+from shmloader.words import Words
 
 from . import kernel_state, thread_start, torch_modes, tracebacks, worker_loop
-from .brief import BatchSource, Brief, Words
+from .brief import BatchSource, Brief
 from .interface import SilenceError
 from .torch_modes import TorchModes
 from .wire import Fields, Inbox, Token

@@ -73,7 +73,7 @@ def test_memory_that_is_not_there(arena: Arena, monkeypatch: pytest.MonkeyPatch)
             raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(arena, "memory", Full())
-    with pytest.raises(PoolMemoryError, match="max_pool_bytes"):
+    with pytest.raises(PoolMemoryError, match="resident"):
         arena.populate(0, MIB)
 
 
