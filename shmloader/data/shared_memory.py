@@ -180,7 +180,8 @@ def expect(nbytes: int) -> None:
     Raises:
         MemoryError: there are not.
     """
-    left = max(0, available_memory() - _RESERVE)
+    with interrupts.AllDeferred():  # files are read by descriptors
+        left = max(0, available_memory() - _RESERVE)
     if nbytes > left:
         raise MemoryError(f"share() takes {nbytes} more bytes of shared memory, and {left} bytes are available")
 
