@@ -3,10 +3,12 @@
 from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset
+from .data.cached import CachedDataset, CacheStatistics
 from .data.chunks import ChunkedDataset
 from .data.permutation import PermutationSampler
 from .data.shared import share
 from .errors import (
+    CacheFullWarning,
     FallbackWarning,
     HeldBatchesWarning,
     IdleWorkersWarning,
@@ -26,6 +28,9 @@ from .version import __version__
 
 __all__ = [
     "ArrayDataset",
+    "CacheFullWarning",
+    "CacheStatistics",
+    "CachedDataset",
     "ChunkedDataset",
     "FallbackWarning",
     "HeldBatchesWarning",

@@ -69,6 +69,10 @@ class IdleWorkersWarning(UserWarning):
     """A `JobQueue` has fewer jobs under way than workers, so that some have nothing to do."""
 
 
+class CacheFullWarning(UserWarning):
+    """Less than half of the samples fit into a `CachedDataset`, or its file cannot be written to."""
+
+
 class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 

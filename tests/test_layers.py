@@ -52,10 +52,10 @@ WINGS = {
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
     "data": [
-        "shared",
-        "shared_sequence shared_tensors arrays chunks permutation",
-        "shared_arrays",
-        "chunk feistel file_maps gather shared_memory",
+        "shared cached",
+        "shared_sequence shared_tensors arrays chunks permutation cache_file sample_forms",
+        "shared_arrays cache_readers cache_tally",
+        "cache_layout chunk feistel file_maps gather shared_memory",
     ],
     "slots": [
         "pool_cache",
@@ -78,10 +78,12 @@ WINGS = {
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
     "passes/lines.py", "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
+    "data/cache_layout.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
-    "operator", "typing", "weakref", "numpy", "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes",
+    "operator", "secrets", "struct", "typing", "weakref", "zlib", "numpy", "torch",
+    "shmloader.batches.alignment", "shmloader.batches.dtypes",
     "shmloader.batches.structure", "shmloader.errors",
 }  # fmt: skip
 

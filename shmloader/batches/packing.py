@@ -20,7 +20,7 @@ import pickle
 import struct
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -120,11 +120,15 @@ class Packed(NamedTuple):
 
 
 class Packer:
-    """Writes batches into slots. Used in a worker."""
+    """Writes batches into slots. Used in a worker.
 
-    def __init__(self) -> None:
+    Args:
+        registered: what types go by, beside ``copyreg``: multiprocessing's reducers.
+    """
+
+    def __init__(self, registered: Mapping[type, Callable[[Any], Any]] = _REGISTERED) -> None:
         self._buffer = io.BytesIO()
-        self._pickler = _Pickler(self._buffer)
+        self._pickler = _Pickler(self._buffer, registered)
         self._tail = b""
         self._offset = 0
 
@@ -225,8 +229,9 @@ class _Pickler(pickle.Pickler):
 
     writer: Writer
 
-    def __init__(self, file: io.BytesIO) -> None:
+    def __init__(self, file: io.BytesIO, registered: Mapping[type, Callable[[Any], Any]]) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
+        self._registered = registered
         self.dispatch_table = {}  # `reducer_override` reads the tables as they are at that time
         self._file = file
         self._tensors_are_torchs = True
@@ -243,7 +248,7 @@ class _Pickler(pickle.Pickler):
         self.writer = writer
         self.has_asked_others = False
         self._runs_code = False
-        self._tensors_are_torchs = _REGISTERED.get(torch.Tensor) is torch_private.reduce_tensor
+        self._tensors_are_torchs = self._registered.get(torch.Tensor) is torch_private.reduce_tensor
 
     def end(self) -> None:
         """Lets go of the batch."""
@@ -274,7 +279,7 @@ class _Pickler(pickle.Pickler):
             return self._reduce_tensor(obj)
         if kind is type or kind is FunctionType:  # for which pickle asks no table
             return NotImplemented
-        reducer = _REGISTERED.get(kind) or _COPYREG.get(kind)
+        reducer = self._registered.get(kind) or _COPYREG.get(kind)
         is_torchs = kind in _TORCHS_TYPES and reducer in _TORCHS_REDUCERS
         if reducer is not None and reducer is not _NUMPYS_REDUCER and not is_torchs:
             self.has_asked_others = True
@@ -324,7 +329,7 @@ class _Pickler(pickle.Pickler):
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
         shape = tuple(tensor.shape)
-        stride = None if _is_canonical(tensor, shape) else tensor.stride()
+        stride = None if is_canonical(tensor, shape) else tensor.stride()
         offset = self.writer.offset_of(tensor.data_ptr()) if tensor.numel() else 0
         if offset is None:
             there = as_bits(tensor)
@@ -340,7 +345,7 @@ class _Pickler(pickle.Pickler):
         return _IN_SKELETON
 
 
-def _is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
+def is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:
     """Whether the strides are what any new tensor of this shape has: those of axes of no or one element are free."""
     if not tensor.is_contiguous():
         return False

@@ -50,6 +50,7 @@ class Segment:
         fd: the file's descriptor, which is the segment's from now on.
         frozen: whether it is mapped to be read only.
         key: what tells it from all others, in every process.
+        nbytes: how much of it is mapped, which may be more than there is yet; 0: all that there is.
 
     Raises:
         MemoryError: there are no addresses left.
@@ -61,10 +62,10 @@ class Segment:
 
     __slots__ = ("__weakref__", "_at_drop", "address", "fd", "frozen", "key", "nbytes")
 
-    def __init__(self, fd: int, frozen: bool, key: str) -> None:
+    def __init__(self, fd: int, frozen: bool, key: str, nbytes: int = 0) -> None:
         self.fd, self.frozen, self.key = fd, frozen, key
         try:
-            self.nbytes = os.fstat(fd).st_size
+            self.nbytes = nbytes or os.fstat(fd).st_size
             prot = mmap.PROT_READ if frozen else mmap.PROT_READ | mmap.PROT_WRITE
             self.address = libc.mmap(None, self.nbytes, prot, mmap.MAP_SHARED, fd, 0)
             if self.address == libc.MAP_FAILED:
