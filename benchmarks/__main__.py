@@ -12,7 +12,7 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import calls, edges, gpu, growth, hidden, producers, samplers, shared, suite, threads
+from . import cached, calls, edges, gpu, growth, hidden, producers, samplers, shared, suite, threads
 from .output import Found, chart_folder
 
 
@@ -39,6 +39,7 @@ _COMMANDS: dict[str, Command] = {
     "producers": producers,
     "calls": calls,
     "shared": shared,
+    "cached": cached,
     "gpu": gpu,
 }
 

@@ -186,7 +186,7 @@ def _token_arrays() -> list[Any]:
     return [np.array(ids) for ids in _token_lists(1000, 500)]
 
 
-def _jpegs() -> list[Any]:
+def jpegs() -> list[Any]:
     """Crops of photographs that come with scikit-image, of 224 x 224 pixels."""
     import skimage.data
     from PIL import Image
@@ -256,7 +256,7 @@ CELLS = (
     Cell("tensors28", lambda: _images(28, 28), 64, arrange=_tensors),
     Cell("stream28", lambda: _images(28, 28), 64, arrange=Stream),
     Cell("chunks28", lambda: _images(28, 28), 64, arrange=chunks),
-    Cell("jpeg224", _jpegs, 32, read=Pictures),
+    Cell("jpeg224", jpegs, 32, read=Pictures),
 )
 
 # Not one of the suite's, since no loader is faster than its samples.
