@@ -20,6 +20,13 @@ class _Unawaited(threading.Event):
         return self.is_set()
 
 
+class _Thread(threading.Thread):
+    def __init__(self, run: Callable[[], object], name: str) -> None:
+        super().__init__(target=run, name=name, daemon=True)
+        # Private. In a Python that has no such name this changes nothing, and `start` waits.
+        self._started = _Unawaited()
+
+
 def start(run: Callable[[], object], name: str) -> threading.Thread:
     """Starts a daemon thread. Does not block.
 
@@ -32,8 +39,6 @@ def start(run: Callable[[], object], name: str) -> threading.Thread:
     Raises:
         RuntimeError: the system has no more threads.
     """
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    # Private. In a Python that has no such name this changes nothing, and `start` waits.
-    thread._started = _Unawaited()  # type: ignore[attr-defined]
+    thread = _Thread(run, name)
     thread.start()
     return thread

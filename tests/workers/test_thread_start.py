@@ -75,12 +75,11 @@ def test_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_python_that_has_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts threads as ever."""
 
-    class Sealed(threading.Thread):
-        def __setattr__(self, name: str, value: object) -> None:
-            if name != "_started" or "_started" not in vars(self):
-                super().__setattr__(name, value)
+    def set_once(thread: threading.Thread, name: str, value: object) -> None:
+        if name != "_started" or "_started" not in vars(thread):
+            object.__setattr__(thread, name, value)
 
-    monkeypatch.setattr(threading, "Thread", Sealed)
+    monkeypatch.setattr(thread_start._Thread, "__setattr__", set_once)
     thread = thread_start.start(lambda: None, "one")
     assert thread.ident is not None
     thread.join()
