@@ -337,6 +337,7 @@ def test_workers_that_are_spawned() -> None:
     assert (found.stdout, found.stderr) == ("done\n", "")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("make", [picture, nest, mixed, lambda i: torch.zeros(2, 3).t() + i], ids=range(4))
 @pytest.mark.parametrize("arguments", [{}, {"batch_size": None}, {"drop_last": True, "shuffle": True}], ids=str)
 def test_batches_are_stocks(make: Any, arguments: dict[str, Any], place: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ def cut(seed: int) -> Cut:
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("seed", range(400))
 def test_batches_are_stocks_however_rows_are_cut(seed: int) -> None:
     case = cut(seed)

@@ -344,6 +344,7 @@ def undisturbed(dataset: Any, trap: Trap, **arguments: Any) -> list[list[tuple[i
     return passes
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 @table(lambda fault, moment, persistent: fault == "SIGKILL" or (moment == "later sample" and persistent), Kind.DEATH)
 def test_with_restarts_the_stream_is_the_same_as_without_the_death(

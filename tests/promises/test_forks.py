@@ -191,7 +191,7 @@ def run_with_children(*children: str, persistent: bool = True, at_once: bool = F
     return run_file(PRELUDE.format(children=children, persistent=persistent, at_once=at_once))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("persistent_workers", "first", "at_once"),
     [

@@ -272,7 +272,7 @@ def is_same(one: Step, other: Step) -> bool:
     return True
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(70))
 def test_scenario(seed: int) -> None:
     play(seed)
@@ -291,6 +291,7 @@ class Pictures(Dataset[Any]):
         return torch.full((2, 40, 50), index, dtype=torch.int32), index, torch.tensor([index, -index])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_slots", [8, 200])
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_loop_keeps(form: str, num_slots: int) -> None:
@@ -315,6 +316,7 @@ def test_what_a_loop_keeps(form: str, num_slots: int) -> None:
         echo.close()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("collate", ["default", "own"])
 @pytest.mark.parametrize("form", FORMS)
 def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -> None:
@@ -335,7 +337,7 @@ def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -
 # -- random ones ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(60))
 def test_extended_scenario(seed: int) -> None:
     play(seed, extended)

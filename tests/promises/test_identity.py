@@ -103,6 +103,7 @@ DTYPES = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype, batch_size: int | None) -> None:
@@ -252,6 +253,7 @@ class Unalike:
     unequal_lists = staticmethod(lambda index: [1] * (index + 1))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", [name for name in vars(Unalike) if not name.startswith("_")])
 def test_default_collation_of_unalike_samples(kind: str) -> None:

@@ -125,6 +125,7 @@ def test_a_worker_that_has_died_before_any_write(
     ).assert_all(0)
 
 
+@pytest.mark.sampled(2)
 @each_setting
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_worker_that_has_died_before_it_was_granted_room(run: Runner, restarts: int, setting: str) -> None:

@@ -129,7 +129,7 @@ PIPES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore")  # torch's deprecations of DataPipes
 @pytest.mark.parametrize(
     "arguments",
