@@ -201,6 +201,8 @@ def allocate(fd: int, nbytes: int) -> None:
         for start in range(0, nbytes, _PIECE):
             os.posix_fallocate(fd, start, min(_PIECE, nbytes - start))
     except OSError as error:
+        if error.errno not in _ALL_FULL:  # the TimeoutError of a signal's handler, say
+            raise
         raise MemoryError(f"share() cannot have {nbytes} bytes of shared memory: {error}") from error
 
 
@@ -233,8 +235,9 @@ def seal(fd: int, frozen: bool) -> None:
     To read behind the end of a file that was cut would end a process. Kernels that cannot seal leave it at what the
     mappings allow.
     """
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    if frozen:
+    with interrupts.AllDeferred():  # what a signal's handler raises may be an OSError too
         with contextlib.suppress(OSError):
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        if frozen:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)

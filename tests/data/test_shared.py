@@ -956,8 +956,8 @@ def test_a_torch_that_makes_no_storage_of_a_descriptor(monkeypatch: pytest.Monke
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-class Interruption(Exception):
-    """What a signal's handler raises."""
+class Interruption(TimeoutError):
+    """What a signal's handler raises, which is an OSError."""
 
 
 class SignalAt:
@@ -987,7 +987,7 @@ class SignalAt:
         return self
 
 
-def shared_under(trace: Any, data: Any) -> bool:
+def shared_under(trace: SignalAt, data: Any) -> bool:
     """Returns whether data were shared and not interrupted."""
     before = sys.gettrace()
     shared = None
@@ -998,6 +998,7 @@ def shared_under(trace: Any, data: Any) -> bool:
         pass
     finally:
         sys.settrace(before)
+    assert shared is None or trace.left > 0, "what the handler raised was lost"
     return shared is not None
 
 
