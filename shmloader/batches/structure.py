@@ -149,14 +149,17 @@ def _compiled(node: Any, is_leaf: Callable[[Any], bool], seen: set[int], depth: 
 def is_named(node: Any) -> bool:
     """Whether it is a named tuple of a class that makes nothing else of its parts than that.
 
-    A class derived from one may have a ``__new__`` or ``__init__`` of its own. torch calls the class with the parts,
-    and ``_make`` calls neither.
+    A class derived from one may have methods of its own by which it is made, or its parts are read, and so may its
+    metaclass. torch iterates over a sample and calls the class with the parts, and ``_make`` calls nothing.
     """
     kind = type(node)
-    if not isinstance(node, tuple) or kind.__init__ is not tuple.__init__:
+    if not isinstance(node, tuple) or type(kind).__call__ is not type.__call__:
         return False
-    maker = next((base for base in kind.__mro__ if "_make" in vars(base)), None)
-    return maker is not None and kind.__new__ is maker.__new__
+    makers = [base for base in kind.__mro__ if "_make" in vars(base)]
+    if len(makers) != 1:  # the one that was generated; another's may do anything
+        return False
+    is_tuples = kind.__init__ is tuple.__init__ and kind.__iter__ is tuple.__iter__
+    return is_tuples and kind.__new__ is makers[0].__new__
 
 
 def _joined(parts: list[Join]) -> Callable[[Iterator[Any]], list[Any]]:

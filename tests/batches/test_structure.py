@@ -39,6 +39,33 @@ class Noted(Pair):
         self.note = left
 
 
+class Maker(Pair):
+    """A named tuple whose ``_make`` is not the generated one."""
+
+    def __new__(cls, left: Any, right: Any) -> Any:
+        return super().__new__(cls, right, left)
+
+    @classmethod
+    def _make(cls, parts: Any) -> Any:  # type: ignore[override]
+        return tuple.__new__(cls, parts)
+
+
+class Backwards(Pair):
+    """A named tuple that is not what is read of it."""
+
+    def __iter__(self) -> Any:
+        return reversed(tuple(super().__iter__()))
+
+
+class Swapping(type):
+    def __call__(cls, left: Any, right: Any) -> Any:
+        return super().__call__(right, left)
+
+
+class Metaswapped(Pair, metaclass=Swapping):
+    """A named tuple whose class is not called as others are."""
+
+
 def is_leaf(part: Any) -> bool:
     return isinstance(part, Leaf)
 
@@ -81,6 +108,9 @@ def test_what_is_joined_is_the_structure_of_other_leaves(seed: int) -> None:
         [complex(1)],
         Swapped(Leaf(), Leaf()),
         [Noted(Leaf(), Leaf())],
+        Maker(Leaf(), Leaf()),
+        Backwards(Leaf(), Leaf()),
+        Metaswapped(Leaf(), Leaf()),
     ],
 )
 def test_what_is_not_plain_is_not_joined(whole: Any) -> None:

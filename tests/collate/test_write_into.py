@@ -45,6 +45,14 @@ class Swapped(Pair):
         return super().__new__(cls, label, image)
 
 
+class Maker(Pair):
+    """One whose ``_make`` is not the generated one."""
+
+    @classmethod
+    def _make(cls, parts: Any) -> Any:  # type: ignore[override]
+        return cls(*reversed(tuple(parts)))
+
+
 class Noted(Pair):
     """A named tuple that has more than its parts."""
 
@@ -187,7 +195,7 @@ def test_batches_that_are_written_are_stocks(loader: str) -> None:
     assert_same_stream(WholeBatches, **arguments)
 
 
-@pytest.mark.parametrize("kind", [Swapped, Noted])
+@pytest.mark.parametrize("kind", [Swapped, Maker, Noted])
 def test_named_tuples_whose_class_makes_something_of_their_parts(kind: Any) -> None:
     def write(index: int, out: Any) -> None:
         out.image[...], out.label[...] = image(index), image(index)[0]
