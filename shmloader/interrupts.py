@@ -76,8 +76,8 @@ class AllDeferred:
                 for number, handler in found:
                     self._handlers[number] = handler
                     _set_handler(number, self._note)
-            except BaseException:  # of one that is not replaced yet
-                self._restore()
+            except BaseException as error:  # of one that is not replaced yet
+                self.__exit__(type(error), error, error.__traceback__)  # others may have come already
                 raise
         return self._came
 

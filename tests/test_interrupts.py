@@ -93,6 +93,28 @@ def test_a_signal_that_comes_while_handlers_are_restored_is_not_lost(monkeypatch
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_signal_that_comes_before_one_whose_handler_is_not_replaced_yet_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[int] = []
+    installed = handle(lambda number: fail(number) if number == signal.SIGALRM else ran.append(number))
+    set_handler = interrupts._set_handler
+
+    def set_and_send(number: int, handler: Any) -> Any:
+        before = set_handler(number, handler)
+        if number == signal.SIGUSR1 and before is installed[0]:
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGALRM)  # whose turn comes later
+        return before
+
+    monkeypatch.setattr(interrupts, "_set_handler", set_and_send)
+    with pytest.raises(SignalError), AllDeferred():
+        pass
+    assert ran == [signal.SIGUSR1]
+    assert [signal.getsignal(number) for number in NUMBERS] == installed
+
+
+@pytest.mark.usefixtures("_handlers")
 def test_what_a_handler_raises_leaves_no_reference_cycle() -> None:
     handle(fail)
 
