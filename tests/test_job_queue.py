@@ -639,6 +639,63 @@ def gate() -> Iterator[Gate]:
         yield made_gate
 
 
+def test_large_arguments_find_room_again_when_their_worker_is_replaced(gate: Gate) -> None:
+    """Also if a job before them had less than its share of the pool, since there was no more when it was sent."""
+    with contextlib.closing(Gate()) as begun, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+
+        def work(kind: str, what: Any) -> Any:
+            if kind == "make":
+                return np.full(what, 7, np.uint8)
+            if kind == "wait":
+                begun.open()
+                gate.wait()
+            return len(what)
+
+        with job_queue(work, num_workers=1, max_pool_bytes=1 << 22, worker_restarts=1) as jobs:
+            jobs.put("make", 1_200_000)
+            held = [jobs.get()]
+            jobs.put("make", 2_000_000)
+            jobs.put("wait", b"")
+            held.append(jobs.get())
+            begun.wait()
+            held.clear()
+            jobs._delivery.pool.collect()
+            jobs.put("length", bytes(3_200_000))
+            os.kill(min(children()), signal.SIGKILL)
+            gate.open(2)
+            assert [jobs.get(), jobs.get()] == [0, 3_200_000]
+
+
+@pytest.mark.parametrize(("first", "second", "fits"), [(10, 2_600_000, True), (1_200_000, 1_500_000, False)])
+def test_arguments_that_find_no_room_again_are_an_error_in_their_place(first: int, second: int, fits: bool) -> None:
+    """Since code in the thread that has ended holds its slot."""
+    kept: list[Any] = []
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def work(data: bytes, keeps: bool = False) -> int:
+        if keeps and not kept:
+            kept.append(default_collate([torch.ones(900_000, dtype=torch.uint8)]))
+            begun.set()
+            goes_on.wait()
+            raise SystemExit
+        return len(data)
+
+    arguments = {"num_workers": 1, "worker_type": "thread", "max_pool_bytes": 1 << 22, "worker_restarts": 1}
+    with job_queue(work, **arguments) as jobs, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jobs.put(bytes(first), keeps=True)
+        begun.wait()
+        jobs.put(bytes(second))
+        goes_on.set()
+        jobs.put(b"123")
+        assert jobs.get() == first
+        with contextlib.nullcontext() if fits else pytest.raises(PoolMemoryError, match="arguments of one job"):
+            assert jobs.get() == second
+        assert jobs.get() == 3
+        assert kept[0].sum() == 900_000
+
+
 def test_timeouts(gate: Gate) -> None:
     """A result that does not come in time can be asked for again."""
     with job_queue(gate.wait, num_workers=1) as jobs:

@@ -13,7 +13,7 @@ import weakref
 from typing import Any
 
 from shmloader import interrupts, process_exit
-from shmloader.errors import WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
+from shmloader.errors import PoolMemoryError, WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
@@ -24,7 +24,7 @@ from shmloader.workers.wire import Token
 from . import diagnosis
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
-from .schedule import Schedule
+from .schedule import Schedule, Task
 from .worker_progress import WorkerProgress
 
 # What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
@@ -383,10 +383,20 @@ class Dispatcher:
         brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
         self._workers.replace(brief)
         for task in owed:
-            task.slot, room = self._pool.claim(task.job)
-            self._workers.send(number, (wire.JOB, 0, number, generation, task.slot, task.seq, room, 0, len(task.job)))
+            self._send_again(task, generation)
         if is_behind:
             self._tell(number, wire.RESUME)
+
+    def _send_again(self, task: Task[Result], generation: int) -> None:
+        try:
+            # No share of the pool: it may be more than the job had before, and the next one's arguments would lack it.
+            task.slot, room = self._pool.claim(task.job, least=True)
+        except PoolMemoryError as error:  # code in a worker thread that has ended holds its slot
+            task.slot = NO_SLOT
+            self._schedule.arrive(task.seq, Unsent(error))
+            return
+        head = wire.JOB, 0, task.worker, generation
+        self._workers.send(task.worker, (*head, task.slot, task.seq, room, 0, len(task.job)))
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -177,8 +177,12 @@ class Pool:
         for slot in self._ledger.surplus():
             self._give_back(slot)
 
-    def claim(self, job: bytes) -> tuple[int, int]:
+    def claim(self, job: bytes, least: bool = False) -> tuple[int, int]:
         """Takes a free slot and writes ``job``, pickled indices, into it.
+
+        Args:
+            job: what is written.
+            least: whether the slot gets no more than the job needs, and so leaves its share to others.
 
         Returns:
             The slot, and the bytes that the worker may use.
@@ -197,6 +201,8 @@ class Pool:
                     f"not fit under {self.cap_text} beside the {self._words.many} that are held; raise it, or make "
                     "them fewer or smaller"
                 )
+        if least:
+            room = self.curb(slot, len(job))
         start = self.arena.start(slot)
         self.arena.memory[start : start + len(job)] = job
         if len(job) > MIN_SLOT_BYTES:  # which any slot counts for
