@@ -126,7 +126,7 @@ def at_drop(act: Callable[[], object]) -> Generator[None]:
     """Returns an object; once nobody refers to it any more, ``act`` is called, in whichever thread dropped it.
 
     Not in a forked process, and not at the interpreter's end, when modules may be gone. It may be called twice, where
-    a Ctrl-C comes in the way.
+    a signal comes in the way; while it runs, handlers wait.
 
     An exception that leaves a destructor is printed and forgotten, and so would be the KeyboardInterrupt of a Ctrl-C
     that comes while one runs. ``__del__`` cannot prevent that: Python looks for signals before its first line. A
@@ -142,7 +142,8 @@ def _suspended(act: Callable[[], object]) -> Generator[None]:
 
     def act_if_due() -> None:
         if not is_finalizing() and getpid() == owner:
-            act()
+            with AllDeferred():
+                act()
 
     try:
         yield
@@ -153,3 +154,6 @@ def _suspended(act: Callable[[], object]) -> Generator[None]:
             act_if_due()
             # Raised again from another thread, which runs when this one is out of here.
             _thread.start_new_thread(_thread.interrupt_main, ())
+        except BaseException:  # of another signal's handler, perhaps before the first act
+            act_if_due()
+            raise

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -161,3 +162,34 @@ def test_nothing_happens_in_other_threads() -> None:
     thread.start()
     thread.join()
     assert found == installed
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("signals", [{"before": 1}, {"within": 1}, {"before": 1, "within": 2}])
+def test_what_is_due_at_a_drop_is_done_whatever_handlers_raise(
+    signals: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[None] = []
+    printed: list[type[BaseException] | None] = []
+    left = dict(signals)
+    getpid = os.getpid
+
+    def send(point: str) -> None:
+        for number in NUMBERS[: left.pop(point, 0)]:
+            signal.raise_signal(number)
+
+    def act() -> None:
+        send("within")
+        done.append(None)
+
+    def interrupted_getpid() -> int:
+        send("before")
+        return getpid()
+
+    handle(fail)
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: printed.append(one.exc_type))
+    dropped = interrupts.at_drop(act)
+    monkeypatch.setattr(os, "getpid", interrupted_getpid)
+    del dropped
+    assert done
+    assert printed == [SignalError]
