@@ -12,6 +12,7 @@ import pickle
 import queue
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -24,6 +25,7 @@ import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from shmloader import HeldBatchesWarning, IdleWorkersWarning, JobQueue, PoolMemoryError, WorkerDiedError, share
+from shmloader.passes.dispatcher import Dispatcher
 from tests.helpers.support import PATIENCE, assert_same, checksum, children, in_threads, run_file, tensors_in
 
 # Most tests put one job and get it, which is what it warns of.
@@ -934,6 +936,43 @@ def test_an_interrupt_while_it_waits(gate: Gate) -> None:
             while len(jobs):
                 got.append(jobs.get())
             assert sorted(got) == [1, 2]
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+def test_a_handler_while_workers_are_started_or_dropped_runs_when_they_are(
+    worker_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may raise, and nothing is left behind; and it may use the queue."""
+    uses: list[Callable[[], object]] = []
+
+    def ring(number: int, frame: Any) -> None:
+        uses.pop()()
+        raise Alarm
+
+    def ringing(act: Callable[..., Any]) -> Callable[..., Any]:
+        def ring_then(*args: Any, **kwargs: Any) -> Any:
+            done = act(*args, **kwargs)
+            if uses:
+                signal.raise_signal(signal.SIGUSR1)
+            return done
+
+        return ring_then
+
+    monkeypatch.setattr(Dispatcher, "start", ringing(Dispatcher.start))
+    monkeypatch.setattr(Dispatcher, "close", ringing(Dispatcher.close))
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)  # of what is raised in a destructor
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        jobs = [JobQueue(identity, num_workers=2, worker_type=worker_type)]
+        uses.append(lambda: jobs[0].put(2))
+        with pytest.raises(Alarm):
+            jobs[0].put(1)
+        assert [jobs[0].get() for _ in range(len(jobs[0]))] == [((2,), {})]
+        uses.append(list)
+        jobs.clear()
+        assert not uses
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_handler_that_does_not_raise_does_not_end_a_wait(gate: Gate) -> None:

@@ -111,7 +111,7 @@ class Delivery:
             Exception: what cannot be pickled for a worker that is spawned.
         """
         self._check_open()
-        with interrupts.deferred(), self._locked():
+        with interrupts.AllDeferred(), self._locked():
             self._check_open()
             if self._parts is None:
                 self._parts = self._started()
