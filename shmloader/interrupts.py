@@ -13,6 +13,9 @@ from collections.abc import Callable, Generator, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+from . import process_exit
+from .process_exit import InChild
+
 # The functions of `signal` make an enum of each handler, which takes ten times as long.
 _get_handler: Callable[[int], Any] = _signal.getsignal
 _set_handler: Callable[[int, Any], Any] = _signal.signal
@@ -50,12 +53,16 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
             handler(came[0], None)
 
 
+# One within another, of the main thread: the only one that handlers are called in.
+_deferring: list[AllDeferred] = []
+
+
 class AllDeferred:
     """A context in which no signal handler of Python's runs: they are called when it has ended, and may raise then.
 
     It is `deferred` for all signals, for what an alarm of the user's must not tear apart either, and must not run
     into. Each block takes a few microseconds. In other threads than the main one no handler is ever called, so there is
-    nothing to do.
+    nothing to do. A process that is forked within the block, as a worker is, has the handlers back at once.
 
     Args:
         hurry: called within the handler of any signal that comes, to make an end of the block soon.
@@ -71,6 +78,7 @@ class AllDeferred:
         """Returns the list of signals that came, as it grows."""
         if threading.current_thread() is threading.main_thread():
             self._owner_pid = os.getpid()
+            _deferring.append(self)
             found = [(number, handler) for number in _NUMBERS if callable(handler := _get_handler(number))]
             try:
                 for number, handler in found:
@@ -82,7 +90,7 @@ class AllDeferred:
         return self._came
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner_pid:  # in a process that was forked in the block, nobody would call it later
+        if os.getpid() != self._owner_pid:  # a signal to a child that has not got its handlers back yet
             self._handlers[number](number, frame)
             return
         self._came.append(number)
@@ -90,6 +98,8 @@ class AllDeferred:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         handlers = dict(self._handlers)
+        if self in _deferring:
+            _deferring.remove(self)
         try:
             self._restore()
         finally:
@@ -105,6 +115,16 @@ class AllDeferred:
         finally:
             if self._handlers:
                 self._restore()
+
+
+def _restore_in_child() -> None:
+    for block in reversed(_deferring):
+        block._came.clear()  # the parent's
+        block._restore()
+    _deferring.clear()
+
+
+process_exit.in_child(InChild.RESTORE_HANDLERS, _restore_in_child)
 
 
 def _call_each(handlers: dict[int, Any], numbers: list[int]) -> None:

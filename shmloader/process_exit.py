@@ -32,6 +32,7 @@ class InChild(IntEnum):
     DISOWN_PASSES = 2  # workers, slots and tokens are the parent's
     DISOWN_PROCESSES = 3  # so are the processes, which multiprocessing takes for the child's
     STOP_WRITING = 4  # of a worker: its slot is the worker's
+    RESTORE_HANDLERS = 5  # of signals, which may be called from then on
 
 
 _at_exit: list[tuple[AtExit, _Act]] = []

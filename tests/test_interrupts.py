@@ -150,6 +150,19 @@ def test_a_forked_process_has_its_handlers() -> None:
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_a_process_that_is_forked_within_blocks_has_its_handlers_back() -> None:
+    installed = handle(fail)
+    with AllDeferred() as came, AllDeferred() as came_within:
+        signal.raise_signal(signal.SIGUSR1)
+        pid = os.fork()
+        if pid == 0:
+            found = [signal.getsignal(number) for number in NUMBERS]
+            os._exit(0 if found == installed and not came and not came_within else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        came_within.clear()
+
+
+@pytest.mark.usefixtures("_handlers")
 def test_nothing_happens_in_other_threads() -> None:
     installed = handle(fail)
     found: list[Any] = []

@@ -25,7 +25,8 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "arguments deadlines errors interrupts libc process_exit requirements start_method torch_compile words",
+    "arguments deadlines errors interrupts libc requirements start_method torch_compile words",
+    "process_exit",
     "torch_private",
     "version",
 ]
