@@ -141,9 +141,10 @@ def test_timeouts_that_are_none(timeout: Any, error: type[Exception]) -> None:
                 wait()
 
 
-def leave_once(flags: list[bool]) -> Callable[[int], int]:
+def leave_once(numbers: set[int]) -> Callable[[int], int]:
     def call(number: int) -> int:
-        if flags and flags.pop():
+        if number in numbers:
+            numbers.remove(number)
             raise SystemExit
         return number
 
@@ -153,7 +154,7 @@ def leave_once(flags: list[bool]) -> Callable[[int], int]:
 @pytest.mark.filterwarnings("error::shmloader.WorkerRestartWarning")
 def test_several_threads_that_die_are_all_replaced() -> None:
     """Though the warning of the first one's replacement is an error, and leaves the wait."""
-    with JobQueue(leave_once([True] * 4), num_workers=4, worker_type="thread", worker_restarts=9) as jobs:
+    with JobQueue(leave_once({0, 1, 2, 3}), num_workers=4, worker_type="thread", worker_restarts=9) as jobs:
         for number in range(8):
             jobs.put(number)
         found: list[int] = []
