@@ -44,8 +44,8 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
         came.append(signum)
         hurry()
 
-    _set_handler(_SIGINT, note)
     try:
+        _set_handler(_SIGINT, note)  # upon which another signal's handler may raise
         yield
     finally:
         _set_handler(_SIGINT, handler)

@@ -116,6 +116,23 @@ def test_a_signal_that_comes_before_one_whose_handler_is_not_replaced_yet_is_not
 
 
 @pytest.mark.usefixtures("_handlers")
+def test_ctrl_c_works_after_another_signals_handler_has_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle(fail)
+    before = signal.getsignal(signal.SIGINT)
+    set_handler = interrupts._set_handler
+
+    def set_and_send(number: int, handler: Any) -> None:
+        set_handler(number, handler)
+        if handler is not before:
+            signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(interrupts, "_set_handler", set_and_send)
+    with pytest.raises(SignalError), interrupts.deferred():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("_handlers")
 def test_what_a_handler_raises_leaves_no_reference_cycle() -> None:
     handle(fail)
 
