@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import requirements, torch_private
+from . import interrupts, requirements, torch_private
 from .arguments import checked_count, checked_optional_count
 from .batches import spec
 from .batches.alignment import ALIGNMENT
@@ -257,7 +257,9 @@ class ShmDataLoader(DataLoader[T_co]):
             WorkerRestartWarning: a worker died and is replaced.
             StuckWorkerWarning: a worker thread was left behind.
         """
-        if self._is_own and (difference := torch_private.difference()):
+        with interrupts.AllDeferred():  # what a signal's handler raises would be taken for a lack of torch's
+            difference = torch_private.difference() if self._is_own else ""
+        if difference:
             self._warn_of_fallback(difference, stacklevel=3)
         elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
@@ -284,7 +286,9 @@ class ShmDataLoader(DataLoader[T_co]):
         if self.num_workers == 0:
             return CheckedInProcessIterator(self, self._sample_spec)
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
-        if lack := requirements.lack(self.worker_type):
+        with interrupts.AllDeferred():  # which opens descriptors, and closes them
+            lack = requirements.lack(self.worker_type)
+        if lack:
             self._warn_of_fallback(lack, stacklevel=5)
             return super()._get_iterator()
         return ShmIterator(

@@ -86,7 +86,7 @@ class ShmIterator(BaseIterator):
             worker_restarts,
         )
         source = self._source(loader.worker_init_fn, sample_spec)
-        with interrupts.deferred():
+        with interrupts.AllDeferred():  # until what has descriptors is closed with this iterator
             self._pool = pool_cache.take(settings)
             try:
                 workers = make_workers(self._num_workers, self._options.look_ahead)

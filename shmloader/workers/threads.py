@@ -26,7 +26,7 @@ from enum import Enum
 from types import MethodType
 from typing import Any
 
-from shmloader import deadlines, process_exit, torch_private
+from shmloader import deadlines, interrupts, process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
@@ -126,19 +126,21 @@ class ThreadWorkers:
         default.replace_entries()  # here, and not in several threads at a time
         own = [_for_a_thread(brief) for brief in briefs]
         self._words = briefs[0].source.words
-        for brief in own:
-            self._workers.append(self._start_one(brief.worker))
-        # Not before all are there: a thread that begins at once would keep the interpreter lock from the next start.
-        for worker, brief in zip(self._workers, own, strict=True):
-            worker.inbox.put(brief)
+        with interrupts.AllDeferred():  # a thread that nobody knows of would wait for its brief for ever
+            for brief in own:
+                self._workers.append(self._start_one(brief.worker))
+            # Not before all are there: a thread that begins at once would keep the interpreter lock from the next start
+            for worker, brief in zip(self._workers, own, strict=True):
+                worker.inbox.put(brief)
 
     def replace(self, brief: Brief) -> None:
         """Starts a thread in the place of a worker that has died."""
         dead = self._workers[brief.worker]
         self._former.append(dead)
         own = _for_a_thread(brief)
-        self._workers[brief.worker] = self._start_one(brief.worker, lends=not self.holds())
-        self._workers[brief.worker].inbox.put(own)
+        with interrupts.AllDeferred():
+            self._workers[brief.worker] = self._start_one(brief.worker, lends=not self.holds())
+            self._workers[brief.worker].inbox.put(own)
 
     def _start_one(self, number: int, lends: bool = True) -> _Worker:
         worker = _Worker(number)
@@ -168,8 +170,9 @@ class ThreadWorkers:
     def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker that has nothing left to do its last token, once; its end is no news then."""
         if not self._workers[worker].is_leaving:
-            self._workers[worker].is_leaving = True
-            self.send(worker, token)
+            with interrupts.AllDeferred():  # noted, and not sent: it would wait for ever
+                self._workers[worker].is_leaving = True
+                self.send(worker, token)
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for workers; see `ProcessWorkers.wait`.
@@ -241,9 +244,10 @@ class ThreadWorkers:
         Warns:
             StuckWorkerWarning: a worker was left behind; not at the interpreter's end.
         """
-        for number in range(len(self._workers)):
-            self.dismiss(number, token)
-        self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
+        with interrupts.AllDeferred():
+            for number in range(len(self._workers)):
+                self.dismiss(number, token)
+            self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
         own = threading.current_thread()
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
         stuck = self._join(others, deadlines.after(grace))

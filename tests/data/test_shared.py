@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dis
 import errno
 import fcntl
 import io
@@ -20,7 +19,6 @@ from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, resource_sharer
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from shmloader.data import shared_memory
 from shmloader.data.shared_arrays import SharedArray
 from shmloader.data.shared_memory import segment_of
 from shmloader.data.shared_sequence import SharedSequence
+from tests.helpers.signals import SignalAt
 from tests.helpers.support import (
     PATIENCE,
     assert_same,
@@ -958,33 +957,6 @@ def test_a_torch_that_makes_no_storage_of_a_descriptor(monkeypatch: pytest.Monke
 
 class Interruption(TimeoutError):
     """What a signal's handler raises, which is an OSError."""
-
-
-class SignalAt:
-    """Sends a signal at one of the moments at which Python calls handlers: in code of ours, after a call has returned.
-
-    Args:
-        moment: at which of them; the others are counted.
-    """
-
-    def __init__(self, moment: int) -> None:
-        self.left = moment
-        self._last: dict[int, int] = {}  # by frames' numbers: it must hold none
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "call" and "shmloader" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            last = self._last.get(id(frame), 0)
-            self._last[id(frame)] = frame.f_lasti
-            if dis.opname[frame.f_code.co_code[last]].startswith("CALL"):
-                self.left -= 1
-                if self.left == 0:
-                    signal.raise_signal(signal.SIGUSR1)
-        elif event == "return":
-            self._last.pop(id(frame), None)
-        return self
 
 
 def shared_under(trace: SignalAt, data: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ import pytest
 from shmloader import ShmDataLoader
 from shmloader.workers import thread_start
 from tests.helpers.datasets import Mapped
+from tests.helpers.signals import SignalAt
+from tests.helpers.support import descriptors, mappings
 
 
 @pytest.fixture
@@ -83,3 +87,45 @@ def test_a_python_that_has_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None
     thread = thread_start.start(lambda: None, "one")
     assert thread.ident is not None
     thread.join()
+
+
+class InterruptionError(TimeoutError):
+    pass
+
+
+def begun_under(trace: SignalAt) -> bool:
+    """Returns whether an iterator began and was not interrupted, and ends it."""
+    loader = ShmDataLoader(Mapped(int, 0), batch_size=4, num_workers=2, worker_type="thread")
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        iterator = iter(loader)
+        sys.settrace(before)
+        assert not list(iterator)
+    except InterruptionError:
+        return False
+    finally:
+        sys.settrace(before)
+    assert trace.left > 0, "what the handler raised was lost"
+    return True
+
+
+def test_a_signal_whose_handler_raises_leaves_nothing() -> None:
+    def interrupt(number: int, frame: Any) -> None:
+        raise InterruptionError
+
+    handler = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        begun_under(SignalAt(1 << 30))  # what is made once is there
+        gc.collect()
+        before = descriptors(), mappings(), threading.active_count()
+        for_ctrl_c = signal.getsignal(signal.SIGINT)
+        moment = 1
+        while not begun_under(SignalAt(moment)):
+            gc.collect()
+            assert (descriptors(), mappings(), threading.active_count()) == before, f"at moment {moment}"
+            assert signal.getsignal(signal.SIGINT) is for_ctrl_c, f"at moment {moment}"
+            moment += 2
+        assert moment > 100
+    finally:
+        signal.signal(signal.SIGUSR1, handler)
