@@ -53,10 +53,6 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
             handler(came[0], None)
 
 
-# One within another, of the main thread: the only one that handlers are called in.
-_deferring: list[AllDeferred] = []
-
-
 class AllDeferred:
     """A context in which no signal handler of Python's runs: they are called when it has ended, and may raise then.
 
@@ -78,7 +74,6 @@ class AllDeferred:
         """Returns the list of signals that came, as it grows."""
         if threading.current_thread() is threading.main_thread():
             self._owner_pid = os.getpid()
-            _deferring.append(self)
             found = [(number, handler) for number in _NUMBERS if callable(handler := _get_handler(number))]
             try:
                 for number, handler in found:
@@ -98,8 +93,6 @@ class AllDeferred:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         handlers = dict(self._handlers)
-        if self in _deferring:
-            _deferring.remove(self)
         try:
             self._restore()
         finally:
@@ -118,10 +111,18 @@ class AllDeferred:
 
 
 def _restore_in_child() -> None:
-    for block in reversed(_deferring):
+    # Blocks are found by their handlers. A list of those that are under way would keep one that a signal has cut off.
+    blocks: set[AllDeferred] = set()
+    for number in _NUMBERS:
+        handler = found = _get_handler(number)
+        while isinstance(block := getattr(handler, "__self__", None), AllDeferred):
+            blocks.add(block)
+            handler = block._handlers[number]
+        if handler is not found:
+            _set_handler(number, handler)
+    for block in blocks:
+        block._handlers.clear()
         block._came.clear()  # the parent's
-        block._restore()
-    _deferring.clear()
 
 
 process_exit.in_child(InChild.RESTORE_HANDLERS, _restore_in_child)
