@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 
 import pytest
@@ -34,4 +35,18 @@ def test_what_is_left_is_no_more_than_was_given() -> None:
 def test_a_long_wait_is_told_in_parts() -> None:
     for seconds in (1e300, float("inf")):
         assert deadlines.left(deadlines.after(seconds)) == threading.TIMEOUT_MAX
-        assert deadlines.left(deadlines.after(seconds), most=5.0) == 5
+        assert deadlines.next_part(deadlines.after(seconds)) == deadlines.PART_SECONDS
+    assert deadlines.next_part(None) == deadlines.PART_SECONDS
+    assert deadlines.next_part(deadlines.after(-1)) == 0
+    assert 0 < deadlines.next_part(deadlines.after(0.9)) <= 0.9
+
+
+def test_a_queue_is_waited_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadlines, "PART_SECONDS", 0.001)
+    items: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with pytest.raises(queue.Empty):
+        deadlines.get(items, deadlines.after(0.01))
+    timer = threading.Timer(0.01, items.put, [7])
+    timer.start()
+    assert deadlines.get(items, None) == 7
+    timer.join()

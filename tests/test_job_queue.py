@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -936,6 +937,47 @@ def test_an_interrupt_while_it_waits(gate: Gate) -> None:
             while len(jobs):
                 got.append(jobs.get())
             assert sorted(got) == [1, 2]
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+@pytest.mark.parametrize("has_other", [False, True])
+def test_a_signal_that_the_kernel_gives_to_another_thread(gate: Gate, worker_type: str, has_other: bool) -> None:
+    """It interrupts no wait of the main thread's, and nor does one that comes just before the wait begins."""
+
+    def ring(number: int, frame: Any) -> None:
+        raise Alarm
+
+    def signal_when_it_waits() -> None:
+        is_waiting.wait()
+        main = threading.main_thread().native_id
+        while Path(f"/proc/self/task/{main}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            os.sched_yield()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    is_waiting = threading.Event()
+    before = signal.signal(signal.SIGUSR1, ring)
+    try:
+        with job_queue(gate.wait, worker_type=worker_type) as jobs:
+            jobs.put(1)
+            jobs.put(2)
+            got: list[Any] = []
+            others = [threading.Thread(target=lambda: got.append(jobs.get())) for _ in range(has_other)]
+            threads = [*others, threading.Thread(target=signal_when_it_waits)]
+            for thread in threads:
+                thread.start()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            with pytest.raises(Alarm):  # noqa: PT012
+                is_waiting.set()
+                jobs.get()
+            gate.open(2)
+            for thread in threads:
+                thread.join()
+            while len(jobs):
+                got.append(jobs.get())
+            assert sorted(got) == [1, 2]
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize("worker_type", ["process", "thread"])

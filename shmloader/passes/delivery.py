@@ -359,7 +359,7 @@ class _Parts:
 def _is_late(turn: SimpleQueue[None], deadline: float | None) -> bool:
     """Waits to be called, and returns whether that was not in time."""
     try:
-        turn.get(timeout=deadlines.left(deadline))
+        deadlines.get(turn, deadline)
     except Empty:
         return True
     return False

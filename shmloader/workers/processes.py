@@ -35,9 +35,6 @@ from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 
 _TERM_SECONDS = 1.0
 
-# What epoll takes at a time: its milliseconds are an int of C's. Longer waits are several.
-_MOST_SECONDS = 1e6
-
 # What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
 # time that the wait for its answer ran out. Only these last could be more than there is room for.
 _CONTROL_TOKENS = 8
@@ -273,7 +270,7 @@ class ProcessWorkers:
 
     def _poll_once(self, deadline: float | None) -> list[int]:
         while True:
-            if ready := [fd for fd, _ in self._poll.poll(deadlines.left(deadline, _MOST_SECONDS))]:
+            if ready := [fd for fd, _ in self._poll.poll(deadlines.next_part(deadline))]:
                 return ready
             if deadlines.is_over(deadline):
                 raise SilenceError

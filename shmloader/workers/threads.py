@@ -296,7 +296,7 @@ def _get(news: queue.SimpleQueue[Any], deadline: float | None) -> Any:
         SilenceError: nothing came in time.
     """
     try:
-        return news.get(timeout=deadlines.left(deadline))
+        return deadlines.get(news, deadline)
     except queue.Empty:
         raise SilenceError from None
 
