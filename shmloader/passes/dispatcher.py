@@ -422,11 +422,14 @@ class Dispatcher:
         if not self.is_open:
             return False
         with interrupts.deferred(hurry=self._workers.kill):
-            self.is_open = False
-            _open.pop(id(self), None)
-            self._shared_state.stopped = True
+            token = self._stop_token(0)
+            self.is_open = False  # and from here on workers are stopped, whatever signals' handlers raise
             try:
-                self._workers.stop(self._stop_token(0), grace)
+                try:
+                    _open.pop(id(self), None)
+                    self._shared_state.stopped = True
+                finally:
+                    self._workers.stop(token, grace)
             finally:
                 # What workers are left that go on may write to their slots.
                 is_free = not self._workers.left_behind(self._close_pool) and self._dispose_of_pool(may_be_used)

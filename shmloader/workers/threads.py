@@ -244,15 +244,22 @@ class ThreadWorkers:
         Warns:
             StuckWorkerWarning: a worker was left behind; not at the interpreter's end.
         """
-        with interrupts.AllDeferred():
-            for number in range(len(self._workers)):
-                self.dismiss(number, token)
-            self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
+        try:
+            self._tell_all(token)
+        finally:  # again, where a signal's handler has raised: whom nobody has told would wait for ever
+            self._tell_all(token)
         own = threading.current_thread()
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
         stuck = self._join(others, deadlines.after(grace))
         if stuck and not process_exit.is_exiting():
             warnings.warn(_describe(stuck, self.num_workers, self._words, grace), StuckWorkerWarning, stacklevel=2)
+
+    def _tell_all(self, token: Fields) -> None:
+        for worker in self._workers:
+            if not worker.is_leaving:
+                worker.inbox.put(Token._make(token))  # twice does no harm
+                worker.is_leaving = True
+        self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
 
     def _join(self, workers: list[_Worker], deadline: float | None) -> list[_Worker]:
         """Waits for threads to end, and returns those that have not."""

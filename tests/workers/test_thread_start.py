@@ -7,7 +7,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from shmloader import ShmDataLoader
 from shmloader.workers import thread_start
 from tests.helpers.datasets import Mapped
 from tests.helpers.signals import SignalAt
-from tests.helpers.support import descriptors, mappings
+from tests.helpers.support import PATIENCE, descriptors, mappings
 
 
 @pytest.fixture
@@ -93,13 +93,16 @@ class InterruptionError(TimeoutError):
     pass
 
 
+def new_iterator(length: int) -> Any:
+    return iter(ShmDataLoader(Mapped(int, length), batch_size=4, num_workers=2, worker_type="thread"))
+
+
 def begun_under(trace: SignalAt) -> bool:
     """Returns whether an iterator began and was not interrupted, and ends it."""
-    loader = ShmDataLoader(Mapped(int, 0), batch_size=4, num_workers=2, worker_type="thread")
     before = sys.gettrace()
     try:
         sys.settrace(trace)
-        iterator = iter(loader)
+        iterator = new_iterator(0)
         sys.settrace(before)
         assert not list(iterator)
     except InterruptionError:
@@ -110,22 +113,40 @@ def begun_under(trace: SignalAt) -> bool:
     return True
 
 
-def test_a_signal_whose_handler_raises_leaves_nothing() -> None:
+def ended_under(trace: SignalAt) -> bool:
+    """Returns whether an iterator was closed, and that was not interrupted."""
+    before, iterator = sys.gettrace(), new_iterator(16)
+    assert [len(next(iterator)) for _ in range(2)] == [4, 4]  # both threads run
+    try:
+        sys.settrace(trace)
+        iterator._shutdown_workers()
+    except InterruptionError:
+        return False
+    finally:
+        sys.settrace(before)
+    return True
+
+
+@pytest.mark.parametrize("is_done_under", [begun_under, ended_under])
+def test_a_signal_whose_handler_raises_leaves_nothing(is_done_under: Callable[[SignalAt], bool]) -> None:
     def interrupt(number: int, frame: Any) -> None:
         raise InterruptionError
 
     handler = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        begun_under(SignalAt(1 << 30))  # what is made once is there
+        is_done_under(SignalAt(1 << 30))  # what is made once is there
         gc.collect()
         before = descriptors(), mappings(), threading.active_count()
         for_ctrl_c = signal.getsignal(signal.SIGINT)
         moment = 1
-        while not begun_under(SignalAt(moment)):
+        while not is_done_under(SignalAt(moment)):
+            for thread in threading.enumerate():
+                if thread.name.startswith("shmloader-worker"):  # left behind
+                    thread.join(PATIENCE)
             gc.collect()
             assert (descriptors(), mappings(), threading.active_count()) == before, f"at moment {moment}"
             assert signal.getsignal(signal.SIGINT) is for_ctrl_c, f"at moment {moment}"
             moment += 2
-        assert moment > 100
+        assert moment > 50
     finally:
         signal.signal(signal.SIGUSR1, handler)
