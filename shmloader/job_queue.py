@@ -82,7 +82,8 @@ class JobQueue:
 
     Args:
         function: what is called. An exception that it raises is raised by the `get` that its result would have come
-            from, with its type, its arguments and the worker's traceback.
+            from, with its type, its text and the worker's traceback. One that is more than its text is the
+            ``__cause__`` of that, as it was raised.
         num_workers: how many workers.
         prefetch_factor: jobs per worker that are sent ahead.
         worker_type: "process" or "thread". A function in a thread shares the program's objects and global random
