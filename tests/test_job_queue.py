@@ -58,6 +58,7 @@ def made(seed: int) -> Any:
 # -- order and content ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_a_random_walk_of_all_callers(seed: int) -> None:
     """put and get, several maps and repeats in any order, left at any time: each gets what it asked for, in order."""
@@ -866,6 +867,7 @@ def uninterrupted(act: Callable[[], None]) -> int:
     raise AssertionError
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("work", ["get", "map", "threads"])
 def test_interrupts_lose_nothing_and_double_nothing(work: str) -> None:
     count = 1500
@@ -1128,6 +1130,7 @@ class Reentrant:
         return {"some": "state"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(0)", "threading.Thread(target=get, daemon=True).start()"])
 def test_a_program_ends_in_silence(ending: str) -> None:
     result = run_file(

@@ -91,6 +91,7 @@ def test_fork_is_the_default_and_the_users_choice_counts(monkeypatch: pytest.Mon
     assert kinds.context_for(chosen.multiprocessing_context).get_start_method() == "forkserver"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "changes",
     [{"num_workers": 4}, {"prefetch_factor": 10}, {"num_workers": 1, "prefetch_factor": 1}, {"num_workers": 0}],

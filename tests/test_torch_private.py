@@ -187,7 +187,7 @@ NOT_TAKEN_AWAY = {
 }
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("path", [path for path in NEEDED if path not in NOT_TAKEN_AWAY])
 def test_without_a_name_that_is_needed_the_loader_is_torchs_and_says_so(path: str, ask: Ask) -> None:
     answer = ask({"path": path})
@@ -199,11 +199,13 @@ def test_without_a_name_that_is_needed_the_loader_is_torchs_and_says_so(path: st
     assert all(is_here for _, _, is_here in answer["warnings"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("path", sorted(set(PATHS) - set(NEEDED) - NOT_TAKEN_AWAY))
 def test_without_one_that_is_not_the_loader_is_ours(path: str, ask: Ask) -> None:
     assert ask({"path": path}) == {"equal": [True, True], "warnings": []}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("entry", "name"),
     [

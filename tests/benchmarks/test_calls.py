@@ -14,6 +14,7 @@ from benchmarks.calls import CONTESTANTS, Calls, add_options, array_of, measure,
 from shmloader.cli.bench.figures import figure
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["ours", "concurrent.futures", "torch.multiprocessing.Pool"])
 def test_all_bring_the_same(name: str) -> None:
     with CONTESTANTS[name](1) as ask:

@@ -70,6 +70,7 @@ def test_shares_are_of_one_workers_throughput_in_the_same_round() -> None:
     assert found[4].rounds == (1.0, 0.5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.name)
 def test_every_axis_is_measured(axis: Axis) -> None:
     costs_time = axis.name in ("passes", "tensors", "workers")

@@ -181,7 +181,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_samples_that_are_written_are_stocks(structure: str, loader: str) -> None:
@@ -229,7 +229,7 @@ ALL_TENSORS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("loader", ["plain", "shuffled", "persistent", "a tight pool"])
 @pytest.mark.parametrize("make", ALL_TENSORS)
 def test_gathered_batches_are_stocks(make: str, loader: str) -> None:
@@ -274,7 +274,7 @@ def _resource_sharer() -> Iterator[None]:
     resource_sharer.stop()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("indices", INDICES)
 @pytest.mark.parametrize("make", ["tensors", "arrays", "a subset", "a subset by array"])
@@ -334,7 +334,7 @@ def some_batch(draw: random.Random) -> Any:
     return draw.choice(makers)()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("make", ROWS)
@@ -559,6 +559,7 @@ def test_arrays_of_another_length_than_the_dataset(make: Any) -> None:
     assert_same_stream(lambda: make(*tensors()), batch_size=2, sampler=sampler, num_workers=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "make",
     [
@@ -602,7 +603,7 @@ UNBATCHED: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("make", UNBATCHED)
 def test_without_batches_samples_are_read_as_always(make: str) -> None:
     for collate_fn in (None, default_collate):

@@ -312,6 +312,7 @@ def test_a_memory_map_is_the_same_when_it_was_pickled(tmp_path: Path, kind: str)
     assert_same(samples(pickle.loads(again)), samples(dataset))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_memory_maps_through_workers(tmp_path: Path, method: str) -> None:

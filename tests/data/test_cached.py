@@ -269,6 +269,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [picture, mixed])
 @pytest.mark.parametrize("kind", KINDS)
 def test_workers_of_any_kind_fill_it_together(kind: str, make: Any, place: dict[str, Any], tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_workers_that_are_spawned() -> None:
     assert (found.stdout, found.stderr) == ("done\n", "")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("make", [picture, nest, mixed, lambda i: torch.zeros(2, 3).t() + i], ids=range(4))
 @pytest.mark.parametrize("arguments", [{}, {"batch_size": None}, {"drop_last": True, "shuffle": True}], ids=str)
 def test_batches_are_stocks(make: Any, arguments: dict[str, Any], place: dict[str, Any]) -> None:
@@ -363,6 +364,7 @@ def test_in_a_subset_and_with_odd_indices() -> None:
             assert numbers.tolist() == [5, 6]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["alike", "another shape", "another dtype", "another structure", "text"])
 def test_samples_that_differ_are_torchs_business(kind: str, place: dict[str, Any]) -> None:
     odd: dict[str, Any] = {
@@ -851,6 +853,7 @@ def _check(sample: Any) -> None:
     assert zlib.crc32(array) == crc
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("max_bytes", [None, 2_000_000])
 @pytest.mark.filterwarnings("ignore::shmloader.CacheFullWarning")
 def test_a_process_that_is_killed_leaves_samples_whole_or_absent(max_bytes: int | None, place: dict[str, Any]) -> None:

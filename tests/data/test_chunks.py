@@ -159,6 +159,7 @@ def _any_bits(rng: np.random.Generator, count: int, code: str) -> Any:
     return np.where(rng.integers(0, 2, count), bits, bits >> 9 | (nans & ~(nans >> 1 & ~nans))).view(dtype)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("kind", MAKES)
 def test_batches_are_stocks_whatever_a_chunk_is(kind: str) -> None:
@@ -203,7 +204,7 @@ def cut(seed: int) -> Cut:
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(100)
 @pytest.mark.parametrize("seed", range(400))
 def test_batches_are_stocks_however_rows_are_cut(seed: int) -> None:
     case = cut(seed)
@@ -440,6 +441,7 @@ def generated() -> Iterator[Any]:
         yield np.full(7, number), np.arange(7)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("arguments", [{}, {"persistent_workers": True}, {"stop_after": 3}], ids=str)
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_generators_are_read_as_stock_reads_them(num_workers: int, arguments: dict[str, Any]) -> None:
@@ -542,6 +544,7 @@ class Ending(Shards):
             yield part
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("at", [0, 1, 4, 9])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_worker_that_is_replaced_goes_on_where_it_was(at: int, drop_last: bool, tmp_path: Path) -> None:

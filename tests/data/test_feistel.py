@@ -129,6 +129,7 @@ BY_KEY: dict[str, Callable[[int, int], Permutation]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("by", BY_KEY)
 @pytest.mark.parametrize("length", [100, SORTED + 1, 10**6, LONGEST])
 def test_an_element_is_anywhere_equally_often(length: int, by: str) -> None:

@@ -314,6 +314,7 @@ def sought(position: int) -> PermutationSampler:
     return sampler
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", LOADED)
 def test_both_loaders_read_it(kind: str) -> None:
     batches, _, _ = assert_same_stream(

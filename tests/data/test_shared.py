@@ -412,6 +412,7 @@ def asked(process: Any, receiver: Any, sender: Any) -> tuple[Any, Any]:
     return found, left
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_process_has_the_same_memory(method: str) -> None:
@@ -672,6 +673,7 @@ class Seen(Dataset[Any]):
         return int(self.array[0]), int(self.tensor[0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize(
     ("kind", "method"),
@@ -974,6 +976,7 @@ def shared_under(trace: SignalAt, data: Any) -> bool:
     return shared is not None
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("data", [np.arange(3), torch.arange(3), ["a", 1]], ids=["an array", "a tensor", "objects"])
 def test_a_signal_whose_handler_raises_leaves_nothing(data: Any) -> None:
     def interrupt(number: int, frame: Any) -> None:

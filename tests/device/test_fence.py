@@ -147,6 +147,7 @@ def run(walk: Walk, steps: int = 2500) -> None:
     walk.check()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(12))
 def test_every_copy_brings_its_own_batch(seed: int, driver: simulated.Driver) -> None:
     """2,500 steps each: batches of all sizes, copies and slices on three streams, captures, and growth under a cap."""

@@ -52,6 +52,7 @@ class Reader:
         self.device.submit("main", work)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])

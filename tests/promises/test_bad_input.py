@@ -162,6 +162,7 @@ def raise_huge(index: int) -> Any:
     raise ValueError("x" * 5_000_000)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize(
     ("make", "arguments"),

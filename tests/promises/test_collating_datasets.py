@@ -93,7 +93,7 @@ def assert_nothing_changed(outcome: Outcome) -> None:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_samples_that_were_collated(way: str, kind: str) -> None:
@@ -109,7 +109,7 @@ def test_samples_that_were_collated(way: str, kind: str) -> None:
     assert_nothing_changed(outcome)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["collated", "loaded", "loaded by ours", "viewed"])
 @pytest.mark.parametrize("plain_first", [True, False])
@@ -132,7 +132,7 @@ def test_samples_of_which_some_were_collated(way: str, kind: str, plain_first: b
     assert_nothing_changed(outcome)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_datasets_that_collate(seed: int) -> None:
     play(seed)
@@ -187,7 +187,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("unlike", [3, 4, 5, 7, 9, 23])
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_sample_that_is_unlike_the_others(change: str, unlike: int) -> None:
@@ -250,6 +250,7 @@ class Bags(IterableDataset[Any]):
             yield {"bag": batch.repeat(400), "changed": memory.changed}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 @pytest.mark.parametrize("kind", [DataLoader, ShmDataLoader])
 def test_a_stream_of_an_inner_loaders_batches(kind: type[DataLoader[Any]], batch_size: int | None) -> None:
@@ -257,6 +258,7 @@ def test_a_stream_of_an_inner_loaders_batches(kind: type[DataLoader[Any]], batch
     assert all(not np.any(np.asarray(batch["changed"])) for batch in outcome[0][0])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_that_are_batches(seed: int, way: str) -> None:
@@ -271,7 +273,7 @@ def test_samples_that_are_batches(seed: int, way: str) -> None:
 # -- collate functions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("keeps", ["", *KEEPS])
 @pytest.mark.parametrize("way", COLLATE_WAYS)
 def test_collate_functions(way: str, keeps: str) -> None:
@@ -287,6 +289,7 @@ def test_collate_functions(way: str, keeps: str) -> None:
         assert [changed for _, changed in batches] == [0] * len(stock)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("failure", range(len(LASTING + LONG)))
 def test_collate_functions_that_fail_when_they_have_kept(failure: int) -> None:
     """The exception takes the batch's place, but not the place of what was kept."""
@@ -445,6 +448,7 @@ def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
         next(iterator)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("seed", range(20))
 def test_direct_writing_where_there_is_little_room(seed: int) -> None:
     """Batches of one number of samples fit, and those of many do not; rows of both are kept."""
@@ -537,7 +541,7 @@ class HalfwayAtOnce(Halfway):
             self.memory.keep(out if self.keeps == "out" else out[0][0])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     ("keeps", "at_once", "failure"),
     [
@@ -626,6 +630,7 @@ def shared_after(tensor: torch.Tensor) -> list[float]:
     return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [3, 5000, 500_000])
 def test_arrays_of_what_is_collated_and_shared_then(size: int) -> None:
     """torch's collate functions make shared memory in workers, which does not move."""

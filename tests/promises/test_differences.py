@@ -296,7 +296,7 @@ def things() -> list[Callable[[], Any]]:
     ]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("is_early", [True, False])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", REGISTRATIONS)
@@ -625,6 +625,7 @@ def locked(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", READ_ONLY)
 def test_arrays_that_are_read_only_in_the_worker(what: str) -> None:
     """Up to Python 3.13 they can be written to, as behind stock's queues; from 3.14 on they cannot, as there."""

@@ -131,6 +131,7 @@ def test_normal_ends_are_silent_and_leave_nothing(ending: str) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "os.abort()"])
 def test_workers_do_not_outlive_their_parent(death: str) -> None:
     result = run(

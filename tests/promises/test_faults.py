@@ -124,6 +124,7 @@ def assert_works_again(loader: ShmDataLoader[Any], trap: Trap, held: Held) -> No
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")  # of batches that made room for one over the cap
 @table(alternating, Kind.ERROR, Kind.RESULT)
 def test_an_error_comes_in_its_batchs_place_and_the_rest_after_it(
@@ -162,6 +163,7 @@ def from_a_worker_that_could_not_begin(iterator: Any, error: type[Exception]) ->
     return rest
 
 
+@pytest.mark.sampled(10)
 @table(alternating, Kind.DEATH)
 def test_a_death_is_told_and_the_loader_works_again(
     make_trap: MakeTrap, fault: str, moment: str, persistent_workers: bool
@@ -187,7 +189,7 @@ def one_way(fault: str, moment: str, persistent_workers: bool) -> bool:
     return fault != "hang, deaf to SIGTERM" and alternating(fault, moment, persistent_workers)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @table(one_way, Kind.HANG)
 def test_a_hang_is_told_and_the_loop_goes_on_after_it(
     make_trap: MakeTrap, monkeypatch: pytest.MonkeyPatch, fault: str, moment: str, persistent_workers: bool
@@ -241,6 +243,7 @@ def silence(moment: str) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_while_the_iterator_is_being_closed_is_not_heard_of(
     make_trap: MakeTrap, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -344,7 +347,7 @@ def undisturbed(dataset: Any, trap: Trap, **arguments: Any) -> list[list[tuple[i
     return passes
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 @table(lambda fault, moment, persistent: fault == "SIGKILL" or (moment == "later sample" and persistent), Kind.DEATH)
 def test_with_restarts_the_stream_is_the_same_as_without_the_death(
@@ -372,6 +375,7 @@ def test_with_restarts_the_stream_is_the_same_as_without_the_death(
     held.check(least=3)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 @table(lambda fault, moment, persistent: fault == "SIGKILL" and not persistent, Kind.DEATH)
 def test_a_batch_that_ends_every_worker_is_named(
@@ -455,6 +459,7 @@ FROM_OUTSIDE = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [BATCHES, 3])
 @pytest.mark.parametrize("number", FROM_OUTSIDE)
 def test_a_death_between_passes_is_told_by_the_next(make_trap: MakeTrap, number: signal.Signals, steps: int) -> None:
@@ -485,6 +490,7 @@ def end(iterator: Any, number: signal.Signals) -> int:
     return pid
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("steps", [BATCHES, 3])
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 def test_with_restarts_a_death_between_passes_changes_nothing(make_trap: MakeTrap, dataset: Any, steps: int) -> None:
@@ -538,6 +544,7 @@ def test_a_worker_that_is_stopped_between_passes_can_be_waited_for(make_trap: Ma
     assert pids(loader._iterator)[VICTIM] == pid
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("timeout", [0, 60])
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -288,7 +288,7 @@ def test_many_children_at_random_steps(block: int) -> None:
         walk(seed)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("collate", COLLATES)
 def test_a_child_that_lives_on_while_its_parent_loads(collate: str, body: Any) -> None:
@@ -311,6 +311,7 @@ def test_a_child_that_lives_on_while_its_parent_loads(collate: str, body: Any) -
     assert child.finish() == ""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("body", BODIES)
 def test_a_child_does_not_write_to_what_the_parent_holds(body: Any) -> None:
     source = ShmDataLoader(Samples(), batch_size=2, num_workers=1)
@@ -347,6 +348,7 @@ class Refers(Dataset[Any]):
         return sample, changed
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("writes", [False, True])
 @pytest.mark.parametrize("kind", [ShmDataLoader, DataLoader])
@@ -383,7 +385,7 @@ def test_another_loaders_workers(kind: Any, writes: bool, persistent_workers: bo
         del batch, sample, changed, others
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("collate", COLLATES)
 def test_the_same_loaders_next_pass(collate: str, num_workers: int) -> None:
@@ -442,7 +444,7 @@ def look_at_pass(source: Any, dataset: DiesOnce) -> int:
     return step + 1
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("writes", [False, True])
 @pytest.mark.parametrize("at", [[13], [6, 30], [38]])

@@ -95,7 +95,7 @@ MEANWHILE: dict[str, Callable[[], None]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("what", MEANWHILE)
 def test_what_runs_beside_a_pass(what: str, persistent_workers: bool, capfd: pytest.CaptureFixture[str]) -> None:

@@ -272,7 +272,7 @@ def is_same(one: Step, other: Step) -> bool:
     return True
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("seed", range(70))
 def test_scenario(seed: int) -> None:
     play(seed)
@@ -337,7 +337,7 @@ def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -
 # -- random ones ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("seed", range(60))
 def test_extended_scenario(seed: int) -> None:
     play(seed, extended)
@@ -354,7 +354,7 @@ def in_threads(seed: int) -> Scenario:
     return found
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("seed", range(70))
 def test_scenario_in_threads(seed: int) -> None:
     play(seed, in_threads)

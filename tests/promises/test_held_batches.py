@@ -61,6 +61,7 @@ def test_writing_to_a_batch_changes_no_other() -> None:
             tensor.zero_()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KEEPERS)
 def test_what_is_kept_stays_as_it_was(kind: str) -> None:
     expect_to_stay(KEEPERS[kind], lambda: loader(num_slots=120))  # cycles are collected late
@@ -239,6 +240,7 @@ def test_batches_that_code_in_the_worker_holds(num_workers: int) -> None:
     assert statistics.leased <= num_workers
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("held", [0, 1, 100])
 @pytest.mark.parametrize("first_kept", [0, 20])
 def test_workers_and_the_loop_hold_all_that_they_can(held: int, first_kept: int) -> None:

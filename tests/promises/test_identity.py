@@ -32,7 +32,7 @@ from tests.helpers.support import assert_same, assert_same_stream, random_states
 WORKERS = [0, 1, 2, 3]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("num_workers", WORKERS)
 @pytest.mark.parametrize(
     "arguments",
@@ -54,7 +54,7 @@ def test_map_style(arguments: dict[str, Any], num_workers: int) -> None:
     assert_same_stream(Images, num_workers=num_workers, epochs=2, **arguments)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("prefetch_factor", [1, 2, 5])
 @pytest.mark.parametrize("persistent_workers", [False, True])
@@ -70,6 +70,7 @@ def test_prefetch_and_persistence(num_workers: int, prefetch_factor: int, persis
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("stop_after", [0, 1, 4])
 def test_epochs_that_are_left_early(persistent_workers: bool, stop_after: int) -> None:
@@ -86,11 +87,13 @@ def test_epochs_that_are_left_early(persistent_workers: bool, stop_after: int) -
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", WORKERS)
 def test_nested_structures(num_workers: int) -> None:
     assert_same_stream(lambda: Mapped(nest), batch_size=3, num_workers=num_workers)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", WORKERS)
 def test_nested_structures_without_batching(num_workers: int) -> None:
     assert_same_stream(lambda: Mapped(nest), batch_size=None, num_workers=num_workers)
@@ -103,7 +106,7 @@ DTYPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: torch.dtype, batch_size: int | None) -> None:
@@ -134,6 +137,7 @@ TENSORS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, about sparse and nested tensors
 @pytest.mark.parametrize("kind", TENSORS)
 def test_tensors_as_they_are(kind: str) -> None:
@@ -144,6 +148,7 @@ def mine(batch: Any, *, collate_fn_map: Any = None) -> Any:
     return "mine", list(batch)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("key", [torch.Tensor, np.ndarray, int, Mapping, Sequence, Hashable, tuple, dict, object])
 @pytest.mark.parametrize("when", ["before", "in the worker", "in the call"])
 def test_collate_functions_of_the_users_own(key: Any, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +194,7 @@ OBJECTS: dict[str, Callable[[int], Any]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_objects_from_a_collate_function(kind: str, num_workers: int) -> None:
@@ -218,6 +224,7 @@ COLLATES: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", COLLATES)
 def test_collate_functions(kind: str, num_workers: int) -> None:
@@ -253,7 +260,7 @@ class Unalike:
     unequal_lists = staticmethod(lambda index: [1] * (index + 1))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", [name for name in vars(Unalike) if not name.startswith("_")])
 def test_default_collation_of_unalike_samples(kind: str) -> None:
@@ -266,7 +273,7 @@ def test_default_collation_of_one_sample_that_is_a_sequence_of_numbers(sample: A
     assert_same_stream(lambda: [sample], batch_size=None, num_workers=1, collate_fn=default_collate)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("arguments", [{"batch_size": None}, {"batch_size": 3}, {"batch_size": 3, "drop_last": True}])
@@ -280,6 +287,7 @@ def test_iterable(arguments: dict[str, Any], persistent_workers: bool, num_worke
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stop_after", [1, 4, 9])
 def test_iterable_passes_that_are_left_early(stop_after: int) -> None:
     """Some workers have ended by then and some have not.
@@ -416,6 +424,7 @@ def test_length_and_attributes() -> None:
     assert loader.prefetch_factor == 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 def test_start_methods(context: str) -> None:
     stock = stream(DataLoader(Images(10), batch_size=4, num_workers=1))[0]
@@ -432,6 +441,7 @@ def test_start_methods(context: str) -> None:
         resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.usefixtures("_resource_sharer")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_indices_that_are_tensors(dtype: torch.dtype) -> None:

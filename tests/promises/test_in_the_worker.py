@@ -63,6 +63,7 @@ def unchanged(samples: Any) -> Any:
     return samples
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("context", [None, "fork"])
 @pytest.mark.parametrize("arguments", [{}, {"worker_init_fn": torch.manual_seed}, {"persistent_workers": True}])
 def test_surroundings(arguments: dict[str, Any], context: str | None) -> None:
@@ -274,7 +275,7 @@ def fail_at(moment: str, error: str) -> dict[str, Any]:
     return {"make_dataset": lambda: Mapped(sample, 8), "collate_fn": collate, "worker_init_fn": init}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("moment", ["sample", "collate"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_errors(error: str, moment: str) -> None:
@@ -284,6 +285,7 @@ def test_errors(error: str, moment: str) -> None:
     assert "test_in_the_worker.py" in str(errors[0])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("error", ERRORS)
 def test_errors_of_the_init_function(error: str) -> None:
     def first_error(kind: Any) -> BaseException:

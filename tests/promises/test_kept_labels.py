@@ -88,6 +88,7 @@ STRUCTURES: dict[str, tuple[Callable[[int], Any], list[bool]]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", STRUCTURES)
 def test_which_parts_are_lent(what: str) -> None:
     make, lent = STRUCTURES[what]

@@ -464,7 +464,7 @@ def check_seed(seed: int) -> int:
     return assert_survives(setting, [], random_loop(draw, setting, kills=True))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("seed", range(12))
 def test_random_deaths(seed: int) -> None:
     check_seed(seed)

@@ -89,7 +89,7 @@ def script(setting: str, code: str) -> str:
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @each_setting
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -153,6 +153,7 @@ def test_a_worker_that_has_died_before_it_was_granted_room(run: Runner, restarts
     ).assert_all(0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("setting", ["default", pytest.param("blocked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_have_sigpipe_as_the_program_has_it(method: str, setting: str) -> None:
@@ -260,6 +261,7 @@ def test_a_resource_tracker_that_has_died(method: str) -> None:
 # -- the worker's side -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_worker_whose_parent_is_gone_says_nothing(setting: str) -> None:
     """The parent's descriptors are closed before its workers are killed: here they are not killed at all."""

@@ -208,7 +208,7 @@ def run_pass(seed: int, spoil: Spoil = as_is) -> Consumer:
     return consumer
 
 
-@pytest.mark.sampled(50)
+@pytest.mark.sampled(300)
 @pytest.mark.parametrize("seed", range(600))
 def test_a_pass(seed: int) -> None:
     run_pass(seed)

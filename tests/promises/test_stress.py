@@ -289,6 +289,7 @@ def stress(seed: int, batches: int) -> None:
         consumer.elsewhere.close()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_done_with_batches(seed: int) -> None:
     stress(seed, 60)
@@ -300,6 +301,7 @@ def test_whatever_is_done_with_many_batches(seed: int) -> None:
     stress(seed, 600)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(50, 53))
 def test_whatever_is_done_with_batches_amid_collections(seed: int, frequent_collections: None) -> None:
     stress(seed, 25)

@@ -64,7 +64,7 @@ def test_map_style(arguments: dict[str, Any], num_workers: int) -> None:
     assert_same_stream(Images, num_workers=num_workers, epochs=2, worker_type="thread", **arguments)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("stop_after", [0, 1, 4, None])
 def test_passes_that_are_left_early(persistent_workers: bool, stop_after: int | None) -> None:

@@ -64,7 +64,7 @@ MAP_STYLE: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("arguments", [{"batch_size": 4, "shuffle": True}, {"batch_size": None}])
 @pytest.mark.parametrize("kind", MAP_STYLE)
@@ -129,7 +129,7 @@ PIPES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(15)
 @pytest.mark.filterwarnings("ignore")  # torch's deprecations of DataPipes
 @pytest.mark.parametrize(
     "arguments",
@@ -217,6 +217,7 @@ def test_types_that_pin_themselves(num_workers: int, monkeypatch: pytest.MonkeyP
         assert batch["rest"][1:] == ["text", None]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("declared", [4, 100, 6])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_lengths_that_lie(declared: int, batch_size: int | None) -> None:

@@ -129,6 +129,7 @@ class Walk:
             assert bool((item == number).all())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(10))
 def test_random_walk(seed: int) -> None:
     draw = random.Random(seed)

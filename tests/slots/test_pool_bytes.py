@@ -46,6 +46,7 @@ def blobs(sizes: list[int], **arguments: Any) -> ShmDataLoader[Any]:
     return ShmDataLoader(Mapped(lambda index: blob(sizes[index], index), len(sizes)), **arguments)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("cap", [None, 12 * MIB, 20 * MIB, 64 * MIB])
 def test_ragged_batches_under_a_cap(cap: int | None) -> None:
     sizes = [int(size) for size in np.random.default_rng(1).integers(1, 3 * MIB, 60)]
@@ -54,6 +55,7 @@ def test_ragged_batches_under_a_cap(cap: int | None) -> None:
     assert figures(loader).resident_bytes <= (cap or 1 << 40)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("collate", ["default", "own"])

@@ -98,6 +98,7 @@ def _batches(loader: DataLoader[Any], arguments: dict[str, Any]) -> list[Any]:
     return [detached(batch) for batch in loader]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [DataLoader, ShmDataLoader])
 @pytest.mark.parametrize("name", _LOADERS)
 def test_a_loader_is_made_anew(name: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
