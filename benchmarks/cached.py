@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -34,6 +33,7 @@ from shmloader.cli.bench.measure import interleave
 from shmloader.cli.bench.memory import now
 from shmloader.cli.console import UsageError, positive, shown
 
+from . import apart
 from .cells import Pictures, jpegs
 from .output import Found, as_dicts, markdown
 
@@ -225,21 +225,7 @@ def in_a_process(name: str, dataset: Any) -> Round:
     Raises:
         EOFError: the process died.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    with receiver:
-        with sender:
-            process = _CONTEXT.Process(target=_send_a_round, args=(sender, name, dataset))
-            process.start()
-        try:
-            found: Round = receiver.recv()
-        finally:
-            process.join()
-            process.close()
-    return found
-
-
-def _send_a_round(sender: Connection, name: str, dataset: Any) -> None:
-    sender.send(one_round(name, dataset))
+    return apart.call(one_round, name, dataset, daemon=False)
 
 
 def one_round(name: str, dataset: Any) -> Round:

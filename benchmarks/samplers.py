@@ -14,11 +14,9 @@ import argparse
 import collections
 import functools
 import itertools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from shmloader.cli.bench.measure import interleave
 from shmloader.cli.console import positive, shown
 from shmloader.slots.limits import available_memory
 
+from . import apart
 from .output import Found, as_dicts, markdown
 
 # Indices that are timed.
@@ -40,8 +39,6 @@ _WARM_UP = 5000
 
 # Of an index in a list of Python ints, beside the tensor that it was in: 8 for it, 8 for the reference, 32 for the int.
 _LISTED_BYTES = 48
-
-_CONTEXT = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -179,21 +176,7 @@ def in_a_process(contestant: Contestant, length: int) -> Round:
     Raises:
         EOFError: the process died, for want of memory perhaps.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    with receiver:
-        with sender:
-            process = _CONTEXT.Process(target=_send_a_round, args=(sender, contestant, length), daemon=True)
-            process.start()
-        try:
-            found: Round = receiver.recv()
-        finally:
-            process.join()
-            process.close()
-    return found
-
-
-def _send_a_round(sender: Connection, contestant: Contestant, length: int) -> None:
-    sender.send(one_round(contestant, length))
+    return apart.call(one_round, contestant, length, daemon=True)
 
 
 def one_round(contestant: Contestant, length: int) -> Round:
