@@ -65,6 +65,10 @@ class StuckWorkerWarning(UserWarning):
     """A worker thread has not ended in time when it was told to, and goes on; a thread cannot be killed."""
 
 
+class ResumeWarning(UserWarning):
+    """A loader takes up a pass from a state, and something in it will differ, or takes long; see `load_state_dict`."""
+
+
 class IdleWorkersWarning(UserWarning):
     """A `JobQueue` has fewer jobs under way than workers, so that some have nothing to do."""
 

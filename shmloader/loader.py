@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -37,9 +37,11 @@ from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
 from .observe import statistics
 from .observe.statistics import LoaderStatistics
-from .passes.in_process import CheckedInProcessIterator
+from .passes.in_process import CheckedInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
 from .passes.restarts import RestartCount
+from .passes.state import State, check_loader, from_dict, to_dict
+from .passes.tracking import Tracking, is_stream, state_before
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .torch_private import BaseIterator
@@ -131,6 +133,9 @@ class ShmDataLoader(DataLoader[T_co]):
             large copies, waits for files and networks. torch's, numpy's and Python's global random generators are the
             process's, so threads do not seed them; a thread cannot be killed, see ``__iter__``. Ignored with
             ``num_workers=0``.
+        snapshot_every_n_steps: after how many batches workers tell the state of a dataset, or of its iterator, that has
+            ``state_dict`` and ``load_state_dict``; see ``state_dict``. Larger where that state is large: a pass that is
+            taken up makes the batches since the last one again. None: never. Other datasets have no such state.
 
     Raises:
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
@@ -146,6 +151,7 @@ class ShmDataLoader(DataLoader[T_co]):
     device: torch.device | str | None
     device_prefetch: int
     worker_type: str
+    snapshot_every_n_steps: int | None
 
     def __init__(
         self,
@@ -175,6 +181,7 @@ class ShmDataLoader(DataLoader[T_co]):
         device: torch.device | str | None = None,
         device_prefetch: int = 2,
         worker_type: str = "process",
+        snapshot_every_n_steps: int | None = 1,
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -205,6 +212,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self.device = device
         self.device_prefetch = checked_count("device_prefetch", device_prefetch, 0)
         self.worker_type = kinds.checked_worker_type(worker_type, self.multiprocessing_context)
+        self.snapshot_every_n_steps = checked_optional_count("snapshot_every_n_steps", snapshot_every_n_steps, 1)
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -212,6 +220,8 @@ class ShmDataLoader(DataLoader[T_co]):
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._mover: DeviceIterator | None = None
+        self._tracking: Tracking | None = None  # of the last iterator, which may be gone
+        self._to_resume: State | None = None
 
     def __iter__(self) -> BaseIterator:
         """Begins a pass over the data: starts workers, or has persistent ones begin again, and asks for batches ahead.
@@ -281,17 +291,22 @@ class ShmDataLoader(DataLoader[T_co]):
         return mover
 
     def _get_iterator(self) -> BaseIterator:
-        if not self._is_own or torch_private.difference():
+        self._tracking = None
+        if torch_private.difference():
             return super()._get_iterator()
         if self.num_workers == 0:
-            return CheckedInProcessIterator(self, self._sample_spec)
+            place = self._new_tracking()
+            if self._sample_spec is None:
+                return self._tracked(TrackedInProcessIterator(self, place), place)
+            return self._tracked(CheckedInProcessIterator(self, place, self._sample_spec), place)
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
         if lack:
             self._warn_of_fallback(lack, stacklevel=5)
             return super()._get_iterator()
-        return ShmIterator(
+        place = self._new_tracking()
+        iterator = ShmIterator(
             self,
             self._pool_cache,
             self._pool_settings(),
@@ -299,7 +314,17 @@ class ShmDataLoader(DataLoader[T_co]):
             self._sample_spec,
             self.worker_restarts,
             self._restart_count,
+            place,
         )
+        return self._tracked(iterator, place)
+
+    def _new_tracking(self) -> Tracking:
+        ahead = self.num_workers * (self.prefetch_factor or 0) + self.device_prefetch
+        return Tracking(self, self._to_resume, self.snapshot_every_n_steps, ahead)
+
+    def _tracked(self, iterator: BaseIterator, place: Tracking) -> BaseIterator:
+        self._tracking, self._to_resume = place, None
+        return iterator
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
         self.check_worker_number_rationality()
@@ -353,14 +378,106 @@ class ShmDataLoader(DataLoader[T_co]):
         pool = self._pool_cache.last
         return None if pool is None else statistics.collect(pool, self._restart_count)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where the loop is, so that another loader with the same arguments can go on from there.
+
+        It is the state behind the last batch that was handed out, or exception in a batch's place, by the iterator that
+        was made last; what was loaded ahead does not count. Between two passes it is the beginning of the next one.
+        It may be called at any time, also when the iterator is gone, in the thread that iterates. It does not block,
+        and takes some 100 us.
+
+        A map-style dataset is found again by its sampler, and no sample is read for that. What a dataset, the iterator
+        of an iterable dataset, or a sampler says of itself by a ``state_dict`` of its own is in the state too. So are
+        the states of the workers' random generators, if they are processes and have drawn anything.
+
+        Returns:
+            Dicts, lists, strings, numbers and None, some kB for each worker; as JSON or with `torch.save` they can be
+            kept. Objects that JSON would change, in states of a dataset or a sampler, are in it as pickles.
+
+        Raises:
+            RuntimeError: torch's own loader has taken this one's place; see `FallbackWarning`.
+        """
+        if self._is_stocks():
+            raise RuntimeError("there is no state, since ShmDataLoader loads as torch's DataLoader does here")
+        if self._to_resume is not None:
+            state = self._to_resume
+        elif self._tracking is not None:
+            state = self._tracking.state(self._fits())
+        else:
+            state = state_before(self, self._fits())
+        return to_dict(state)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Has the next pass begin where a state says. The passes after it are ordinary ones.
+
+        What the state says is checked here; nothing is read before ``iter``. Persistent workers end. ``iter`` then
+        draws indices up to the place, without reading data, and leaves the global random generators as they are. Those
+        of the loader and of its sampler are where they were. A state from the end of a pass has the next one begin.
+        An empty dict is no state: the next pass begins at its start.
+
+        An iterable dataset that has no state, and whose iterator has none, is read again up to the place. So are the
+        batches since the last state of a dataset, with ``snapshot_every_n_steps`` of more than 1, where ``iter`` blocks
+        until they are made.
+
+        With another number of workers a map-style dataset gives the same samples in the same order. What they draw from
+        random generators is different, and a warning says so.
+
+        Pickles in a state run code when they are loaded: load only states that you trust.
+
+        Args:
+            state_dict: what `state_dict` returned.
+
+        Raises:
+            TypeError: it is no dict.
+            ValueError: it is of another class or version, it is damaged, or the loader is another in what decides which
+                samples come when; the text names it.
+
+        Warns:
+            ResumeWarning: at ``iter``; what follows differs from what would have followed, or batches are made again.
+        """
+        state = None
+        if not isinstance(state_dict, Mapping) or state_dict:
+            state = from_dict(state_dict)
+            fits = self._fits()
+            if state.phase != "within" or not is_stream(self):
+                del fits["num_workers"]
+            check_loader(state, fits)
+        self._to_resume, self._tracking, self._iterator, self._mover = state, None, None, None
+
+    def _is_stocks(self) -> bool:
+        if torch_private.difference():
+            return True
+        return self.num_workers > 0 and bool(requirements.lack(self.worker_type))
+
+    def _fits(self) -> dict[str, Any]:
+        """Returns what a loader has to be that takes up a state, by name."""
+        return {
+            "kind of dataset": "iterable" if is_stream(self) else "map-style",
+            "number of samples": None if is_stream(self) else _length_of(self.dataset),
+            "batch_size": self.batch_size or getattr(self.batch_sampler, "batch_size", None),
+            "drop_last": self.drop_last,
+            "sampler": " of ".join(
+                type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
+            ),
+            "num_workers": self.num_workers,
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        return {**self.__dict__, "_iterator": None, "_mover": None, "_pool_cache": None}
+        gone = {"_iterator": None, "_mover": None, "_pool_cache": None, "_tracking": None, "_to_resume": None}
+        return {**self.__dict__, **gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()
+
+
+def _length_of(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except Exception:  # it may have none, if the sampler is the user's
+        return None
 
 
 def _cuda_device(device: Any) -> torch.device | None:

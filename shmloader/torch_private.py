@@ -97,6 +97,7 @@ else:
 _LOADER = {
     "_get_iterator": "where a loader begins a pass: overridden",
     "check_worker_number_rationality": "the warning about more workers than processors: called",
+    "_index_sampler": "what it draws indices from: read",
     "_iterator": "persistent workers' iterator: read, and reset to None",
 }
 _BASE_ITERATOR = {
@@ -127,6 +128,16 @@ _FETCHER = {
     "fetch": "reads the samples of a batch, and collates them: called",
     "collate_fn": "replaced",
 }
+_FETCHER_OF_STREAM = {
+    "dataset_iter": "the iterator of an iterable dataset: asked for its state",
+    "ended": "whether it has ended: read, written",
+}
+NAMES.extend(
+    PrivateName(
+        f"torch.utils.data._DatasetKind.create_fetcher(...).{{{name}}}", purpose, "iterators' states are not asked for"
+    )
+    for name, purpose in _FETCHER_OF_STREAM.items()
+)
 _WRAPPER = {
     "exc_type": "the type of a worker's error: read, written",
     "exc_msg": "its text: read, written",
@@ -187,6 +198,29 @@ def set_worker_info(worker: int, num_workers: int, seed: int, dataset: Any) -> N
     """Makes `get_worker_info` of this process return what it returns in a worker."""
     _of_thread.info = None  # a thread of another loader's, where the process was forked from that
     _worker._worker_info = _worker_info(id=worker, num_workers=num_workers, seed=seed, dataset=dataset)
+
+
+def index_sampler_of(loader: Any) -> Any:
+    """Returns what a loader draws indices from: its batch sampler, or its sampler where it makes no batches."""
+    return loader._index_sampler
+
+
+InfiniteSampler: Any = _optional(
+    "torch.utils.data.dataloader._InfiniteConstantSampler",
+    "the sampler of a loader of an iterable dataset",
+    _Nothing,
+    "a loader's state holds random states that it need not hold",
+)
+
+
+def stream_of(fetcher: Any) -> tuple[Any, bool]:
+    """Returns the iterator that a fetcher reads, None of a map-style dataset, and whether it has found its end."""
+    return getattr(fetcher, "dataset_iter", None), bool(getattr(fetcher, "ended", False))
+
+
+def end_fetcher(fetcher: Any) -> None:
+    """Has a fetcher of an iterable dataset do as if it had found the end."""
+    fetcher.ended = True
 
 
 # -- a worker that is a thread ---------------------------------------------------------------------------------------

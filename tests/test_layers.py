@@ -36,9 +36,9 @@ WINGS = {
     "observe": ["statistics"],
     "passes": [
         "iterator in_process delivery",
-        "dispatcher",
-        "diagnosis growth_requests",
-        "schedule restarts worker_progress lines",
+        "dispatcher tracking",
+        "diagnosis growth_requests sampling state",
+        "schedule restarts worker_progress lines progress",
     ],
     "workers": [
         "kinds",
@@ -47,8 +47,8 @@ WINGS = {
         "worker_loop",
         "job_loop target_loop",
         "batch_maker target_slots interface process_start tracebacks",
-        "calls fault_packing room_requests",
-        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
+        "calls fault_packing room_requests snapshots",
+        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes generators",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
@@ -78,7 +78,7 @@ WINGS = {
 
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
-    "passes/lines.py", "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
+    "passes/lines.py", "passes/progress.py", "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {

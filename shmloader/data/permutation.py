@@ -113,7 +113,13 @@ class PermutationSampler(Sampler[int]):
         It counts what that iterator has yielded; a loader may have asked for more than it has delivered. Where nothing
         was taken since `set_epoch`, `seek` or `load_state_dict`, it is what that said.
         """
-        place = self._last or _Place(self._epoch, self._length(), 0)
+        return self._state(self._last or _Place(self._epoch, self._length(), 0))
+
+    def state_at_start(self) -> dict[str, int]:
+        """Returns the state of an iterator that begins now, before it has yielded an index."""
+        return self._state(self._sought or _Place(self._epoch, self._length(), 0))
+
+    def _state(self, place: _Place) -> dict[str, int]:
         return {
             "version": _VERSION,
             "length": place.length,

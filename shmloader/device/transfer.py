@@ -45,6 +45,12 @@ class LookAhead(Protocol):
     def settle(self, lease: Lease) -> None:
         """Notes that when ``lease`` ends no copy from its slot is in flight."""
 
+    def hand_out_ahead(self) -> None:
+        """From now on the loop has what `next` returns not before `hand_on`."""
+
+    def hand_on(self) -> None:
+        """Notes that the loop is told what `next` has told first."""
+
 
 class DeviceIterator(BaseIterator):
     """Iterates as another iterator does, with its batches on a device.
@@ -67,6 +73,8 @@ class DeviceIterator(BaseIterator):
         self.device = device
         self.depth = depth
         self._source = host if isinstance(host, LookAhead) else None
+        if self._source is not None:
+            self._source.hand_out_ahead()
         self._lane = cuda.Lane(cuda.resolve(device))
         self._ahead: deque[_Transfer | Exception] = deque()
         self._under_way: deque[_Transfer] = deque()
@@ -96,7 +104,11 @@ class DeviceIterator(BaseIterator):
                 "the graph's input"
             )
         self._drop_what_is_copied()
-        first = self._ahead.popleft() if self._ahead else self._take()
+        try:
+            first = self._ahead.popleft() if self._ahead else self._take()
+        finally:
+            if self._source is not None:
+                self._source.hand_on()
         try:
             if isinstance(first, Exception):
                 raise first

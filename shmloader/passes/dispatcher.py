@@ -17,7 +17,7 @@ from shmloader.errors import PoolMemoryError, WorkerDiedError, WorkerRestartWarn
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
-from shmloader.workers.brief import BatchSource, Brief, Source, Takeover
+from shmloader.workers.brief import BatchSource, Brief, Snapshots, Source, Takeover
 from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.wire import Token
 
@@ -66,15 +66,32 @@ class Dispatcher:
         pool: where batches go.
         workers: who makes them; not started yet.
         restart_count: counts the workers that are replaced.
+        snapshots: what workers tell of themselves; None: nothing.
 
     Attributes:
         is_open: whether there are workers, and they are this process's.
+        notes: what workers have noted beside batches that were not taken, by the batches' numbers.
+        begins: what each worker has noted at the beginning of a pass with the same workers.
+        ends: what workers have noted when they had no more data in this pass.
+        last: the batch that was taken last.
     """
 
+    last: Task[Result]
+
     def __init__(
-        self, source: Source, options: DispatchOptions, pool: Pool, workers: Workers, restart_count: RestartCount
+        self,
+        source: Source,
+        options: DispatchOptions,
+        pool: Pool,
+        workers: Workers,
+        restart_count: RestartCount,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.is_open = True
+        self.notes: dict[int, bytes] = {}
+        self.begins: dict[int, bytes | None] = {}
+        self.ends: dict[int, bytes] = {}
+        self._snapshots = snapshots
         self._source: Source = source
         self._source_before = source
         self._options = options
@@ -109,6 +126,7 @@ class Dispatcher:
         for number in range(self._options.num_workers):
             self._shared_state.idle(number)
             self._shared_state.forget(number)
+            self._shared_state.note_at_begin(number, None)
         try:
             self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
         except Exception as error:
@@ -131,6 +149,8 @@ class Dispatcher:
         self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
         self._shared_state.shared_seed = shared_seed or 0
         self._drop_batches()
+        self.notes.clear()
+        self.ends.clear()
         self._progress.begin_pass()
         self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
         for number in range(self._options.num_workers):
@@ -204,7 +224,18 @@ class Dispatcher:
     def take(self) -> Result | None:
         """Returns what has become of the batch whose turn it is, or None where it is not made, or there is none."""
         task = self._schedule.take()
-        return None if task is None else task.result
+        if task is None:
+            return None
+        self.last = task
+        return task.result
+
+    def begin_with(self, worker: int) -> None:
+        """Has ``worker`` get the first batch of the pass."""
+        self._schedule.begin_with(worker)
+
+    def over(self) -> set[int]:
+        """Returns the workers that have no more data in this pass, and of which all batches were taken."""
+        return self._schedule.over()
 
     @property
     def is_ready(self) -> bool:
@@ -297,6 +328,8 @@ class Dispatcher:
         elif token.is_held:
             result = Retained(made, token.worker)
         if is_current:
+            if self._snapshots is not None and (note := self._shared_state.note_of(token.slot)) is not None:
+                self.notes[token.seq] = note
             self._schedule.arrive(token.seq, result)
         else:
             self._pool.release(result)
@@ -304,16 +337,21 @@ class Dispatcher:
 
     def _resumed(self, number: int) -> None:
         self._progress.resume(number)
+        if self._snapshots is not None:
+            self.begins[number] = self._shared_state.noted_at_begin(number)
         self._shared_state.idle(number)  # what it began last was another pass's
 
     def _end_worker(self, token: Token) -> None:
         self._progress.end(token.worker)
+        is_current = token.generation == self._progress.generation
+        if is_current and self._snapshots is not None and (note := self._shared_state.note_of(token.slot)) is not None:
+            self.ends[token.worker] = note
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_held:
                 self._pool.retain(task.slot, token.worker)
             else:
                 self._pool.withdraw(task.slot)
-        if token.generation == self._progress.generation and not self._options.persistent:
+        if is_current and not self._options.persistent:
             self._workers.dismiss(token.worker, self._stop_token(token.worker))
 
     def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, room: int = 0) -> None:
@@ -341,6 +379,7 @@ class Dispatcher:
             bytes_to_map=self._pool.populated_bytes,
             saves_rng_state=self._options.worker_restarts > 0,
             generation=self._progress.generation,
+            snapshots=self._snapshots,
         )
 
     def _bury(self, number: int) -> None:
@@ -372,6 +411,7 @@ class Dispatcher:
         self._requests.forget(number)
         self._pool.inherit(number, [task.slot for task in owed], holds)
         self._shared_state.idle(number)
+        self._shared_state.note_at_begin(number, None)
         if self._progress.may_skip_to_the_pass(number, bool(owed)):
             self._resumed(number)
         # Where the pass before is still to be finished, that comes first, and then this one as for all others.
@@ -380,7 +420,12 @@ class Dispatcher:
         source = self._source_before if is_behind else self._source
         takeover = Takeover(*self._progress.takeover(number), self._last_job)
         source = source.for_successor(takeover.tag, self._options.num_workers)
-        brief = dataclasses.replace(self._brief(number), source=source, generation=generation, takeover=takeover)
+        snapshots = self._snapshots
+        if snapshots is not None and generation > 0:  # another pass than that which was resumed
+            snapshots = Snapshots(snapshots.every)
+        brief = dataclasses.replace(
+            self._brief(number), source=source, generation=generation, takeover=takeover, snapshots=snapshots
+        )
         self._workers.replace(brief)
         for task in owed:
             self._send_again(task, generation)

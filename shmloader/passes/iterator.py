@@ -29,11 +29,14 @@ from shmloader.torch_private import (
     profiler_enabled,
     sharding_worker_init_fn,
 )
+from shmloader.workers import generators
 from shmloader.workers.brief import BatchSource
 from shmloader.workers.interface import Workers
+from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .restarts import RestartCount
+from .tracking import Tracking
 
 
 class ShmIterator(BaseIterator):
@@ -49,6 +52,7 @@ class ShmIterator(BaseIterator):
         sample_spec: what `spec.declare` returned, or None.
         worker_restarts: how many workers that die are replaced in a pass.
         restart_count: counts them.
+        tracking: where the loop is, and what it takes up.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -70,8 +74,15 @@ class ShmIterator(BaseIterator):
         sample_spec: Any,
         worker_restarts: int,
         restart_count: RestartCount,
+        tracking: Tracking,
     ) -> None:
-        super().__init__(loader)
+        resumed = tracking.resumed
+        # What is drawn here is of no use then.
+        with generators.kept() if tracking.state_of_workers is not None else contextlib.nullcontext():
+            tracking.prepare()
+            super().__init__(loader)
+        self._tracking = tracking
+        self._take_up(tracking)
         if not loader.prefetch_factor or loader.prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._owner_pid = os.getpid()
@@ -90,7 +101,8 @@ class ShmIterator(BaseIterator):
             self._pool = pool_cache.take(settings)
             try:
                 workers = make_workers(self._num_workers, self._options.look_ahead)
-                self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count)
+                snapshots = tracking.snapshots()
+                self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count, snapshots)
             except BaseException:
                 pool_cache.put(self._pool)
                 raise
@@ -99,9 +111,24 @@ class ShmIterator(BaseIterator):
             with interrupts.deferred():
                 self._dispatcher.start()
             self._reset(loader, first_iter=True)
+            self._make_again(0 if resumed is None else resumed.since)
         except BaseException:
             self._shutdown_workers()
             raise
+
+    def _take_up(self, tracking: Tracking) -> None:
+        if (state := tracking.state_of_workers) is not None:
+            if state.base_seed is not None:
+                self._base_seed = state.base_seed
+            self._shared_seed = state.shared_seed
+        tracking.base_seed = int(self._base_seed)
+        tracking.shared_seed = self._shared_seed
+
+    def _make_again(self, count: int) -> None:
+        """Takes batches that were given already, but were made by a dataset whose state is from before."""
+        for _ in range(count):
+            with contextlib.suppress(Exception):  # which was given too
+                next(self)
 
     def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> BatchSource:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
@@ -133,14 +160,29 @@ class ShmIterator(BaseIterator):
 
         In later passes of persistent workers it first waits until every worker is done with the pass before.
         """
-        super()._reset(loader, first_iter)
+        tracking = self._tracking
+        resumed = tracking.resumed
+        with generators.kept() if resumed is not None else contextlib.nullcontext():
+            self._sampler_iter = tracking.begin(functools.partial(self._begin_reading, loader, first_iter), first_iter)
+        if resumed is not None:
+            self._shared_seed = resumed.shared_seed
+            self._num_yielded = resumed.place.given
+        tracking.shared_seed = self._shared_seed
         self._has_more = True
         self._is_exhausted = False
         with self._closing_on_failure():
             if not first_iter:
                 self._dispatcher.resume(self._shared_seed, self._timeout)
+                tracking.note_begins(self._dispatcher.begins)
+            if resumed is not None:
+                self._dispatcher.begin_with(tracking.progress.state()[0].turn)
             for _ in range(self._options.look_ahead):
                 self._dispatch()
+
+    def _begin_reading(self, loader: DataLoader[Any], first_iter: bool) -> Iterator[Any]:
+        super()._reset(loader, first_iter)
+        indices: Iterator[Any] = self._sampler_iter
+        return indices
 
     @contextlib.contextmanager
     def _closing_on_failure(self) -> Iterator[None]:
@@ -181,13 +223,33 @@ class ShmIterator(BaseIterator):
             self._raise_closed()
         self._pool.collect()
         result = self._take()
+        states = None
         try:
             data, self.last_lease = self._pool.hand_over(result)
+            if type(data) is Stated:
+                data, states = data
         finally:  # a batch that cannot be unpickled is an error, and not the end
+            self._note(states)
             self._dispatch()
         if self._pin_memory:
             data = pin_memory(data, self._pin_memory_device)
         return data
+
+    def _note(self, states: bytes | None) -> None:
+        """Notes that the batch which was taken last is the loop's, or its exception."""
+        dispatcher, progress = self._dispatcher, self._tracking.progress
+        task = dispatcher.last
+        note = dispatcher.notes.pop(task.seq, None) if dispatcher.notes else None
+        over = dispatcher.over() if progress.has_states else ()
+        progress.take(task.seq, task.worker, note, states, over)
+
+    def hand_out_ahead(self) -> None:
+        """From now on the loop is given what `next` has returned at each `hand_on`."""
+        self._tracking.progress.is_ahead = True
+
+    def hand_on(self) -> None:
+        """Notes that the loop is given what `next` has returned first."""
+        self._tracking.progress.hand_on()
 
     def is_ready(self) -> bool:
         """Whether `next` would have a batch without waiting for a worker. Does not block."""
@@ -207,6 +269,7 @@ class ShmIterator(BaseIterator):
         while (result := dispatcher.take()) is None:
             if dispatcher.is_done:
                 self._is_exhausted = True
+                self._tracking.progress.end(dispatcher.ends)
                 if not self._persistent_workers:
                     self._shutdown_workers()
                 raise StopIteration

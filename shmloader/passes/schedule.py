@@ -52,6 +52,14 @@ class Schedule(Generic[Result]):
         self._tasks: dict[int, Task[Result]] = {}
         self._arrived: deque[Task[Result]] = deque()
 
+    def begin_with(self, worker: int) -> None:
+        """Has ``worker`` get the first batch."""
+        self._turn = worker % self._num_workers
+
+    def over(self) -> set[int]:
+        """Returns the workers that have no more data in this pass, and of which all batches were handed out."""
+        return {worker for worker in range(self._num_workers) if not (self._active[worker] or self._load[worker])}
+
     def next_worker(self) -> int | None:
         """Returns the worker whose turn it is, or None when none can take a batch now.
 

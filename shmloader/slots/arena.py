@@ -58,7 +58,7 @@ class Arena:
     def __init__(self, slots: int, max_slot_bytes: int, workers: int = 0, declared_bytes: int = 0) -> None:
         self.slots = slots
         self.workers = workers
-        self._first = SharedState.size(workers)
+        self._first = SharedState.size(workers, slots)
         self.stride = _stride(slots, max_slot_bytes, self._first, declared_bytes)
         size = self._first + slots * self.stride
         fd = os.memfd_create("shmloader", os.MFD_CLOEXEC)
@@ -83,7 +83,7 @@ class Arena:
         self.memory = mmap.mmap(fd, size)
         _note(self.memory)
         self.address = fork_copies.address_of(np.ndarray(1, np.uint8, self.memory))
-        self.shared_state = SharedState(self.memory, self.workers)
+        self.shared_state = SharedState(self.memory, self.workers, self.slots)
 
     def start(self, slot: int) -> int:
         """Returns the offset of ``slot`` from the beginning of the arena."""
@@ -145,7 +145,7 @@ def _attach(duplicate: Any, slots: int, stride: int, workers: int) -> Arena:
     arena.slots = slots
     arena.stride = stride
     arena.workers = workers
-    arena._first = SharedState.size(workers)
+    arena._first = SharedState.size(workers, slots)
     fd = duplicate.detach()
     arena._map(fd, arena.start(slots))
     os.close(fd)

@@ -1,7 +1,8 @@
 """What the parent and its workers can read of each other at any time: some words at the beginning of the arena.
 
 A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
-one writer: of `stopped` and `shared_seed` it is the parent, of the others the worker that they are about.
+one writer: of `stopped` and `shared_seed` it is the parent, of the others the worker that they are about. Beside each
+slot there is room for a note, which is its writer's as the slot is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _LINE = 64  # a cache line: no two processes write to the same one
 _PROGRESS = struct.Struct("<qq")  # the batch's number, and when it was begun, in nanoseconds
 _SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: nothing is saved here
 _SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
+_NOTE = struct.Struct("<I")  # the bytes that follow; 0: nothing is noted
+_NOTE_BYTES = 1 << 15
 _IDLE = -1
 _SEED = struct.Struct("<Q")
 _SEED_START = 8  # `stopped` is at 0
@@ -27,16 +30,19 @@ class SharedState:
     Args:
         memory: the arena's mapping.
         workers: how many workers there are words for.
+        slots: how many slots there are notes beside.
     """
 
-    def __init__(self, memory: mmap.mmap, workers: int) -> None:
+    def __init__(self, memory: mmap.mmap, workers: int, slots: int = 0) -> None:
         self._memory = memory
+        self._slots = slots
         self._saved_start = _LINE * (1 + workers)
+        self._notes_start = self._saved_start + 2 * _SAVED_BYTES * workers
 
     @staticmethod
-    def size(workers: int) -> int:
+    def size(workers: int, slots: int = 0) -> int:
         """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
-        return round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers)
+        return round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers + _NOTE_BYTES * (slots + workers))
 
     @property
     def stopped(self) -> bool:
@@ -103,6 +109,34 @@ class SharedState:
         """Drops what was saved for the successor of ``worker``. Called while that worker is not running."""
         for tag in (0, 1):
             _SAVED.pack_into(self._memory, self._place(worker, tag), 0, 0)
+
+    def note(self, slot: int, data: bytes | None) -> None:
+        """Writes ``data`` beside a slot, or that there is none. By the slot's writer, before its token."""
+        self._note(slot, data)
+
+    def note_of(self, slot: int) -> bytes | None:
+        """Returns what was noted beside a slot by the worker that the slot has come from."""
+        return self._noted(slot)
+
+    def note_at_begin(self, worker: int, data: bytes | None) -> None:
+        """Notes what ``worker`` begins a pass with. By that worker, before it tells that it begins."""
+        self._note(self._slots + worker, data)
+
+    def noted_at_begin(self, worker: int) -> bytes | None:
+        """Returns what ``worker`` began a pass with. After it has told so, until it is told of another pass."""
+        return self._noted(self._slots + worker)
+
+    def _note(self, place: int, data: bytes | None) -> None:
+        start = self._notes_start + _NOTE_BYTES * place
+        nbytes = 0 if data is None or len(data) > _NOTE_BYTES - _NOTE.size else len(data)
+        if data is not None and nbytes:
+            self._memory[start + _NOTE.size : start + _NOTE.size + nbytes] = data
+        _NOTE.pack_into(self._memory, start, nbytes)
+
+    def _noted(self, place: int) -> bytes | None:
+        start = self._notes_start + _NOTE_BYTES * place
+        (nbytes,) = _NOTE.unpack_from(self._memory, start)
+        return self._memory[start + _NOTE.size : start + _NOTE.size + nbytes] if nbytes else None
 
     def _place(self, worker: int, tag: int) -> int:
         return self._saved_start + _SAVED_BYTES * (2 * worker + tag % 2)

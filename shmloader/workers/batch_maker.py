@@ -30,8 +30,9 @@ from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
 from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
-from . import fault_packing, seeding
-from .brief import BatchSource, Brief
+from . import fault_packing, generators, seeding, snapshots
+from .brief import BatchSource, Brief, Resume
+from .snapshots import Stated, WorkerSnapshots
 
 
 class Contents(IntEnum):
@@ -101,6 +102,9 @@ class BatchMaker:
         self._fetcher: Any = None
         self._laid_out: Any = None  # what is packed as soon as there is room: a batch, or a fault
         self._init_fault: WorkerFault | None = None
+        self._snapshots = None if brief.snapshots is None else WorkerSnapshots(brief, brief.snapshots)
+        self._slot = -1
+        self._is_over = False  # what a resumed pass has of the stream
         self.dataset = source.dataset
         self.writer = SlotWriter(brief.arena, brief.cap_text)
         self.collation = DirectCollation(self.writer)
@@ -125,6 +129,8 @@ class BatchMaker:
     def end_pass(self, next_generation: int) -> None:
         """Saves what a successor would begin the next pass with. Called before the parent knows that it begins."""
         self._takeover = None  # where the pass before did not come to that
+        if self._snapshots is not None:
+            self._snapshots.end_pass(self.dataset)
         if self._source.is_stream:
             self._save_rng_state(next_generation)
 
@@ -144,19 +150,44 @@ class BatchMaker:
         source = self._source
         self.has_ended = False
         self._init_fault = None
+        self._is_over = False
         self._templates.forget()
         try:
             if is_first and source.init_fn is not None:
                 source.init_fn(self._brief.worker)
+            resume = self._resume if is_first else Resume()
+            is_taken_over = self._take_over_rng_state()
+            if not is_taken_over and resume.at_begin is not None:
+                generators.restore(resume.at_begin)
             # What is taken over is saved already; saved again under the same number, a death could tear it.
-            if not self._take_over_rng_state() and is_first and source.is_stream:
+            if not is_taken_over and is_first and source.is_stream:
                 self._save_rng_state(self._brief.generation)
+            snapshots.load_dataset(self.dataset, resume.data)
             self._fetcher = self._new_fetcher()
+            self._take_up(resume, is_taken_over)
             self._skip()
+            if self._snapshots is not None:
+                self._snapshots.begin(self.dataset, self._fetcher)
         except Exception:
             self._init_fault = self._fault()
         finally:
             self._end_if_forked()
+
+    @property
+    def _resume(self) -> Resume:
+        resume = None if self._snapshots is None else self._snapshots.resume
+        return Resume() if resume is None else resume
+
+    def _take_up(self, resume: Resume, is_taken_over: bool) -> None:
+        """Goes to where another loader was in this pass.
+
+        In a map-style dataset, what is taken over from a worker that has died came after that.
+        """
+        snapshots.load_iterator(self._fetcher, resume.data)
+        self._make_again(resume.to_skip, resume.any_job)
+        if resume.generators is not None and (self._source.is_stream or not is_taken_over):
+            generators.restore(resume.generators)
+        self._is_over = resume.is_over
 
     def _new_fetcher(self) -> Any:
         source = self._source
@@ -180,11 +211,15 @@ class BatchMaker:
     def _skip(self) -> None:
         """Makes once more what was delivered already, so that stream and random generators are where they were."""
         takeover, self._takeover = self._takeover, None
-        for _ in range(takeover.to_skip if takeover is not None else 0):
+        if takeover is not None:
+            self._make_again(takeover.to_skip, takeover.any_job)
+
+    def _make_again(self, count: int, any_job: bytes) -> None:
+        for _ in range(count):
             if self._shared_state.stopped:
                 return
             with contextlib.suppress(Exception):  # which was delivered too
-                self._fetch(pickle.loads(takeover.any_job))  # type: ignore[union-attr]
+                self._fetch(pickle.loads(any_job))
 
     def _take_over_rng_state(self) -> bool:
         """Restores what the predecessor has saved, and returns whether there was anything."""
@@ -211,8 +246,9 @@ class BatchMaker:
             job_bytes: how long the job is.
         """
         self._shared_state.begin(self._brief.worker, seq)
+        self._slot = slot
         self.writer.open(slot, room)
-        return self._end(self._make(slot, job_bytes))
+        return self._end(self._make(slot, seq, job_bytes))
 
     def go_on(self, room: int) -> Outcome | Shortage:
         """Goes on with a job that was short of room.
@@ -238,14 +274,20 @@ class BatchMaker:
         self._made += 1
         if not self._source.is_stream:
             self._save_rng_state(self._made)
+        if self._snapshots is not None:
+            self._snapshots.note(self._slot)
         return Outcome(*done, is_held)
 
-    def _make(self, slot: int, job_bytes: int) -> _Done | Shortage:
+    def _make(self, slot: int, seq: int, job_bytes: int) -> _Done | Shortage:
         if self._init_fault is not None:
             return self._pack_fault(self._init_fault)
         try:
+            if self._is_over:
+                raise StopIteration
             start = self._brief.arena.start(slot)
             batch = self._fetch(pickle.loads(self._brief.arena.memory[start : start + job_bytes]))
+            if self._snapshots is not None and self._snapshots.has_states:
+                batch = self._snapshots.with_states(batch, seq, self.dataset, self._fetcher)
             if type(batch) is Template:
                 self.writer.write(batch.tail_offset, batch.tail)
                 return Contents.BATCH, batch.tail_offset, len(batch.tail)
@@ -275,6 +317,8 @@ class BatchMaker:
         except Exception as error:  # where torch's loader waits for ever
             collate_fn = self._source.collate_fn
             name = getattr(collate_fn, "__qualname__", type(collate_fn).__qualname__)
+            if type(batch) is Stated:
+                batch = batch.batch
             culprit = unpicklable.describe(batch, error, self._packer.can_pack)
             return self._pack_fault(
                 self._fault(f", sending what {self._source.words.maker} ({name}) returned: {culprit}")
@@ -315,7 +359,9 @@ class BatchMaker:
         packed = self._packer.fill(self.writer)
         if isinstance(laid_out, WorkerFault):
             return Contents.FAULT, packed.tail_offset, len(packed.tail)
-        if self._templates.is_wanted and self.collation.is_default() and not self._packer.has_asked_others:
+        # No template has room for the states that a batch may come with.
+        is_plain = self._snapshots is None or not self._snapshots.has_states
+        if is_plain and self._templates.is_wanted and self.collation.is_default() and not self._packer.has_asked_others:
             self._templates.learn(laid_out, packed)
         return Contents.BATCH, packed.tail_offset, len(packed.tail)
 

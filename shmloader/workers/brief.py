@@ -158,6 +158,40 @@ class Takeover:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """Where a worker takes up a pass that another loader was in when its state was taken.
+
+    Attributes:
+        at_begin: the state of the random generators at the pass's beginning; None: what the seed gives.
+        generators: and where it takes up; None: as at the beginning.
+        data: the states of the dataset and of its iterator, pickled by `snapshots`; None: they have none.
+        to_skip: batches of a stream without state, to be made once more.
+        any_job: the pickled indices of one of them.
+        is_over: whether the stream has no more in this pass.
+    """
+
+    at_begin: bytes | None = None
+    generators: bytes | None = None
+    data: bytes | None = None
+    to_skip: int = 0
+    any_job: bytes = b""
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """What workers tell of themselves, so that a loader's state can be taken.
+
+    Attributes:
+        every: after how many batches the states of a dataset that has any are told; None: never.
+        resumes: where workers take up a pass, by number; empty: at its beginning.
+    """
+
+    every: int | None = 1
+    resumes: tuple[Resume, ...] = ()
+
+
+@dataclass(frozen=True)
 class Brief:
     """What a worker makes, whatever kind of worker it is.
 
@@ -173,6 +207,7 @@ class Brief:
         generation: the pass that it begins with.
         takeover: what it goes on from, where it takes the place of one that has died.
         kind: what kind of worker it is, for texts.
+        snapshots: what it tells of itself; None: nothing.
     """
 
     worker: int
@@ -186,6 +221,7 @@ class Brief:
     generation: int
     takeover: Takeover | None = None
     kind: str = "process"
+    snapshots: Snapshots | None = None
 
     @property
     def worker_text(self) -> str:

@@ -1,0 +1,186 @@
+"""How far a loop is in a pass: what a loader's state says of the batches, whoever made them. Pure.
+
+The sampler is read ahead of what is handed out, and workers are ahead of the loop. What counts here is what the loop
+was given: batches, and exceptions in a batch's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+
+@dataclass
+class WorkerPlace:
+    """Where a worker is, as the loop sees it.
+
+    Attributes:
+        batches: how many of the worker's batches the loop was given in this pass.
+        at_begin: the state of the random generators at the pass's beginning; None: what the seed gives.
+        generators: and behind the last of those batches; None: as at the beginning.
+        data: the states of dataset and iterator, as they were told last; None: they were not.
+        data_at: behind how many batches that was.
+        is_over: whether there is no more data in this pass.
+    """
+
+    batches: int = 0
+    at_begin: bytes | None = None
+    generators: bytes | None = None
+    data: bytes | None = None
+    data_at: int = 0
+    is_over: bool = False
+
+
+@dataclass
+class Place:
+    """A place in a pass.
+
+    Attributes:
+        batches: how many of the sampler's batches the loop was given, from the first on without a gap.
+        beyond: the numbers of those behind the gap; without order there may be one.
+        given: how many the loop was given in all.
+        turn: the worker whose turn it is.
+        workers: where each of them is; none where there are no workers.
+    """
+
+    batches: int = 0
+    beyond: set[int] = field(default_factory=set)
+    given: int = 0
+    turn: int = 0
+    workers: list[WorkerPlace] = field(default_factory=list)
+
+    def copy(self) -> Place:
+        """Returns a copy, of the workers' places too."""
+        return dataclasses.replace(
+            self, beyond=set(self.beyond), workers=[dataclasses.replace(worker) for worker in self.workers]
+        )
+
+
+# A batch that was taken: its number, its worker, what that has noted of its generators, and the states of its data.
+_Taken = tuple[int, int, bytes | None, bytes | None, Collection[int]]
+
+
+class Progress:
+    """The place of one iterator's loop, counted on as batches are handed out.
+
+    Args:
+        place: where the pass is taken up.
+        has_states: whether the dataset is known to have a state of its own.
+
+    Attributes:
+        has_states: that, or it was told by a worker. A place is then complete only where the states of all workers are
+            known; those who take it up later make again what came since.
+        has_ended: whether the loop was told that there is no more.
+        is_ahead: whether batches are taken ahead of the loop, which is given one at each `hand_on`.
+    """
+
+    def __init__(self, place: Place, has_states: bool = False) -> None:
+        self.has_states = has_states
+        self.has_ended = False
+        self.is_ahead = False
+        self._taken = 0
+        self._place = place
+        self._complete = place.copy()
+        self._ahead: deque[_Taken | dict[int, bytes]] = deque()
+        # The numbers of the first batches that are asked for, where some behind them were given before.
+        last = max(place.beyond, default=place.batches - 1)
+        self._gap = [number for number in range(place.batches, last) if number not in place.beyond]
+        self._behind_gap = last + 1 - len(self._gap)
+
+    @property
+    def taken(self) -> int:
+        """How many batches were taken since the pass was begun or taken up."""
+        return self._taken
+
+    def take(
+        self,
+        seq: int,
+        worker: int,
+        note: bytes | None = None,
+        data: bytes | None = None,
+        over: Collection[int] = (),
+    ) -> None:
+        """Notes that a batch was taken.
+
+        Args:
+            seq: its number, counted from the first one that was asked for.
+            worker: which has made it.
+            note: what the worker has noted of its generators.
+            data: the states that have come with it.
+            over: the workers that have no more.
+        """
+        self._taken += 1
+        if self.is_ahead:
+            self._ahead.append((seq, worker, note, data, over))
+        else:
+            self._give(seq, worker, note, data, over)
+
+    def end(self, notes: dict[int, bytes]) -> None:
+        """Notes that there is no more.
+
+        Args:
+            notes: what workers have noted of their generators when they found that.
+        """
+        if self.is_ahead:
+            self._ahead.append(dict(notes))
+        else:
+            self._end(notes)
+
+    def hand_on(self) -> None:
+        """Tells the loop what was taken first."""
+        if self._ahead:
+            first = self._ahead.popleft()
+            if isinstance(first, dict):
+                self._end(first)
+            else:
+                self._give(*first)
+
+    def begin_worker(self, worker: int, generators: bytes | None, data: bytes | None) -> None:
+        """Notes what a worker has begun the pass with, of which nothing was taken yet."""
+        for place in (self._place, self._complete):
+            place.workers[worker].at_begin = generators
+            place.workers[worker].data = data
+
+    def number_of(self, seq: int) -> int:
+        """Returns which of the sampler's batches was asked for as number ``seq``."""
+        return self._gap[seq] if seq < len(self._gap) else self._behind_gap + seq
+
+    def state(self) -> tuple[Place, int]:
+        """Returns the last place that is complete, and how many batches were given since."""
+        place = self._complete if self.has_states else self._place
+        return place, self._place.given - place.given
+
+    def _end(self, notes: dict[int, bytes]) -> None:
+        self.has_ended = True
+        for worker, note in notes.items():
+            for place in (self._place, self._complete):
+                place.workers[worker].generators = note
+
+    def _give(self, seq: int, worker: int, note: bytes | None, data: bytes | None, over: Collection[int]) -> None:
+        place = self._place
+        place.given += 1
+        number = self.number_of(seq)
+        if number == place.batches:
+            place.batches += 1
+            while place.batches in place.beyond:
+                place.beyond.discard(place.batches)
+                place.batches += 1
+        else:
+            place.beyond.add(number)
+        if not place.workers:
+            return
+        place.turn = (worker + 1) % len(place.workers)
+        maker = place.workers[worker]
+        maker.batches += 1
+        if note is not None:
+            maker.generators = note
+        if data is not None:
+            self.has_states = True
+            maker.data, maker.data_at = data, maker.batches
+        if self.has_states:
+            for number in over:
+                place.workers[number].is_over = True
+            if all(one.is_over or one.data_at == one.batches for one in place.workers):
+                self._complete = place.copy()

@@ -1,0 +1,248 @@
+"""A sampler's place: how it is found again without reading data.
+
+A sampler that has a state is asked for it. Any other is drawn anew, from the states that the random generators had when
+the pass began, and what was given is dropped: indices only.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from shmloader.data.permutation import PermutationSampler
+from shmloader.errors import ResumeWarning
+from shmloader.torch_private import InfiniteSampler
+from shmloader.workers import generators, seeding
+from shmloader.workers.snapshots import has_state
+
+# What draws nothing from a global generator, and what draws from torch's alone.
+_FIXED = (SequentialSampler, DistributedSampler, PermutationSampler, InfiniteSampler)
+_TORCHS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class Sampling:
+    """How one iterator reads the sampler.
+
+    Args:
+        index_sampler: the loader's sampler, or its batch sampler.
+        generator: the loader's.
+        ahead: how many batches it may be read ahead of the loop.
+
+    Attributes:
+        index_sampler: that.
+    """
+
+    def __init__(self, index_sampler: Any, generator: torch.Generator | None, ahead: int) -> None:
+        self.index_sampler = index_sampler
+        self._generator = generator
+        # Within torch's own batch sampler the sampler is as far as the batches are.
+        self._is_batched = type(index_sampler) is BatchSampler
+        self._sampler = index_sampler.sampler if self._is_batched else index_sampler
+        self._is_permutation = type(self._sampler) is PermutationSampler
+        self._owner = index_sampler if has_state(index_sampler) else self._sampler
+        self._start: dict[str, Any] = {}
+        self._first: Any = None
+        self._states: collections.deque[tuple[int, bytes]] = collections.deque(maxlen=ahead + 2)
+        self._drawn = 0
+
+    # -- the beginning of a pass ---------------------------------------------------------------------------------
+
+    def note_start(self) -> None:
+        """Notes the random generators, before anything is drawn for a pass."""
+        self._start = {"generators": self.own_generators()}
+        if self._has_epoch():
+            self._start["epoch"] = self._sampler.epoch
+        if type(self._sampler) in _TORCHS:
+            if getattr(self._sampler, "generator", None) is None:
+                self._start["global"] = generators.capture_torch()
+        elif type(self._sampler) not in _FIXED:
+            self._start["global"] = generators.capture()
+
+    def own_generators(self) -> dict[str, bytes]:
+        """Returns the states of the generators that are the loader's or its samplers' own."""
+        return {name: one.get_state().numpy().tobytes() for name, one in self._own().items()}
+
+    def set_own_generators(self, states: dict[str, bytes]) -> None:
+        """Sets them."""
+        for name, one in self._own().items():
+            if name in states:
+                one.set_state(torch.frombuffer(bytearray(states[name]), dtype=torch.uint8))
+
+    def _own(self) -> dict[str, torch.Generator]:
+        found = {
+            "generator": self._generator,
+            "batch_sampler": getattr(self.index_sampler, "generator", None),
+            "sampler": getattr(self._sampler, "generator", None),
+        }
+        return {name: one for name, one in found.items() if isinstance(one, torch.Generator)}
+
+    def _has_epoch(self) -> bool:
+        """Whether the order follows from an epoch, and the sampler has no state that says which."""
+        has_method = callable(getattr(self._sampler, "set_epoch", None)) and not has_state(self._owner)
+        return has_method and type(getattr(self._sampler, "epoch", None)) is int
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def follow(self, indices: Iterator[Any]) -> Iterator[Any]:
+        """Returns what reads the sampler as ``indices`` does, and notes its state where it has one."""
+        self._drawn = 0
+        self._first = None
+        self._states.clear()
+        if self._is_permutation:
+            self._first = self._sampler.state_at_start()
+            return indices
+        return self._follow(indices) if self._may_have_state(indices) else indices
+
+    def _may_have_state(self, indices: Iterator[Any]) -> bool:
+        if has_state(self._owner) or has_state(indices):
+            return True
+        return self._is_batched and type(self._sampler) not in (*_FIXED, *_TORCHS)  # whose iterator may have one
+
+    def _follow(self, indices: Iterator[Any], load: bytes | None = None) -> Iterator[Any]:
+        """Yields the batches of indices; see `follow`."""
+        within = indices
+        if self._is_batched and not has_state(self.index_sampler):
+            within = iter(self._sampler)
+            indices = _batches(within, self.index_sampler.batch_size, self.index_sampler.drop_last)
+        if load is not None and (state := pickle.loads(load)[1]) is not None and has_state(within):
+            within.load_state_dict(state)  # type: ignore[attr-defined]
+        self._note(within)
+        is_inner = within is not indices
+        for index in indices:
+            self._drawn += 1
+            # A smaller batch is one at whose making the sampler has ended. Its state may be one of the next pass then.
+            if not is_inner or len(index) == self.index_sampler.batch_size:
+                self._note(within)
+            yield index
+
+    def _note(self, within: Any) -> None:
+        states = self._ask(within)
+        if states is not None:
+            self._states.append((self._drawn, states))
+
+    def _ask(self, within: Any) -> bytes | None:
+        of_sampler = self._owner.state_dict() if has_state(self._owner) else None
+        of_iterator = within.state_dict() if within is not self._owner and has_state(within) else None
+        return None if of_sampler is None and of_iterator is None else pickle.dumps((of_sampler, of_iterator), 5)
+
+    # -- states --------------------------------------------------------------------------------------------------
+
+    def state(self, batches: int) -> dict[str, Any]:
+        """Returns what finds the sampler behind its first so many batches again."""
+        found: dict[str, Any] = {"start": self._start, "drawn": 0, "states": None}
+        if self._is_permutation and self._first is not None:
+            found["drawn"], found["states"] = batches, pickle.dumps((self._permuted(batches), None), 5)
+        for drawn, states in self._states:
+            if drawn <= batches:
+                found["drawn"], found["states"] = drawn, states
+        return found
+
+    def _permuted(self, batches: int) -> dict[str, Any]:
+        given = self._first["position"] + self._step(batches)
+        return {**self._first, "position": min(given, self._first["length"])}
+
+    def _step(self, batches: int) -> int:
+        """Returns how far so many batches bring a permutation, counting those of all ranks."""
+        size: int = self.index_sampler.batch_size if self._is_batched else 1
+        return batches * size * int(self._sampler.num_replicas)
+
+    def between(self) -> dict[str, Any]:
+        """Returns what a pass begins with that is not begun."""
+        states = None
+        if self._is_permutation:
+            states = pickle.dumps((self._sampler.state_at_start(), None), 5)
+        elif self._states:
+            states = self._states[-1][1]
+        elif has_state(self._owner):
+            states = pickle.dumps((self._owner.state_dict(), None), 5)
+        return {"start": {"generators": self.own_generators()}, "drawn": self._drawn, "states": states}
+
+    def set_between(self, state: dict[str, Any], was_read: bool) -> None:
+        """Sets the sampler to what `between` returned.
+
+        Args:
+            state: that.
+            was_read: whether a pass had ended. A sampler with a state is then read to its end, indices only: its state
+                may be one from the end, and what reads it next would get nothing.
+        """
+        load = state["states"]
+        if load is not None:
+            if has_state(self._owner) and (of_sampler := pickle.loads(load)[0]) is not None:
+                self._owner.load_state_dict(of_sampler)
+            if was_read and not self._is_permutation:
+                collections.deque(self._follow(iter(self.index_sampler), load), maxlen=0)
+        self.set_own_generators(state["start"]["generators"])
+
+    def resume(
+        self, state: dict[str, Any], batches: int, is_first: bool, begin: Callable[[], Iterator[Any]]
+    ) -> Iterator[Any]:
+        """Returns an iterator that is behind the first so many batches.
+
+        Args:
+            state: what `state` returned.
+            batches: how many were given.
+            is_first: whether the iterator that was in the pass had begun with it, so that it had drawn a base seed too.
+            begin: has torch's class begin to read.
+        """
+        self._start = state["start"]
+        self.set_own_generators(self._start["generators"])
+        if "global" in self._start:
+            generators.restore(self._start["global"])
+        if "epoch" in self._start and self._has_epoch():
+            self._sampler.set_epoch(self._start["epoch"])
+        if is_first:
+            iter(self.index_sampler)
+            seeding.draw_base_seed(self._generator)
+        load = state["states"]
+        if load is not None and has_state(self._owner) and (of_sampler := pickle.loads(load)[0]) is not None:
+            self._owner.load_state_dict(of_sampler)
+        indices = begin()
+        self._drawn = state["drawn"]
+        self._states.clear()
+        if self._is_permutation:
+            self._first = self._sampler.state_at_start()
+            self._first["position"] -= self._step(batches)  # as if this pass had begun with this number of ranks
+        elif self._may_have_state(indices):
+            indices = self._follow(indices, load)
+        return self._skip(indices, batches - state["drawn"])
+
+    def _skip(self, indices: Iterator[Any], count: int) -> Iterator[Any]:
+        """Returns what yields what follows. The first is drawn here: with it, samplers draw their seeds."""
+        if type(self._sampler) is InfiniteSampler:
+            return indices
+        first = list(itertools.islice(indices, 1))
+        if count == 0:
+            return itertools.chain(first, indices)
+        watch = generators.Watch()
+        watch.look()
+        next(itertools.islice(indices, count - 1, count - 1), None)
+        if watch.look() is not None:
+            warnings.warn(
+                f"the sampler ({type(self._sampler).__qualname__}) draws from a global random generator as it goes, "
+                "as the training loop may too, so that it cannot be drawn anew for certain; give it a torch.Generator, "
+                "or state_dict and load_state_dict",
+                ResumeWarning,
+                stacklevel=2,
+            )
+        return indices
+
+
+def _batches(indices: Iterator[Any], size: int, drop_last: bool) -> Iterator[list[Any]]:
+    """Yields what torch's batch sampler makes of an iterator, and reads no further than it does."""
+    while batch := list(itertools.islice(indices, size)):
+        if len(batch) == size or not drop_last:
+            yield batch

@@ -1,0 +1,230 @@
+"""What a loader knows of the pass that its last iterator is in, also when that is gone; and how a pass is taken up."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from shmloader.errors import ResumeWarning
+from shmloader.torch_private import index_sampler_of
+from shmloader.workers import jobs
+from shmloader.workers.brief import Resume, Snapshots
+from shmloader.workers.snapshots import has_state
+
+from .progress import Place, Progress, WorkerPlace
+from .sampling import Sampling
+from .state import State
+
+
+class Tracking:
+    """The place of a loader's last iterator. It holds neither the iterator nor its workers.
+
+    Args:
+        loader: whose iterator it is; it is not held.
+        state: what the iterator takes up; None: nothing.
+        every: after how many batches workers tell the states of a dataset that has any; None: never.
+        ahead: how many batches the sampler may be read ahead of the loop.
+
+    Attributes:
+        sampling: reads the sampler.
+        progress: counts what the loop was given.
+        ask: returns the states of a dataset that is read in this process; None where it has none, or is read elsewhere.
+        base_seed, shared_seed: see `State`.
+    """
+
+    def __init__(self, loader: DataLoader[Any], state: State | None, every: int | None, ahead: int) -> None:
+        self.sampling = Sampling(index_sampler_of(loader), loader.generator, ahead)
+        self.ask: Callable[[], bytes | None] | None = None
+        self.base_seed: int | None = None
+        self.shared_seed: int | None = None
+        self._num_workers = loader.num_workers
+        self._worker_type = getattr(loader, "worker_type", "process")
+        self._persistent = loader.persistent_workers
+        self._is_stream = is_stream(loader)
+        self._has_states = has_state(loader.dataset) and self._num_workers > 0
+        self._every = every
+        self._is_first = True
+        self.progress = self._new_progress(Place())
+        self._state = state
+
+    @property
+    def resumed(self) -> State | None:
+        """The state that is to be taken up, if it is from within a pass."""
+        return self._state if self._state is not None and self._state.phase == "within" else None
+
+    @property
+    def state_of_workers(self) -> State | None:
+        """The state that is to be taken up, if workers go on as those that it is of."""
+        state = self._state
+        return state if state is not None and (state.phase == "within" or state.place.workers) else None
+
+    def snapshots(self) -> Snapshots:
+        """Returns what workers tell, and where they take up the pass. Called once, before they start.
+
+        Warns:
+            ResumeWarning: what they make will differ, or takes long.
+        """
+        state = self._state
+        if state is None or state.phase == "before":
+            return Snapshots(self._every)
+        self._warn_of_differences(state)
+        if len(state.place.workers) != self._num_workers:
+            return Snapshots(self._every)
+        return Snapshots(self._every, tuple(self._resume(state, worker) for worker in state.place.workers))
+
+    def _resume(self, state: State, worker: WorkerPlace) -> Resume:
+        if state.phase == "after":
+            return Resume(worker.generators or worker.at_begin, data=worker.data and _of_dataset(worker.data))
+        skips = worker.batches if self._is_stream and worker.data is None else 0
+        job = jobs.pickled(next(iter(self.sampling.index_sampler))) if skips else b""
+        return Resume(worker.at_begin, worker.generators, worker.data, skips, job, worker.is_over)
+
+    def _warn_of_differences(self, state: State) -> None:
+        theirs, ours = (
+            count if kind == "process" else 0
+            for count, kind in ((state.num_workers, state.worker_type), (self._num_workers, self._worker_type))
+        )
+        if state.phase == "within" and theirs != ours:
+            self._warn(
+                f"the state was taken with {_workers(state.num_workers, state.worker_type)}, and is taken up with "
+                f"{_workers(self._num_workers, self._worker_type)}: samples and their order are the same, and what the "
+                "dataset draws from random generators differs"
+            )
+        has_data = any(worker.data is not None for worker in state.place.workers)
+        if state.num_workers != self._num_workers and (has_data or state.data is not None):
+            self._warn(
+                f"the state holds what the dataset's state_dict returned with num_workers={state.num_workers}, which "
+                f"cannot be given to num_workers={self._num_workers}; the dataset begins with the state that it has"
+            )
+        given = state.place.given
+        if self._is_stream and given and not has_data and state.data is None and state.phase == "within":
+            self._warn(
+                f"neither the dataset nor its iterator has state_dict and load_state_dict, so that {given} batches are "
+                "made once more, and dropped; with these methods it would go on at once"
+            )
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, ResumeWarning, stacklevel=7)
+
+    # -- the beginning of a pass ---------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Does what comes before the first draw for an iterator."""
+        if self._state is not None and self._state.phase != "within" and self._state.sampler is not None:
+            self.sampling.set_between(self._state.sampler, was_read=self._state.phase == "after")
+        self.sampling.note_start()
+
+    def begin(self, begin: Callable[[], Iterator[Any]], is_first: bool) -> Iterator[Any]:
+        """Returns what reads the sampler in a pass that begins, or is taken up.
+
+        Args:
+            begin: has torch's class begin to read the sampler, and returns what reads it.
+            is_first: whether it is the iterator's first pass.
+        """
+        state, self._state = self._state, None
+        self._is_first = is_first
+        if state is not None and state.phase == "within" and state.sampler is not None:
+            self._is_first = state.is_first
+            place = self._placed(state.place)
+            indices = self.sampling.resume(
+                state.sampler, place.batches, state.is_first and self._num_workers > 0, begin
+            )
+            if place.beyond:
+                indices = _without(indices, place.batches, frozenset(place.beyond))
+        else:
+            if state is not None and state.place.workers:  # of persistent workers, which have their seeds
+                self._is_first = is_first = False
+                assert state.sampler is not None
+                self.sampling.set_own_generators(state.sampler["start"]["generators"])
+            if not is_first:
+                self.sampling.note_start()
+            indices = self.sampling.follow(begin())
+            place = Place(workers=self._fresh())
+            for worker, before in zip(place.workers, self._before(state), strict=False):
+                worker.at_begin = before.generators or before.at_begin
+                worker.data = before.data and _of_dataset(before.data)
+        self.progress = self._new_progress(place)
+        return indices
+
+    def _before(self, state: State | None) -> list[WorkerPlace]:
+        """Returns where workers were at the end of the pass before."""
+        if state is not None:
+            return state.place.workers
+        return [] if self._is_first else self.progress.state()[0].workers
+
+    def note_begins(self, begins: dict[int, bytes | None]) -> None:
+        """Notes what persistent workers have told that they begin with."""
+        for number, note in begins.items():
+            if note is not None:
+                self.progress.begin_worker(number, *pickle.loads(note))
+
+    def _placed(self, place: Place) -> Place:
+        place = place.copy()
+        if len(place.workers) != self._num_workers:
+            place.workers, place.turn = self._fresh(), 0
+        return place
+
+    def _fresh(self) -> list[WorkerPlace]:
+        return [WorkerPlace() for _ in range(self._num_workers)]
+
+    def _new_progress(self, place: Place) -> Progress:
+        progress = Progress(place, self._has_states or any(worker.data is not None for worker in place.workers))
+        if hasattr(self, "progress"):
+            progress.is_ahead = self.progress.is_ahead
+        return progress
+
+    # -- the state -----------------------------------------------------------------------------------------------
+
+    def state(self, fits: dict[str, Any]) -> State:
+        """Returns where the loop is. Does not block.
+
+        Args:
+            fits: what the loader has to be that takes it up.
+        """
+        if self._state is not None:  # the iterator has not come to take it up
+            return self._state
+        place, since = self.progress.state()
+        state = State(fits, self._num_workers, self._worker_type, base_seed=self.base_seed, place=place, since=since)
+        state.shared_seed, state.is_first = self.shared_seed, self._is_first
+        if self.progress.has_ended:
+            state.phase, state.since = "after", 0
+            state.sampler = self.sampling.between()
+            if not self._persistent:
+                state.place = Place()
+        else:
+            state.phase = "within"
+            state.sampler = self.sampling.state(place.batches)
+        state.data = None if self.ask is None else self.ask()
+        return state
+
+
+def state_before(loader: DataLoader[Any], fits: dict[str, Any]) -> State:
+    """Returns the state of a loader that has begun no pass."""
+    sampling = Sampling(index_sampler_of(loader), loader.generator, 0)
+    kind = getattr(loader, "worker_type", "process")
+    return State(fits, loader.num_workers, kind, place=Place(), sampler=sampling.between())
+
+
+def is_stream(loader: DataLoader[Any]) -> bool:
+    """Whether a loader's dataset is iterable."""
+    return isinstance(loader.dataset, IterableDataset)
+
+
+def _of_dataset(data: bytes) -> bytes:
+    """Returns the states without that of the iterator, which ends with its pass."""
+    return pickle.dumps((pickle.loads(data)[0], None, False), 5)
+
+
+def _workers(count: int, kind: str) -> str:
+    return f"num_workers={count}" + (f" of type {kind!r}" if count else "")
+
+
+def _without(indices: Iterator[Any], first: int, given: frozenset[int]) -> Iterator[Any]:
+    """Yields what follows the first batches, but for those that were given."""
+    for number, index in enumerate(indices, first):
+        if number not in given:
+            yield index

@@ -1,0 +1,123 @@
+"""What a worker tells of itself, so that a loader's state can be taken, and how it takes up a pass from there.
+
+Beside a batch lies the state of the random generators, where that has moved since the worker's batch before. With a
+batch go the states of a dataset, or of its iterator, that have ``state_dict`` and ``load_state_dict``.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+from shmloader.slots.shared_state import SharedState
+from shmloader.torch_private import end_fetcher, stream_of
+
+from . import generators
+from .brief import Brief, Resume, Snapshots
+
+
+class Stated(NamedTuple):
+    """A batch on its way to the loop, with the states of what it was made of.
+
+    Attributes:
+        batch: the batch.
+        data: the states, pickled.
+    """
+
+    batch: Any
+    data: bytes
+
+
+class _States(NamedTuple):
+    dataset: Any
+    iterator: Any
+    has_ended: bool  # whether the iterator was found to have ended, by a batch that is smaller
+
+
+def has_state(part: object) -> bool:
+    """Whether an object has ``state_dict`` and ``load_state_dict``."""
+    return callable(getattr(part, "state_dict", None)) and callable(getattr(part, "load_state_dict", None))
+
+
+def states_of(dataset: Any, fetcher: Any) -> bytes | None:
+    """Returns the states of a dataset and of the iterator that is read of it, pickled; None where they have none."""
+    iterator, has_ended = stream_of(fetcher)
+    if not (has_state(iterator) or has_state(dataset)):
+        return None
+    of_iterator = iterator.state_dict() if has_state(iterator) else None
+    of_dataset = dataset.state_dict() if iterator is not dataset and has_state(dataset) else None
+    return pickle.dumps(_States(of_dataset, of_iterator, has_ended)[:], 5)
+
+
+def load_dataset(dataset: Any, data: bytes | None) -> None:
+    """Gives a dataset its state back, before its iterator is made."""
+    if data is not None and (state := pickle.loads(data)[0]) is not None and has_state(dataset):
+        dataset.load_state_dict(state)
+
+
+def load_iterator(fetcher: Any, data: bytes | None) -> None:
+    """Gives an iterator its state back."""
+    if data is None:
+        return
+    states = _States(*pickle.loads(data))
+    iterator, _ = stream_of(fetcher)
+    if states.iterator is not None and has_state(iterator):
+        iterator.load_state_dict(states.iterator)
+    if states.has_ended:
+        end_fetcher(fetcher)
+
+
+class WorkerSnapshots:
+    """The snapshots of one worker. Used by the thread that makes its batches.
+
+    It is made when the generators are seeded and nothing is drawn: what has not moved since then need not be told.
+
+    Args:
+        brief: what the worker makes.
+        orders: what it tells.
+    """
+
+    def __init__(self, brief: Brief, orders: Snapshots) -> None:
+        self._shared_state: SharedState = brief.arena.shared_state
+        self._worker = brief.worker
+        self._num_workers = brief.num_workers
+        self._every = orders.every
+        # A thread's generators are the process's, and the loop's too.
+        self._watch = generators.Watch() if brief.kind == "process" else None
+        if self._watch is not None:
+            self._watch.look()
+        self.resume: Resume | None = orders.resumes[brief.worker] if orders.resumes else None
+        self.has_states = False
+
+    def begin(self, dataset: Any, fetcher: Any) -> None:
+        """Notes what batches are made of in this pass."""
+        self.resume = None
+        self.has_states = self._every is not None and (has_state(dataset) or has_state(stream_of(fetcher)[0]))
+
+    def end_pass(self, dataset: Any) -> None:
+        """Notes what the next pass begins with. Before the parent knows that it begins."""
+        if self._watch is not None:
+            self._watch.look()
+            now = generators.capture()
+        else:
+            now = None
+        data = None
+        if self._every is not None and has_state(dataset):
+            data = pickle.dumps(_States(dataset.state_dict(), None, False)[:], 5)
+        self._shared_state.note_at_begin(self._worker, pickle.dumps((now, data), 5))
+
+    def with_states(self, batch: Any, seq: int, dataset: Any, fetcher: Any) -> Any:
+        """Returns a batch together with the states of what it was made of, where they are to be told with it.
+
+        Each worker's last batch before every ``every``-th of all has to have them.
+        """
+        assert self._every is not None
+        if seq % self._every + self._num_workers < self._every:
+            return batch
+        data = states_of(dataset, fetcher)
+        return batch if data is None else Stated(batch, data)
+
+    def note(self, slot: int) -> None:
+        """Notes the state of the generators beside a slot that is about to be given back."""
+        if self._watch is not None:
+            self._shared_state.note(slot, self._watch.look())
