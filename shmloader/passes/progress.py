@@ -68,19 +68,22 @@ class Progress:
     Args:
         place: where the pass is taken up.
         has_states: whether the dataset is known to have a state of its own.
+        in_order: whether batches are given by number.
 
     Attributes:
         has_states: that, or it was told by a worker. A place is then complete only where the states of all workers are
             known; those who take it up later make again what came since.
         has_ended: whether the loop was told that there is no more.
-        is_ahead: whether batches are taken ahead of the loop, which is given one at each `hand_on`.
     """
 
-    def __init__(self, place: Place, has_states: bool = False) -> None:
+    def __init__(self, place: Place, has_states: bool = False, in_order: bool = True) -> None:
         self.has_states = has_states
         self.has_ended = False
-        self.is_ahead = False
+        self._is_ahead = False
         self._taken = 0
+        self._in_order = in_order and not has_states
+        self._counts = [0] * max(1, len(place.workers))  # batches that are not counted in the place yet
+        self._last = 0  # by which worker the last of them is
         self._place = place
         self._complete = place.copy()
         self._ahead: deque[_Taken | dict[int, bytes]] = deque()
@@ -112,7 +115,12 @@ class Progress:
             over: the workers that have no more.
         """
         self._taken += 1
-        if self.is_ahead:
+        if self._in_order and note is None and data is None:  # as quick as can be, since it comes with every batch
+            self._counts[worker] += 1
+            self._last = worker
+            return
+        self._fold()
+        if self._is_ahead:
             self._ahead.append((seq, worker, note, data, over))
         else:
             self._give(seq, worker, note, data, over)
@@ -123,7 +131,8 @@ class Progress:
         Args:
             notes: what workers have noted of their generators when they found that.
         """
-        if self.is_ahead:
+        self._fold()
+        if self._is_ahead:
             self._ahead.append(dict(notes))
         else:
             self._end(notes)
@@ -143,12 +152,38 @@ class Progress:
             place.workers[worker].at_begin = generators
             place.workers[worker].data = data
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether batches are taken ahead of the loop, which is given one at each `hand_on`."""
+        return self._is_ahead
+
+    @is_ahead.setter
+    def is_ahead(self, is_ahead: bool) -> None:
+        self._fold()
+        self._is_ahead = is_ahead
+        self._in_order = self._in_order and not is_ahead
+
+    def _fold(self) -> None:
+        """Counts what is not counted in the place yet."""
+        count = sum(self._counts)
+        if not count:
+            return
+        place = self._place
+        place.batches += count
+        place.given += count
+        for worker, batches in zip(place.workers, self._counts, strict=False):
+            worker.batches += batches
+        if place.workers:
+            place.turn = (self._last + 1) % len(place.workers)
+        self._counts = [0] * len(self._counts)
+
     def number_of(self, seq: int) -> int:
         """Returns which of the sampler's batches was asked for as number ``seq``."""
         return self._gap[seq] if seq < len(self._gap) else self._behind_gap + seq
 
     def state(self) -> tuple[Place, int]:
         """Returns the last place that is complete, and how many batches were given since."""
+        self._fold()
         place = self._complete if self.has_states else self._place
         return place, self._place.given - place.given
 
@@ -177,7 +212,7 @@ class Progress:
         if note is not None:
             maker.generators = note
         if data is not None:
-            self.has_states = True
+            self.has_states, self._in_order = True, False
             maker.data, maker.data_at = data, maker.batches
         if self.has_states:
             for number in over:

@@ -47,6 +47,7 @@ class Tracking:
         self._is_stream = is_stream(loader)
         self._has_states = has_state(loader.dataset) and self._num_workers > 0
         self._every = every
+        self._in_order = loader.in_order or self._num_workers == 0
         self._is_first = True
         self.progress = self._new_progress(Place())
         self._state = state
@@ -172,7 +173,8 @@ class Tracking:
         return [WorkerPlace() for _ in range(self._num_workers)]
 
     def _new_progress(self, place: Place) -> Progress:
-        progress = Progress(place, self._has_states or any(worker.data is not None for worker in place.workers))
+        has_states = self._has_states or any(worker.data is not None for worker in place.workers)
+        progress = Progress(place, has_states, self._in_order and not place.beyond)
         if hasattr(self, "progress"):
             progress.is_ahead = self.progress.is_ahead
         return progress

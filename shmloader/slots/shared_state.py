@@ -17,7 +17,7 @@ _LINE = 64  # a cache line: no two processes write to the same one
 _PROGRESS = struct.Struct("<qq")  # the batch's number, and when it was begun, in nanoseconds
 _SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: nothing is saved here
 _SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
-_NOTE = struct.Struct("<I")  # the bytes that follow; 0: nothing is noted
+_NOTE = struct.Struct("I")  # how long a note is; 0: nothing is noted
 _NOTE_BYTES = 1 << 15
 _IDLE = -1
 _SEED = struct.Struct("<Q")
@@ -37,12 +37,18 @@ class SharedState:
         self._memory = memory
         self._slots = slots
         self._saved_start = _LINE * (1 + workers)
-        self._notes_start = self._saved_start + 2 * _SAVED_BYTES * workers
+        # How long each note is stands apart, close together: it is read and written for every batch.
+        self._lengths_start = self._saved_start + 2 * _SAVED_BYTES * workers
+        self._notes_start = round_up(self._lengths_start + _NOTE.size * (slots + workers))
+        end = self._lengths_start + _NOTE.size * (slots + workers)
+        self._lengths = memoryview(memory if slots else b"")[self._lengths_start : end].cast("I")
 
     @staticmethod
     def size(workers: int, slots: int = 0) -> int:
         """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
-        return round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers + _NOTE_BYTES * (slots + workers))
+        notes = slots + workers
+        before = round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers + _NOTE.size * notes)
+        return before + _NOTE_BYTES * notes
 
     @property
     def stopped(self) -> bool:
@@ -112,11 +118,12 @@ class SharedState:
 
     def note(self, slot: int, data: bytes | None) -> None:
         """Writes ``data`` beside a slot, or that there is none. By the slot's writer, before its token."""
-        self._note(slot, data)
+        if data is not None or self._lengths[slot]:  # mostly it stays 0, and other processes have it cached
+            self._note(slot, data)
 
     def note_of(self, slot: int) -> bytes | None:
         """Returns what was noted beside a slot by the worker that the slot has come from."""
-        return self._noted(slot)
+        return self._noted(slot) if self._lengths[slot] else None
 
     def note_at_begin(self, worker: int, data: bytes | None) -> None:
         """Notes what ``worker`` begins a pass with. By that worker, before it tells that it begins."""
@@ -127,16 +134,16 @@ class SharedState:
         return self._noted(self._slots + worker)
 
     def _note(self, place: int, data: bytes | None) -> None:
-        start = self._notes_start + _NOTE_BYTES * place
-        nbytes = 0 if data is None or len(data) > _NOTE_BYTES - _NOTE.size else len(data)
+        nbytes = 0 if data is None or len(data) > _NOTE_BYTES else len(data)
         if data is not None and nbytes:
-            self._memory[start + _NOTE.size : start + _NOTE.size + nbytes] = data
-        _NOTE.pack_into(self._memory, start, nbytes)
+            start = self._notes_start + _NOTE_BYTES * place
+            self._memory[start : start + nbytes] = data
+        self._lengths[place] = nbytes
 
     def _noted(self, place: int) -> bytes | None:
+        nbytes = self._lengths[place]
         start = self._notes_start + _NOTE_BYTES * place
-        (nbytes,) = _NOTE.unpack_from(self._memory, start)
-        return self._memory[start + _NOTE.size : start + _NOTE.size + nbytes] if nbytes else None
+        return self._memory[start : start + nbytes] if nbytes else None
 
     def _place(self, worker: int, tag: int) -> int:
         return self._saved_start + _SAVED_BYTES * (2 * worker + tag % 2)

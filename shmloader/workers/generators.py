@@ -26,6 +26,11 @@ _NUMPY = struct.Struct(f"={_WORDS}Ii")  # the words, and the position in them
 _PYTHON = struct.Struct(f"=i{_WORDS}I")  # the other way round
 _RAW_BYTES = _NUMPY.size
 _NORMAL = struct.Struct("=Bd")  # whether there is a normal number left over, and which
+# torch's state begins with a seed, a position and its words, and ends with normal numbers that are left over.
+_TORCH_HEAD = 64
+_TORCH_BYTES = torch.default_generator.get_state().nbytes
+_TORCH_TAIL_BYTES = min(64, _TORCH_BYTES - _TORCH_HEAD)
+_TORCH_TAIL = _TORCH_BYTES - _TORCH_TAIL_BYTES
 _NUMPY_BYTES = _RAW_BYTES + _NORMAL.size
 
 
@@ -72,14 +77,18 @@ def kept() -> Iterator[None]:
 
 
 class Watch:
-    """Tells whether the generators of this process have moved since it was asked last. For one thread."""
+    """Tells whether the generators of this process have moved since it was asked last. For one thread.
+
+    A Mersenne Twister moves a position with each number, and changes all of its words when that is at their end. So the
+    position and the first words tell whether anything was drawn.
+    """
 
     def __init__(self) -> None:
-        self._seen: tuple[Any, ...] = ()
+        self._seen: tuple[Any, ...] = (None, None, None)
         self._parts = b"", b"", b""
         self._numpy: Any = None
-        self._numpy_memory: Any = None
-        self._python = _python_memory()
+        self._numpy_marks: _Marks | None = None
+        self._python_marks = _python_marks()
         self._has_normal = False
 
     def look(self) -> bytes | None:
@@ -87,43 +96,58 @@ class Watch:
 
         Takes two microseconds where nothing was drawn, and 30 more where numpy's generator has moved.
         """
-        seen = self._look()
-        # numpy's legacy generator makes normal numbers in pairs. Taking the second does not move its memory.
+        state = torch.default_generator.get_state()
+        address = state.data_ptr()
+        of_torch = ctypes.string_at(address, _TORCH_HEAD), ctypes.string_at(address + _TORCH_TAIL, _TORCH_TAIL_BYTES)
+        seen = of_torch, self._look_at_numpy(), self._look_at_python()
+        # numpy's legacy generator makes normal numbers in pairs. Taking the second does not move anything else.
         if seen == self._seen and not self._has_normal:
             return None
-        before = self._seen or (None, None, None)
-        self._seen = seen
-        _, of_numpy, of_python = self._parts
-        if seen[1] != before[1] or self._has_normal:
-            of_numpy = _numpy_state()
-            self._has_normal = len(of_numpy) == _NUMPY_BYTES and _NORMAL.unpack_from(of_numpy, _RAW_BYTES)[0] != 0
-        if seen[2] != before[2]:
-            of_python = _python_state() if self._python is None else _python_part(*seen[2])
-        parts = seen[0], of_numpy, of_python
+        before, self._seen = self._seen, seen
+        parts = (
+            self._parts[0] if seen[0] == before[0] else state.numpy().tobytes(),
+            self._parts[1] if seen[1] == before[1] and not self._has_normal else _numpy_state(),
+            self._parts[2] if seen[2] == before[2] else _python_state(),
+        )
         if parts == self._parts:
             return None
         self._parts = parts
+        self._has_normal = len(parts[1]) == _NUMPY_BYTES and _NORMAL.unpack_from(parts[1], _RAW_BYTES)[0] != 0
         return _join(*parts)
-
-    def _look(self) -> tuple[Any, ...]:
-        of_torch = torch.default_generator.get_state().numpy().tobytes()
-        return of_torch, self._look_at_numpy(), self._look_at_python()
 
     def _look_at_numpy(self) -> Any:
         if _get_bit_generator is None:
             return repr(np.random.get_state(legacy=False))
         generator = _get_bit_generator()
         if generator is not self._numpy:
-            self._numpy, self._numpy_memory = generator, None
+            self._numpy, self._numpy_marks = generator, None
             if type(generator) is np.random.MT19937:
                 address = generator.ctypes.state_address
-                self._numpy_memory = (ctypes.c_char * _RAW_BYTES).from_address(address)
-        return repr(generator.state) if self._numpy_memory is None else self._numpy_memory.raw
+                self._numpy_marks = _Marks(address, address + 4 * _WORDS)
+        return repr(generator.state) if self._numpy_marks is None else (generator, *self._numpy_marks.read())
 
     def _look_at_python(self) -> Any:
-        if self._python is None:
+        if self._python_marks is None:
             return random.getstate()
-        return self._python.raw, random._inst.gauss_next  # type: ignore[attr-defined]
+        return *self._python_marks.read(), random._inst.gauss_next  # type: ignore[attr-defined]
+
+
+class _Marks:
+    """What changes with every number of a Mersenne Twister.
+
+    Args:
+        words: the address of its words.
+        position: and that of its position.
+    """
+
+    def __init__(self, words: int, position: int) -> None:
+        self._words = ctypes.c_uint64.from_address(words), ctypes.c_uint64.from_address(words + 8)
+        self._position = ctypes.c_int.from_address(position)
+
+    def read(self) -> tuple[int, int, int]:
+        """Returns that."""
+        first, second = self._words
+        return first.value, second.value, self._position.value
 
 
 def _join(*parts: bytes) -> bytes:
@@ -164,17 +188,12 @@ def _numpy_from(data: bytes) -> Any:
 
 
 def _python_state() -> bytes:
-    _, internal, gauss = random.getstate()
-    *words, position = internal
-    return _python_part(_PYTHON.pack(position, *words), gauss)
+    _, (*words, position), gauss = random.getstate()
+    return _PYTHON.pack(position, *words) + _NORMAL.pack(gauss is not None, gauss or 0.0)
 
 
-def _python_part(raw: bytes, gauss: float | None) -> bytes:
-    return raw + _NORMAL.pack(gauss is not None, gauss or 0.0)
-
-
-def _python_memory() -> Any:
-    """Returns the memory of Python's generator, or None where it does not lie as it does in CPython.
+def _python_marks() -> _Marks | None:
+    """Returns those of Python's generator, or None where its memory is not as it is in CPython.
 
     `random.getstate` takes 8 us, nearly all of it for a tuple of 625 numbers.
     """
@@ -183,6 +202,7 @@ def _python_memory() -> Any:
     start = object.__basicsize__
     if start + _RAW_BYTES > size:
         return None
-    memory = (ctypes.c_char * _RAW_BYTES).from_address(id(generator) + start)
-    position, *words = _PYTHON.unpack(memory.raw)
-    return memory if (*words, position) == random.getstate()[1] else None
+    position, *words = _PYTHON.unpack(ctypes.string_at(id(generator) + start, _RAW_BYTES))
+    if (*words, position) != random.getstate()[1]:
+        return None
+    return _Marks(id(generator) + start + 4, id(generator) + start)

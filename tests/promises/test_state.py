@@ -1,6 +1,6 @@
 """A pass that is interrupted anywhere goes on in another loader as if nothing had happened.
 
-The rest of an interrupted pass, and the pass behind it, are compared bit for bit with what a fresh loader gives that was
+The rest of an interrupted pass, or the pass behind it, is compared bit for bit with what a fresh loader gives that was
 told the state.
 """
 
@@ -110,6 +110,7 @@ def interrupted(make: Make, passes: int, batches: int) -> tuple[Any, Any, list[A
     return state, generators, rest if taken == batches else following, following, taken
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_pass_goes_on(source: str, workers: str) -> None:
@@ -122,7 +123,7 @@ def test_a_pass_goes_on(source: str, workers: str) -> None:
 
     for batches in [0, draw.randrange(1, 6), draw.randrange(1, 14), 100]:
         seed_everything(batches)
-        state, generators, rest, following, taken = interrupted(make, draw.randrange(2), batches)
+        state, generators, rest, _, taken = interrupted(make, draw.randrange(2), batches)
         state = json.loads(json.dumps(state)) if draw.randrange(2) else saved(state)
         set_generators(generators)
         loader = make()
@@ -146,3 +147,248 @@ def saved(state: dict[str, Any]) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+# -- without order, with other workers, elsewhere ----------------------------------------------------------------------
+
+
+def test_without_order_nothing_is_lost_and_nothing_comes_twice() -> None:
+    draw = random.Random(3)
+    for passes in range(4):
+        loader = _map(shuffle=True, generator=seeded(), num_workers=2, in_order=False, prefetch_factor=3)
+        given: list[int] = []
+        for _ in range(20):  # interrupted, again and again
+            iterator = iter(loader)
+            for batch in iterator:
+                given += batch[:, 0].tolist()
+                if draw.randrange(4) == 0:
+                    break
+            state = json.loads(json.dumps(loader.state_dict()))
+            if state["phase"] == "after":
+                break
+            loader = _map(shuffle=True, generator=seeded(), num_workers=2, in_order=False, prefetch_factor=3)
+            loader.load_state_dict(state)
+        assert sorted(given) == list(range(LENGTH)), passes
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 0), (0, 2), (2, 1)])
+def test_with_another_number_of_workers_samples_and_order_are_the_same(first: int, second: int) -> None:
+    seed_everything(1)
+    state, generators, rest, _, _ = interrupted(lambda: _map(shuffle=True, num_workers=first), 0, 5)
+    set_generators(generators)
+    loader = _map(shuffle=True, num_workers=second)
+    loader.load_state_dict(state)
+    with pytest.warns(ResumeWarning, match="draws from random generators differs"):
+        iterator = iter(loader)
+    assert_same(without_draws(rest_of(iterator)), without_draws(rest))
+
+
+def test_what_a_dataset_says_of_itself_is_of_one_number_of_workers() -> None:
+    def make(num_workers: int) -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Counting(LENGTH, draws=False), 3, num_workers=num_workers)
+
+    state, _, _, _, _ = interrupted(lambda: make(2), 0, 4)
+    loader = make(1)
+    loader.load_state_dict(state)
+    with pytest.warns(ResumeWarning) as warned:
+        iter(loader)
+    assert any("state_dict returned with num_workers=2" in str(one.message) for one in warned)
+
+
+def test_a_permutation_goes_on_with_another_number_of_ranks() -> None:
+    def make(ranks: int, rank: int) -> ShmDataLoader[Any]:
+        sampler = PermutationSampler(48, 7, ranks, rank)
+        return ShmDataLoader(resuming.Augmented(48, draws=False), 2, sampler=sampler, num_workers=1)
+
+    whole = [int(index) for index in PermutationSampler(48, 7)]
+    state: dict[str, Any] = {}
+    for ranks, batches in ((2, 3), (3, 2), (1, 100)):
+        states, given = [], set()
+        for rank in range(ranks):
+            loader = make(ranks, rank)
+            loader.load_state_dict(state)
+            iterator = iter(loader)
+            for _, batch in zip(range(batches), iterator, strict=False):
+                given |= set(batch[:, 0].tolist())
+            states.append(loader.state_dict())
+        expected, whole = whole[: len(given)], whole[len(given) :]
+        assert given == set(expected)
+        assert all(one["sampler"]["states"] == states[0]["sampler"]["states"] for one in states)
+        state = states[0]
+
+
+def test_a_fresh_process_goes_on() -> None:
+    seed_everything(2)
+    state, _, rest, _, _ = interrupted(lambda: _map(shuffle=True, num_workers=2), 0, 4)
+    code = """
+import json, sys
+from shmloader import ShmDataLoader
+from tests.helpers import resuming
+loader = ShmDataLoader(resuming.Augmented(41), 3, shuffle=True, num_workers=2)
+loader.load_state_dict(json.load(sys.stdin))
+print(json.dumps([batch.tolist() for batch in loader]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(state), capture_output=True, text=True)
+    assert json.loads(done.stdout) == [batch.tolist() for batch in rest], done.stderr
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def test_no_sample_that_was_given_is_read_again() -> None:
+    dataset = resuming.Augmented(LENGTH)
+    state, _, rest, _, _ = interrupted(lambda: ShmDataLoader(dataset, 3, shuffle=True), 0, 9)
+    dataset.reads.clear()
+    loader = ShmDataLoader(dataset, 3, shuffle=True)
+    loader.load_state_dict(state)
+    rest_of(iter(loader))
+    assert dataset.reads == [int(index) for batch in rest for index in batch[:, 0]]
+
+
+def test_a_state_is_small() -> None:
+    state, *_ = interrupted(lambda: _map(shuffle=True, num_workers=2), 0, 6)
+    assert len(json.dumps(state)) < 60_000
+    quiet, *_ = interrupted(lambda: ShmDataLoader(resuming.Augmented(LENGTH, draws=False), 3, num_workers=2), 0, 6)
+    assert len(json.dumps(quiet)) < 1_500
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_without_a_state_is_made_again_with_one_warning() -> None:
+    state, _, rest, _, _ = interrupted(lambda: ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=2), 0, 5)
+    loader = ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=2)
+    loader.load_state_dict(state)
+    with pytest.warns(ResumeWarning, match="5 batches are made once more") as warned:
+        assert_same(rest_of(iter(loader)), rest)
+    assert len(warned) == 1
+
+
+def test_a_sampler_that_draws_as_it_goes_is_said_to_be_uncertain() -> None:
+    class Going(resuming.Shuffled):
+        def __iter__(self) -> Iterator[int]:
+            for _ in range(self.length):
+                yield random.randrange(self.length)
+
+    state, *_ = interrupted(lambda: _map(sampler=Going(LENGTH)), 0, 5)
+    loader = _map(sampler=Going(LENGTH))
+    loader.load_state_dict(state)
+    with pytest.warns(ResumeWarning, match="draws from a global random generator as it goes"):
+        iter(loader)
+
+
+def test_the_state_is_of_the_last_batch_whatever_becomes_of_the_iterator() -> None:
+    loader = _map(num_workers=2)
+    for number, _ in enumerate(loader):
+        if number == 3:
+            break
+    assert loader.state_dict()["batches"] == 4
+    again = _map(num_workers=2)
+    again.load_state_dict(loader.state_dict())
+    assert [int(batch[0, 0]) for batch in again] == list(range(12, LENGTH, 3))
+    assert again.state_dict()["phase"] == "after"
+
+
+def test_an_exception_in_the_place_of_a_batch_was_given_too() -> None:
+    class Failing(resuming.Counting):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            if index == 7:
+                raise KeyError(index)
+            return super().__getitem__(index)
+
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(Failing(LENGTH), 3, num_workers=2)
+
+    loader = make()
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    with pytest.raises(KeyError):
+        next(iterator)
+    state = loader.state_dict()
+    rest = rest_of(iterator)
+    again = make()
+    again.load_state_dict(state)
+    assert_same(rest_of(iter(again)), rest)
+
+
+def test_a_copy_has_no_place() -> None:
+    loader = _map()
+    next(iter(loader))
+    assert copy.copy(loader).state_dict()["phase"] == "before"
+    assert pickle.loads(pickle.dumps(loader)).state_dict()["phase"] == "before"
+
+
+def test_an_empty_state_is_the_beginning() -> None:
+    loader = _map()
+    next(iter(loader))
+    loader.load_state_dict({})
+    assert loader.state_dict()["phase"] == "before"
+    assert len(rest_of(iter(loader))) == len(loader)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"_snapshot": {}, "_steps_since_snapshot": 0}, "of no ShmDataLoader"),
+        ({"shmloader": 99}, "version 99"),
+        ({"shmloader": 1}, "has no 'workers'"),
+    ],
+)
+def test_a_foreign_state_is_refused(state: dict[str, Any], text: str) -> None:
+    loader = _map()
+    with pytest.raises(ValueError, match=text):
+        loader.load_state_dict(state)
+    with pytest.raises(TypeError, match="must be a dict"):
+        loader.load_state_dict([1])  # type: ignore[arg-type]
+    assert len(rest_of(iter(loader))) == len(loader)
+
+
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        (lambda: ShmDataLoader(resuming.Augmented(LENGTH), 4), "batch_size"),
+        (lambda: ShmDataLoader(resuming.Augmented(LENGTH + 1), 3), "number of samples"),
+        (lambda: _map(drop_last=True), "drop_last"),
+        (lambda: _map(shuffle=True), "sampler"),
+        (lambda: ShmDataLoader(resuming.Stream(LENGTH), 3), "kind of dataset"),
+    ],
+)
+def test_a_state_of_another_loader_is_refused_by_name(other: Make, name: str) -> None:
+    loader = _map()
+    next(iter(loader))
+    with pytest.raises(ValueError, match=f"its {name} is"):
+        other().load_state_dict(loader.state_dict())
+
+
+def test_a_stream_needs_as_many_workers() -> None:
+    state, *_ = interrupted(lambda: ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=2), 0, 3)
+    with pytest.raises(ValueError, match="its num_workers is 2, and this loader's is 1"):
+        ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=1).load_state_dict(state)
+
+
+def test_any_damage_is_a_value_error() -> None:
+    state, *_ = interrupted(lambda: ShmDataLoader(resuming.Counting(LENGTH), 3, num_workers=2), 0, 3)
+    draw = random.Random(0)
+    for _ in range(300):
+        damaged = json.loads(json.dumps(state))
+        part = damaged
+        while True:
+            key = draw.choice(list(part) if isinstance(part, dict) else range(len(part)))
+            if not isinstance(part[key], (dict, list)) or not part[key] or draw.randrange(4) == 0:
+                break
+            part = part[key]
+        part[key] = draw.choice([None, -1, "x", [], {}, "AAAA"])
+        loader = ShmDataLoader(resuming.Counting(LENGTH), 3, num_workers=2)
+        try:
+            loader.load_state_dict(damaged)
+        except ValueError:
+            assert loader.state_dict()["phase"] == "before"
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, True])
+def test_a_number_of_steps_that_is_none(every: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="snapshot_every_n_steps"):
+        _map(snapshot_every_n_steps=every)
