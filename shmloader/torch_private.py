@@ -200,6 +200,21 @@ def set_worker_info(worker: int, num_workers: int, seed: int, dataset: Any) -> N
     _worker._worker_info = _worker_info(id=worker, num_workers=num_workers, seed=seed, dataset=dataset)
 
 
+NAMES.append(
+    PrivateName(
+        "torch.Generator.{_cdata}",
+        "where a generator lies, to see whether it has moved without copying its state",
+        "the state is copied for each batch",
+    )
+)
+
+
+def address_of(generator: torch.Generator) -> int | None:
+    """Returns where torch's object of a generator lies, or None where torch does not say."""
+    address = getattr(generator, "_cdata", None)
+    return address if type(address) is int and address else None
+
+
 def index_sampler_of(loader: Any) -> Any:
     """Returns what a loader draws indices from: its batch sampler, or its sampler where it makes no batches."""
     return loader._index_sampler

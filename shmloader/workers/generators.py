@@ -12,11 +12,13 @@ import ctypes
 import json
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+from shmloader.torch_private import address_of
 
 _get_bit_generator: Any = getattr(np.random, "get_bit_generator", None)  # since numpy 1.24
 
@@ -26,11 +28,9 @@ _NUMPY = struct.Struct(f"={_WORDS}Ii")  # the words, and the position in them
 _PYTHON = struct.Struct(f"=i{_WORDS}I")  # the other way round
 _RAW_BYTES = _NUMPY.size
 _NORMAL = struct.Struct("=Bd")  # whether there is a normal number left over, and which
-# torch's state begins with a seed, a position and its words, and ends with normal numbers that are left over.
-_TORCH_HEAD = 64
-_TORCH_BYTES = torch.default_generator.get_state().nbytes
-_TORCH_TAIL_BYTES = min(64, _TORCH_BYTES - _TORCH_HEAD)
-_TORCH_TAIL = _TORCH_BYTES - _TORCH_TAIL_BYTES
+_TORCH_WORDS_START = 24  # in torch's state, where each takes 8 bytes; a seed and the position come before
+_TORCH_SEARCHED = 256  # bytes of torch's object in which its words begin
+_TORCH_LEFT_OVER = 24  # bytes behind the words, for normal numbers that are left over
 _NUMPY_BYTES = _RAW_BYTES + _NORMAL.size
 
 
@@ -89,23 +89,22 @@ class Watch:
         self._numpy: Any = None
         self._numpy_marks: _Marks | None = None
         self._python_marks = _python_marks()
+        self._torch_marks = _torch_marks()
         self._has_normal = False
 
     def look(self) -> bytes | None:
         """Returns the state if it is another than at the last call, else None; at the first call always the state.
 
-        Takes two microseconds where nothing was drawn, and 30 more where numpy's generator has moved.
+        Takes a microsecond where nothing was drawn, and 30 more where numpy's generator has moved.
         """
-        state = torch.default_generator.get_state()
-        address = state.data_ptr()
-        of_torch = ctypes.string_at(address, _TORCH_HEAD), ctypes.string_at(address + _TORCH_TAIL, _TORCH_TAIL_BYTES)
+        of_torch = _torch_state() if self._torch_marks is None else self._torch_marks.read()
         seen = of_torch, self._look_at_numpy(), self._look_at_python()
         # numpy's legacy generator makes normal numbers in pairs. Taking the second does not move anything else.
         if seen == self._seen and not self._has_normal:
             return None
         before, self._seen = self._seen, seen
         parts = (
-            self._parts[0] if seen[0] == before[0] else state.numpy().tobytes(),
+            self._parts[0] if seen[0] == before[0] else _torch_state(),
             self._parts[1] if seen[1] == before[1] and not self._has_normal else _numpy_state(),
             self._parts[2] if seen[2] == before[2] else _python_state(),
         )
@@ -138,16 +137,16 @@ class _Marks:
     Args:
         words: the address of its words.
         position: and that of its position.
+        further: addresses of 8 bytes each that may change too.
     """
 
-    def __init__(self, words: int, position: int) -> None:
-        self._words = ctypes.c_uint64.from_address(words), ctypes.c_uint64.from_address(words + 8)
+    def __init__(self, words: int, position: int, further: Iterable[int] = ()) -> None:
         self._position = ctypes.c_int.from_address(position)
+        self._others = [ctypes.c_uint64.from_address(address) for address in (words, words + 8, *further)]
 
-    def read(self) -> tuple[int, int, int]:
+    def read(self) -> tuple[int, ...]:
         """Returns that."""
-        first, second = self._words
-        return first.value, second.value, self._position.value
+        return self._position.value, *[other.value for other in self._others]
 
 
 def _join(*parts: bytes) -> bytes:
@@ -166,6 +165,48 @@ def _split(state: bytes) -> list[bytes]:
 
 def _torch_state() -> bytes:
     return bytes(torch.get_rng_state().numpy().tobytes())
+
+
+def _torch_marks() -> _Marks | None:
+    """Returns those of torch's generator, or None where its object is not as it was found to be.
+
+    Its state can be had as a copy only, which takes 5 KB out of the caches of a worker with nothing else to do. Where
+    the words lie in the object is found out from a generator of our own, and that marks change with each draw is tried.
+    """
+    trial = torch.Generator()
+    start = _torch_words(trial)
+    if start is None or _torch_words(torch.default_generator) != start:
+        return None
+    marks = _marks_of_torch(trial, start)
+    draws: list[Callable[[], object]] = [
+        lambda: torch.rand(1, generator=trial),
+        lambda: torch.randperm(3, generator=trial),
+        *[lambda: torch.randn(1, generator=trial)] * 3,
+        *[lambda: torch.randn(1, dtype=torch.float64, generator=trial)] * 3,
+        lambda: torch.rand(_WORDS, generator=trial),
+    ]
+    for draw in draws:
+        before = marks.read()
+        draw()
+        if marks.read() == before:
+            return None
+    return _marks_of_torch(torch.default_generator, start)
+
+
+def _torch_words(generator: torch.Generator) -> int | None:
+    """Returns where in torch's object the words of a generator begin."""
+    address = address_of(generator)
+    words = generator.get_state().numpy()[_TORCH_WORDS_START : _TORCH_WORDS_START + 8 * 16].view(np.uint64)
+    if address is None:
+        return None
+    start = ctypes.string_at(address, _TORCH_SEARCHED).find(words.astype(np.uint32).tobytes())
+    return start if start >= 0 else None
+
+
+def _marks_of_torch(generator: torch.Generator, start: int) -> _Marks:
+    words = (address_of(generator) or 0) + start
+    end = words + 4 * _WORDS
+    return _Marks(words, words - 4, range(end, end + _TORCH_LEFT_OVER, 8))
 
 
 def _numpy_state() -> bytes:
