@@ -12,7 +12,7 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import cached, calls, edges, gpu, growth, hidden, producers, samplers, shared, suite, threads
+from . import cached, calls, edges, gpu, growth, hidden, producers, samplers, seeding, shared, suite, threads
 from .output import Found, chart_folder
 
 
@@ -36,6 +36,7 @@ _COMMANDS: dict[str, Command] = {
     "hidden": hidden,
     "threads": threads,
     "samplers": samplers,
+    "seeding": seeding,
     "producers": producers,
     "calls": calls,
     "shared": shared,

@@ -26,6 +26,29 @@ def checked_optional_count(name: str, value: Any, least: int) -> int | None:
     return None if value is None else checked_count(name, value, least)
 
 
+def checked_seeding(seeding: Any, worker_type: str, num_workers: int, is_stream: bool) -> str:
+    """Returns what random generators are seeded by.
+
+    Raises:
+        ValueError: it is neither "worker" nor "sample"; or "sample", where threads would share the generators, or where
+            workers read streams of their own.
+    """
+    if seeding not in ("worker", "sample"):
+        raise ValueError(f"seeding must be 'worker' or 'sample', got {seeding!r}")
+    if seeding == "sample" and worker_type == "thread" and num_workers:
+        raise ValueError(
+            "seeding='sample' sets the random generators of the process before each sample, which worker threads share "
+            "with each other and with the loop; use worker_type='process', or draw from a generator made of the index"
+        )
+    if seeding == "sample" and is_stream and num_workers > 1:
+        raise ValueError(
+            "seeding='sample' makes a sample's seeds of its index. An iterable dataset's samples have none, and their "
+            f"places in the streams of num_workers={num_workers} depend on that number; use a map-style dataset, "
+            "num_workers of 0 or 1, or generators of the dataset's own"
+        )
+    return str(seeding)
+
+
 def checked_generator(value: Any) -> torch.Generator | None:
     """Returns what the argument ``generator`` gives.
 

@@ -19,6 +19,7 @@ How a batch travels::
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -28,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import interrupts, requirements, torch_private
-from .arguments import checked_count, checked_optional_count
+from .arguments import checked_count, checked_optional_count, checked_seeding
 from .batches import spec
 from .batches.alignment import ALIGNMENT
 from .device import cuda
@@ -37,7 +38,8 @@ from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
 from .observe import statistics
 from .observe.statistics import LoaderStatistics
-from .passes.in_process import CheckedInProcessIterator, TrackedInProcessIterator
+from .passes.epochs import Epochs
+from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
 from .passes.restarts import RestartCount
 from .passes.state import State, check_loader, from_dict, to_dict
@@ -136,6 +138,12 @@ class ShmDataLoader(DataLoader[T_co]):
         snapshot_every_n_steps: after how many batches workers tell the state of a dataset, or of its iterator, that has
             ``state_dict`` and ``load_state_dict``; see ``state_dict``. Larger where that state is large: a pass that is
             taken up makes the batches since the last one again. None: never. Other datasets have no such state.
+        seeding: "worker": each worker's random generators are seeded when it starts, as torch's loader does it.
+            "sample": torch's (the CPU's), numpy's and Python's are seeded before each sample, by base seed, pass and
+            index. What a dataset draws is then the same with any number of workers, batch size and order, with
+            ``num_workers=0``, and after a worker was replaced. The base seed is that of the loader's first pass.
+            ``__getitems__`` and ``__getitems_into__`` are called for one index at a time. Of an iterable dataset the
+            position counts, and there may be one worker at most. Not for threads.
 
     Raises:
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
@@ -152,6 +160,7 @@ class ShmDataLoader(DataLoader[T_co]):
     device_prefetch: int
     worker_type: str
     snapshot_every_n_steps: int | None
+    seeding: str
 
     def __init__(
         self,
@@ -182,6 +191,7 @@ class ShmDataLoader(DataLoader[T_co]):
         device_prefetch: int = 2,
         worker_type: str = "process",
         snapshot_every_n_steps: int | None = 1,
+        seeding: str = "worker",
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -213,10 +223,13 @@ class ShmDataLoader(DataLoader[T_co]):
         self.device_prefetch = checked_count("device_prefetch", device_prefetch, 0)
         self.worker_type = kinds.checked_worker_type(worker_type, self.multiprocessing_context)
         self.snapshot_every_n_steps = checked_optional_count("snapshot_every_n_steps", snapshot_every_n_steps, 1)
+        self.seeding = seeding
+        self._check_seeding()
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
+        self._epochs = Epochs()
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._mover: DeviceIterator | None = None
@@ -246,7 +259,8 @@ class ShmDataLoader(DataLoader[T_co]):
         Raises:
             ValueError: here; ``num_slots``, ``max_pool_bytes`` or ``prefetch_factor`` cannot be met, or ``worker_type``
                 was set to what there is not.
-            RuntimeError: here, if ``device`` is not there; from ``next``, if the iterator was closed by an interrupt or
+            RuntimeError: here, if ``device`` is not there, or ``seeding`` is "sample" where the loader cannot be more
+                than torch's (see below); from ``next``, if the iterator was closed by an interrupt or
                 belongs to another process, or a CUDA graph is being captured while ``device`` is set.
             PoolMemoryError: here, if what is declared does not fit under ``max_pool_bytes`` or in memory; from
                 ``next``, if one batch does not.
@@ -274,11 +288,14 @@ class ShmDataLoader(DataLoader[T_co]):
         elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
         device = _cuda_device(self.device)
+        if device is not None:
+            cuda.resolve(device)  # before there are workers
+        host = super().__iter__()
+        self._epochs.next += 1
         if device is None:
             self._mover = None
-            return super().__iter__()
-        cuda.resolve(device)  # before there are workers
-        return self._moved(super().__iter__(), device)
+            return host
+        return self._moved(host, device)
 
     def _moved(self, host: BaseIterator, device: torch.device) -> DeviceIterator:
         mover, self._mover = self._mover, None
@@ -294,11 +311,12 @@ class ShmDataLoader(DataLoader[T_co]):
         self._tracking = None
         if torch_private.difference():
             return super()._get_iterator()
+        self._check_seeding()
         if self.num_workers == 0:
             place = self._new_tracking()
-            if self._sample_spec is None:
-                return self._tracked(TrackedInProcessIterator(self, place), place)
-            return self._tracked(CheckedInProcessIterator(self, place, self._sample_spec), place)
+            if self._seeds_samples:
+                return self._tracked(SeededInProcessIterator(self, place, self._sample_spec, self._epochs), place)
+            return self._tracked(TrackedInProcessIterator(self, place, self._sample_spec), place)
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
@@ -315,6 +333,8 @@ class ShmDataLoader(DataLoader[T_co]):
             self.worker_restarts,
             self._restart_count,
             place,
+            self._epochs,
+            self._seeds_samples,
         )
         return self._tracked(iterator, place)
 
@@ -338,9 +358,18 @@ class ShmDataLoader(DataLoader[T_co]):
     @property
     def _is_own(self) -> bool:
         """Whether a pass is ours at all, and not torch's in the loop's process."""
-        return self.num_workers != 0 or self._sample_spec is not None
+        return self.num_workers != 0 or self._sample_spec is not None or self._seeds_samples
+
+    @property
+    def _seeds_samples(self) -> bool:
+        return self.seeding == "sample"
+
+    def _check_seeding(self) -> None:
+        checked_seeding(self.seeding, self.worker_type, self.num_workers, is_stream(self))
 
     def _warn_of_fallback(self, difference: str, stacklevel: int) -> None:
+        if self._seeds_samples:
+            raise RuntimeError(f"{difference}, so that samples cannot be seeded (seeding='sample')")
         if not self._fell_back:
             self._fell_back = True
             text = f"{difference}, so ShmDataLoader loads as torch's DataLoader does"
@@ -471,6 +500,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self.__dict__.update(state)
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()
+        self._epochs = dataclasses.replace(self._epochs)
 
 
 def _length_of(dataset: Any) -> int | None:

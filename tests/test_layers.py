@@ -38,7 +38,7 @@ WINGS = {
         "iterator in_process delivery",
         "dispatcher tracking",
         "diagnosis growth_requests sampling state",
-        "schedule restarts worker_progress lines progress",
+        "schedule restarts worker_progress lines progress epochs",
     ],
     "workers": [
         "kinds",
@@ -49,10 +49,10 @@ WINGS = {
         "batch_maker target_slots interface process_start tracebacks",
         "calls fault_packing room_requests snapshots",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
-        "generators",
+        "generators sample_seeds",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
-    "collate": ["chunk_fetcher", "write_into", "default", "columns checked", "templates"],
+    "collate": ["chunk_fetcher seeded", "write_into", "default", "columns checked", "templates"],
     "data": [
         "shared cached",
         "shared_sequence shared_tensors arrays chunks permutation cache_file sample_forms",
@@ -79,7 +79,8 @@ WINGS = {
 
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
-    "passes/lines.py", "passes/progress.py", "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
+    "passes/lines.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
+    "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {

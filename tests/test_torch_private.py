@@ -19,7 +19,7 @@ import shmloader
 from shmloader import FallbackWarning, ShmDataLoader, torch_private
 from shmloader.device.transfer import DeviceIterator
 from shmloader.errors import WorkerFault
-from shmloader.passes.in_process import CheckedInProcessIterator
+from shmloader.passes.in_process import TrackedInProcessIterator
 from shmloader.passes.iterator import ShmIterator
 from tests.helpers import renamed_torch
 from tests.helpers.datasets import Images
@@ -134,7 +134,7 @@ def inherited_uses(kind: type) -> set[str]:
         (ShmDataLoader, [torch_private._LOADER]),
         (ShmIterator, [torch_private._BASE_ITERATOR]),
         (DeviceIterator, [torch_private._BASE_ITERATOR]),
-        (CheckedInProcessIterator, [torch_private._BASE_ITERATOR, torch_private._IN_PROCESS_ITERATOR]),
+        (TrackedInProcessIterator, [torch_private._BASE_ITERATOR, torch_private._IN_PROCESS_ITERATOR]),
         (WorkerFault, [torch_private._WRAPPER]),
     ],
 )

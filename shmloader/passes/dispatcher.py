@@ -132,13 +132,14 @@ class Dispatcher:
         except Exception as error:
             raise (diagnosis.failed_start(error, self._workers, self._source.parts) or error) from error.__cause__
 
-    def resume(self, shared_seed: int | None, timeout: float) -> None:
+    def resume(self, shared_seed: int | None, epoch: int, timeout: float) -> None:
         """Begins another pass with the same workers.
 
         Blocks until each of them is done with what it was asked for before. May be called again where it failed.
 
         Args:
             shared_seed: what DataPipes are shuffled by.
+            epoch: the number of the pass, by which samples are seeded.
             timeout: as for `receive`.
 
         Raises:
@@ -146,8 +147,9 @@ class Dispatcher:
         """
         self._source_before = self._source
         assert isinstance(self._source, BatchSource)
-        self._source = dataclasses.replace(self._source, shared_seed=shared_seed)
+        self._source = dataclasses.replace(self._source, shared_seed=shared_seed, epoch=epoch)
         self._shared_state.shared_seed = shared_seed or 0
+        self._shared_state.epoch = epoch
         self._drop_batches()
         self.notes.clear()
         self.ends.clear()

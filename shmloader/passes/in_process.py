@@ -1,4 +1,4 @@
-"""``num_workers=0``: stock's iterator, which can be taken up from a state, and may check samples."""
+"""``num_workers=0``: stock's iterator, which can be taken up from a state, and may check samples or seed for each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from shmloader.collate import seeded
 from shmloader.collate.checked import CheckedCollate
-from shmloader.torch_private import InProcessIterator
+from shmloader.torch_private import (
+    BaseIterator,
+    DatasetKind,
+    InProcessIterator,
+    IterDataPipe,
+    MapDataPipe,
+    graph_settings,
+    pin_memory,
+)
 from shmloader.workers import generators, seeding
 from shmloader.workers.snapshots import has_state, load_dataset, load_iterator, states_of
 
+from .epochs import Epochs
 from .tracking import Tracking, is_stream
 
 
@@ -22,16 +32,19 @@ class TrackedInProcessIterator(InProcessIterator):
     Args:
         loader: whose data to load.
         tracking: where the loop is, and what it takes up.
+        sample_spec: what `spec.declare` returned; None: samples are not compared with any.
     """
 
-    def __init__(self, loader: DataLoader[Any], tracking: Tracking) -> None:
+    _check: CheckedCollate | None = None
+
+    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any) -> None:
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
         data = None if resumed is None else resumed.data
         with generators.kept() if resumed is not None else contextlib.nullcontext():
             tracking.prepare()
             load_dataset(loader.dataset, data)
-            super().__init__(loader)
+            self._begin_loading(loader)
             self._tracking = tracking
             self._sampler_iter = tracking.begin(
                 (lambda: self._begin_anew(loader)) if resumed is not None else (lambda: iter(self._sampler_iter)), True
@@ -40,7 +53,7 @@ class TrackedInProcessIterator(InProcessIterator):
             if resumed is not None and is_stream(loader) and data is None:
                 for _ in range(resumed.place.given):
                     with contextlib.suppress(Exception):  # which was given too
-                        super()._next_data()  # type: ignore[no-untyped-call]
+                        self._load()
         if resumed is not None:
             self._num_yielded = resumed.place.given
         tracking.base_seed = int(self._base_seed)
@@ -48,16 +61,27 @@ class TrackedInProcessIterator(InProcessIterator):
         dataset, fetcher = self._dataset, self._dataset_fetcher
         if has_state(dataset) or states_of(dataset, fetcher) is not None:
             tracking.ask = lambda: states_of(dataset, fetcher)
+        if sample_spec is not None:
+            self._check = fetcher.collate_fn = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
+
+    def _begin_loading(self, loader: DataLoader[Any]) -> None:
+        InProcessIterator.__init__(self, loader)
 
     def _begin_anew(self, loader: DataLoader[Any]) -> Iterator[Any]:
-        indices: Iterator[Any] = iter(self._index_sampler)
+        indices: Iterator[Any] = iter(self._tracking.sampling.index_sampler)
         self._base_seed = seeding.draw_base_seed(loader.generator)
         return indices
+
+    def _next_index(self) -> Any:
+        index = super()._next_index()  # type: ignore[no-untyped-call]
+        if self._check is not None:
+            self._check.indices = index
+        return index
 
     def _next_data(self) -> Any:
         progress = self._tracking.progress
         try:
-            data = super()._next_data()  # type: ignore[no-untyped-call]
+            data = self._load()
         except StopIteration:
             progress.end({})
             raise
@@ -67,23 +91,50 @@ class TrackedInProcessIterator(InProcessIterator):
         progress.take(progress.taken, 0)
         return data
 
+    def _load(self) -> Any:
+        return super()._next_data()  # type: ignore[no-untyped-call]
 
-class CheckedInProcessIterator(TrackedInProcessIterator):
-    """Loads in the process of the loop, as stock does, and compares samples with their declaration.
+
+class SeededInProcessIterator(TrackedInProcessIterator):
+    """Does the same, with random generators that are seeded for each sample.
+
+    The loop's own draw nothing of it: they are put back whenever the dataset has run, so that after a batch they are
+    where they would be if workers had made it.
 
     Args:
         loader: whose data to load.
         tracking: where the loop is, and what it takes up.
-        sample_spec: what `spec.declare` returned.
+        sample_spec: what `spec.declare` returned; None: samples are not compared with any.
+        epochs: of the loader.
+
+    Raises:
+        AssertionError: ``timeout`` is set, as in stock's iterator.
     """
 
-    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any) -> None:
-        super().__init__(loader, tracking)
-        self._check = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
-        self._dataset_fetcher.collate_fn = self._check
+    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, epochs: Epochs) -> None:
+        self._epochs = epochs
+        super().__init__(loader, tracking, sample_spec)
 
-    def _next_index(self) -> Any:
-        index = super()._next_index()  # type: ignore[no-untyped-call]
-        if hasattr(self, "_check"):  # not while a pass is taken up
-            self._check.indices = index
-        return index
+    def _begin_loading(self, loader: DataLoader[Any]) -> None:
+        # Not stock's own, which would call the dataset's `__iter__` before it can be seeded for.
+        BaseIterator.__init__(self, loader)
+        if self._timeout != 0:
+            raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+        seed = seeding.SampleSeeder(self._epochs.kept_seed(int(self._base_seed)), self._epochs.next)
+        is_stream = self._dataset_kind == DatasetKind.Iterable
+        with generators.kept():
+            self._dataset_fetcher = DatasetKind.create_fetcher(
+                self._dataset_kind,
+                seeded.dataset(self._dataset, seed, is_stream),
+                self._auto_collation,
+                self._collate_fn,
+                self._drop_last,
+            )
+
+    def _load(self) -> Any:
+        index = self._next_index()  # which draws from the loop's generators, as ever
+        with generators.kept():
+            data = self._dataset_fetcher.fetch(index)
+        return pin_memory(data, self._pin_memory_device) if self._pin_memory else data

@@ -35,6 +35,7 @@ from shmloader.workers.interface import Workers
 from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
+from .epochs import Epochs
 from .restarts import RestartCount
 from .tracking import Tracking
 
@@ -53,6 +54,8 @@ class ShmIterator(BaseIterator):
         worker_restarts: how many workers that die are replaced in a pass.
         restart_count: counts them.
         tracking: where the loop is, and what it takes up.
+        epochs: of the loader.
+        seeds_samples: whether random generators are seeded for each sample.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -75,6 +78,8 @@ class ShmIterator(BaseIterator):
         worker_restarts: int,
         restart_count: RestartCount,
         tracking: Tracking,
+        epochs: Epochs,
+        seeds_samples: bool,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -86,6 +91,7 @@ class ShmIterator(BaseIterator):
         if not loader.prefetch_factor or loader.prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._owner_pid = os.getpid()
+        self._epochs = epochs
         self._is_exhausted = False
         self._pool_cache = pool_cache
         self.last_lease = None
@@ -96,7 +102,7 @@ class ShmIterator(BaseIterator):
             self._persistent_workers,
             worker_restarts,
         )
-        source = self._source(loader.worker_init_fn, sample_spec)
+        source = self._source(loader.worker_init_fn, sample_spec, seeds_samples)
         with interrupts.AllDeferred():  # until what has descriptors is closed with this iterator
             self._pool = pool_cache.take(settings)
             try:
@@ -130,7 +136,7 @@ class ShmIterator(BaseIterator):
             with contextlib.suppress(Exception):  # which was given too
                 next(self)
 
-    def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any) -> BatchSource:
+    def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any, seeds_samples: bool) -> BatchSource:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
             init_fn = functools.partial(sharding_worker_init_fn, init_fn, self._world_size, self._rank)
         return BatchSource(
@@ -143,6 +149,8 @@ class ShmIterator(BaseIterator):
             base_seed=int(self._base_seed),
             shared_seed=self._shared_seed,
             sample_spec=sample_spec,
+            sample_seed=self._epochs.kept_seed(int(self._base_seed)) if seeds_samples else None,
+            epoch=self._epochs.next,
         )
 
     @property
@@ -172,7 +180,7 @@ class ShmIterator(BaseIterator):
         self._is_exhausted = False
         with self._closing_on_failure():
             if not first_iter:
-                self._dispatcher.resume(self._shared_seed, self._timeout)
+                self._dispatcher.resume(self._shared_seed, self._epochs.next, self._timeout)
                 tracking.note_begins(self._dispatcher.begins)
             if resumed is not None:
                 self._dispatcher.begin_with(tracking.progress.state()[0].turn)

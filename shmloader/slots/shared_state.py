@@ -1,8 +1,8 @@
 """What the parent and its workers can read of each other at any time: some words at the beginning of the arena.
 
 A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
-one writer: of `stopped` and `shared_seed` it is the parent, of the others the worker that they are about. Beside each
-slot there is room for a note, which is its writer's as the slot is.
+one writer: of `stopped`, `shared_seed` and `epoch` it is the parent, of the others the worker that they are about.
+Beside each slot there is room for a note, which is its writer's as the slot is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _NOTE_BYTES = 1 << 15
 _IDLE = -1
 _SEED = struct.Struct("<Q")
 _SEED_START = 8  # `stopped` is at 0
+_EPOCH_START = 16
 
 
 class SharedState:
@@ -67,6 +68,15 @@ class SharedState:
     @shared_seed.setter
     def shared_seed(self, seed: int) -> None:
         _SEED.pack_into(self._memory, _SEED_START, seed)
+
+    @property
+    def epoch(self) -> int:
+        """What samples are seeded by, in the pass that was begun last. Workers read it when it begins."""
+        return int(_SEED.unpack_from(self._memory, _EPOCH_START)[0])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        _SEED.pack_into(self._memory, _EPOCH_START, epoch)
 
     def begin(self, worker: int, seq: int) -> None:
         """Notes that ``worker`` begins batch ``seq`` now."""

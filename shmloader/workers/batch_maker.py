@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 
 from shmloader.batches import unpicklable
 from shmloader.batches.packing import Packer
+from shmloader.collate import seeded
 from shmloader.collate.checked import CheckedCollate
 from shmloader.collate.chunk_fetcher import ChunkFetcher
 from shmloader.collate.columns import ColumnCollate
@@ -96,6 +97,7 @@ class BatchMaker:
         self._source = source
         self._shared_state = brief.arena.shared_state
         self._takeover = brief.takeover
+        self._epoch = source.epoch
         self._made = 0 if brief.takeover is None else brief.takeover.tag
         self._packer = Packer()
         self._shared_rng = torch.Generator()
@@ -134,8 +136,9 @@ class BatchMaker:
         if self._source.is_stream:
             self._save_rng_state(next_generation)
 
-    def begin_pass(self, shared_seed: int) -> None:
+    def begin_pass(self, shared_seed: int, epoch: int) -> None:
         """Begins another pass."""
+        self._epoch = epoch
         self._shuffle(shared_seed)
         self._begin_pass(is_first=False)
 
@@ -193,10 +196,13 @@ class BatchMaker:
         source = self._source
         is_default = source.collate_fn is default_collate and self.collation.is_default()
         is_direct = is_default and source.auto_collation
-        rows = rows_of(self.dataset) if is_direct and source.is_stream else None
+        seed = None if source.sample_seed is None else seeding.SampleSeeder(source.sample_seed, self._epoch)
+        # Chunks are read by ranges, and a row that is to be seeded for has to be read by itself.
+        rows = rows_of(self.dataset) if is_direct and source.is_stream and seed is None else None
+        read = self.dataset if rows is None else rows
         fetcher = DatasetKind.create_fetcher(
             source.dataset_kind,
-            self.dataset if rows is None else rows,
+            read if seed is None else seeded.dataset(read, seed, source.is_stream),
             source.auto_collation,
             self._collate,
             source.drop_last,
@@ -205,7 +211,7 @@ class BatchMaker:
         if rows is not None:
             return ChunkFetcher(fetcher, rows, source.drop_last, *made_by, self._check)
         if is_direct and not source.is_stream and (way := way_of(self.dataset)) is not None:
-            return DirectFetcher(fetcher, *made_by, way)
+            return DirectFetcher(fetcher, *made_by, way if seed is None else seeded.way(way, self.dataset, seed))
         return fetcher
 
     def _skip(self) -> None:

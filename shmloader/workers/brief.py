@@ -58,6 +58,8 @@ class BatchSource:
         base_seed: with the worker's number, what its random generators are seeded with.
         shared_seed: what IterDataPipes are shuffled by in the first pass; None where the dataset is none.
         sample_spec: what `spec.declare` returned, or None.
+        sample_seed: the base seed of what is seeded for each sample; None: generators are seeded for the worker only.
+        epoch: the number of the pass, for those seeds.
     """
 
     dataset: Any
@@ -69,6 +71,8 @@ class BatchSource:
     base_seed: int
     shared_seed: int | None
     sample_spec: Any
+    sample_seed: int | None = None
+    epoch: int = 0
 
     @property
     def words(self) -> Words:

@@ -76,7 +76,7 @@ class JobLoop:
         self._requests.forget()
         self._maker.end_pass(generation)
         self._outbox.write((wire.RESUMED, 0, self._number, generation, 0, 0, 0, 0, 0))
-        self._maker.begin_pass(self._shared_state.shared_seed)
+        self._maker.begin_pass(self._shared_state.shared_seed, self._shared_state.epoch)
 
     def _serve(self, job: Token) -> None:
         done = self._maker.make(job.slot, job.seq, self._requests.room_of(job), job.nbytes)

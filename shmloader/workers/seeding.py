@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 import random
+from typing import Any
 
 import numpy as np
 import numpy.random  # which numpy would import when it is first used: in every worker anew
 import torch
 
 from shmloader.torch_private import numpy_seed
+
+from .sample_seeds import SampleSeeds
 
 
 def draw_base_seed(generator: torch.Generator | None) -> int:
@@ -35,3 +38,36 @@ def restore(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(of_torch), dtype=torch.uint8))
     np.random.set_state(of_numpy)
     random.setstate(of_python)
+
+
+class SampleSeeder:
+    """Seeds the generators of this process before each sample, where ``seeding`` is "sample".
+
+    Of torch's generators it is the default one of the CPU: `torch.manual_seed` looks for every accelerator as well,
+    which takes longer than most samples. torch uses the lower 32 bits of a seed, and numpy takes no more.
+
+    Args:
+        base_seed: of the loader's life.
+        epoch: the number of the pass.
+    """
+
+    def __init__(self, base_seed: int, epoch: int) -> None:
+        self._seeds = SampleSeeds(base_seed, epoch)
+
+    def __call__(self, index: Any) -> None:
+        """Seeds them for the sample of ``index``.
+
+        Raises:
+            TypeError: no seed can be made of it; see `SampleSeeds.of`.
+        """
+        _seed_all(*self._seeds.of(index))
+
+    def begin(self) -> None:
+        """Seeds them for what comes before the first sample of an iterable dataset."""
+        _seed_all(*self._seeds.of_the_beginning())
+
+
+def _seed_all(of_torch: int, of_numpy: int, of_python: int) -> None:
+    torch.default_generator.manual_seed(of_torch)
+    np.random.seed(of_numpy)
+    random.seed(of_python)

@@ -235,6 +235,7 @@ OWN_ARGUMENTS = (
     "device",
     "device_prefetch",
     "worker_type",
+    "seeding",
 )
 
 

@@ -72,6 +72,7 @@ OURS: dict[str, Any] = {
     "device": "cpu",
     "device_prefetch": 3,
     "worker_type": "process",
+    "seeding": "sample",
 }
 
 

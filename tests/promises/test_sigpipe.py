@@ -314,7 +314,7 @@ def test_a_worker_that_never_reads_holds_nobody_up() -> None:
     texts = set()
     for _ in range(3000):
         with pytest.raises(WorkerTimeoutError) as caught:
-            dispatcher.resume(None, 1e-9)
+            dispatcher.resume(None, 0, 1e-9)
         texts.add(str(caught.value).split("\n", 1)[0])
     assert any("does not read what it is sent" in text for text in texts), texts
     os.kill(pid, signal.SIGCONT)

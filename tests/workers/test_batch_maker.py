@@ -149,7 +149,7 @@ def test_a_stream_that_ends_says_so_once_and_begins_again() -> None:
         assert done == Outcome(Contents.NOTHING, 0, 0, False)
         assert maker.maker.has_ended
         maker.pool.withdraw(slot)
-        maker.maker.begin_pass(0)
+        maker.maker.begin_pass(0, 0)
         assert not maker.maker.has_ended
 
 

@@ -1,0 +1,115 @@
+"""Datasets whose samples are seeded for: random generators are set before each one. Runs where samples are made.
+
+Only what makes one sample at a time can be seeded for. So a dataset that makes several in a call, by ``__getitems__``
+or ``__getitems_into__``, is called for each sample by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from torch.utils.data import Subset, TensorDataset
+
+from shmloader.batches.tensors import Array
+from shmloader.data.arrays import ArrayDataset
+
+from .write_into import SampleStructure, Way
+
+
+class Seed(Protocol):
+    """Sets the random generators."""
+
+    def __call__(self, index: Any) -> None:
+        """Sets them for the sample of an index, or at a position of a stream."""
+
+    def begin(self) -> None:
+        """Sets them for what comes before the first sample of a stream."""
+
+
+def dataset(plain: Any, seed: Seed, is_stream: bool) -> Any:
+    """Returns a dataset that reads ``plain``, seeded; for torch's fetchers."""
+    if is_stream:
+        return _Stream(plain, seed)
+    # As torch's fetcher asks.
+    has_batches = hasattr(plain, "__getitems__") and plain.__getitems__
+    return _Batches(plain, seed) if has_batches else _Samples(plain, seed)
+
+
+class _Samples:
+    def __init__(self, plain: Any, seed: Seed) -> None:
+        self._plain = plain
+        self._seed = seed
+
+    def __getitem__(self, index: Any) -> Any:
+        self._seed(index)
+        return self._plain[index]
+
+
+class _Batches(_Samples):
+    def __getitems__(self, indices: Iterable[Any]) -> list[Any]:
+        return [self._only(index) for index in indices]
+
+    def _only(self, index: Any) -> Any:
+        self._seed(index)
+        samples = self._plain.__getitems__([index])
+        try:
+            if isinstance(samples, (str, bytes, Mapping)) or len(samples) != 1:
+                raise TypeError
+            return samples[0]
+        except (TypeError, KeyError, IndexError):
+            raise TypeError(
+                f"seeding='sample' calls __getitems__ of the dataset ({type(self._plain).__qualname__}) for one index "
+                f"at a time, and it must return a list of one sample, not {samples!r:.200}"
+            ) from None
+
+
+class _Stream:
+    def __init__(self, plain: Any, seed: Seed) -> None:
+        self._plain = plain
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        self._seed.begin()
+        return _Positions(iter(self._plain), self._seed)
+
+
+class _Positions(Iterator[Any]):
+    # No generator: one ends with the first error, and the dataset's iterator may go on after it.
+    def __init__(self, samples: Iterator[Any], seed: Seed) -> None:
+        self._samples = samples
+        self._seed = seed
+        self._position = 0
+
+    def __next__(self) -> Any:
+        self._seed(self._position)
+        self._position += 1
+        return next(self._samples)
+
+
+def way(plain: Way, of: Any, seed: Callable[[Any], None]) -> Way:
+    """Returns a way to write samples that seeds for each.
+
+    Args:
+        plain: one that does not.
+        of: the dataset whose samples they are.
+        seed: sets the random generators for the sample of an index.
+    """
+    if _draws_nothing(of):
+        return plain
+
+    def write(indices: Any, arrays: list[Array], structure: SampleStructure) -> Any:
+        for row, index in enumerate(indices):
+            seed(index)
+            if plain.write([index], [array[row : row + 1] for array in arrays], structure) is NotImplemented:
+                return NotImplemented
+        return None
+
+    return plain._replace(write=write)
+
+
+def _draws_nothing(of: Any) -> bool:
+    """Whether no code of a user's runs for a sample, so that batches may be copied as a whole."""
+    while type(of) is Subset:
+        of = of.dataset
+    return type(of) in (TensorDataset, ArrayDataset)
