@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +40,7 @@ from .errors import FallbackWarning
 from .observe import statistics
 from .observe.statistics import LoaderStatistics
 from .passes.epochs import Epochs
+from .passes.gates import Gate
 from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
 from .passes.restarts import RestartCount
@@ -230,6 +232,7 @@ class ShmDataLoader(DataLoader[T_co]):
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
         self._epochs = Epochs()
+        self._gate = Gate()
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._mover: DeviceIterator | None = None
@@ -335,6 +338,7 @@ class ShmDataLoader(DataLoader[T_co]):
             place,
             self._epochs,
             self._seeds_samples,
+            self._gate,
         )
         return self._tracked(iterator, place)
 
@@ -394,6 +398,37 @@ class ShmDataLoader(DataLoader[T_co]):
             return 0
         batch_size: int = self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1
         return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
+
+    def pause(self) -> None:
+        """Stops loading ahead, in all passes of this loader, until `resume`.
+
+        Workers finish the sample that each is at, begin no other, and sleep. A batch that a dataset makes in one call
+        (``__getitems__``, say) is one sample in this. Batches that are made stay, and come first. Then ``next`` has
+        just its own batch made; the others wait, and the sampler is not read ahead. It may be called before a pass
+        begins. Without workers nothing is loaded ahead anyway.
+
+        Does not block. It is for the thread that iterates, as `resume` and `prefetching` are.
+        """
+        self._gate.shut()
+
+    def resume(self) -> None:
+        """Goes on loading ahead, and asks for what was not asked for meanwhile. Does not block.
+
+        Raises:
+            Exception: what the sampler raises.
+        """
+        self._gate.open()
+
+    def prefetching(self) -> AbstractContextManager[None]:
+        """Loads ahead within a ``with`` block, and not outside.
+
+        As `resume` at the block's beginning and `pause` at its end, whatever was before: a loader that is to load ahead
+        in some blocks only needs nothing else. Blocks may be nested; the outermost counts.
+
+        Returns:
+            The context manager, to be entered once.
+        """
+        return self._gate.opened()
 
     def statistics(self) -> LoaderStatistics | None:
         """Returns what the pool that was used last is and has done, and what the workers have gone through.
@@ -493,14 +528,15 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        gone = {"_iterator": None, "_mover": None, "_pool_cache": None, "_tracking": None, "_to_resume": None}
-        return {**self.__dict__, **gone}
+        gone = "_iterator", "_mover", "_pool_cache", "_gate", "_tracking", "_to_resume"
+        return {**self.__dict__, **dict.fromkeys(gone)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()
         self._epochs = dataclasses.replace(self._epochs)
+        self._gate = Gate()
 
 
 def _length_of(dataset: Any) -> int | None:

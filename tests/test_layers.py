@@ -38,7 +38,7 @@ WINGS = {
         "iterator in_process delivery",
         "dispatcher tracking",
         "diagnosis growth_requests sampling state",
-        "schedule restarts worker_progress lines progress epochs",
+        "schedule restarts worker_progress lines progress epochs gates",
     ],
     "workers": [
         "kinds",
@@ -47,7 +47,7 @@ WINGS = {
         "worker_loop",
         "job_loop target_loop",
         "batch_maker target_slots interface process_start tracebacks",
-        "calls fault_packing room_requests snapshots",
+        "calls fault_packing room_requests snapshots gate",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
         "generators sample_seeds",
     ],

@@ -10,7 +10,7 @@ A batch whose rows are not all of one kind is read row by row, by torch's fetche
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch.utils.data import default_collate
@@ -24,7 +24,7 @@ from shmloader.slots.writer import SlotWriter
 from .checked import CheckedCollate
 from .default import DirectCollation
 from .templates import Templates
-from .write_into import SampleStructure, room_for
+from .write_into import Each, SampleStructure, as_is, room_for
 
 # Chunks of padded rows may all be of different kinds.
 _MAX_KNOWN = 64
@@ -41,6 +41,8 @@ class ChunkFetcher:
         templates: those of the batches before.
         writer: where batches go.
         check: compares samples with their declaration, if there is one.
+        wait: called before chunks are read.
+        each: how torch's fetcher goes through what it is asked for.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class ChunkFetcher:
         templates: Templates,
         writer: SlotWriter,
         check: CheckedCollate | None,
+        wait: Callable[[], None] = lambda: None,
+        each: Each = as_is,
     ) -> None:
         self._fetcher = fetcher
         self._rows = rows
@@ -60,6 +64,8 @@ class ChunkFetcher:
         self._templates = templates
         self._writer = writer
         self._check = check
+        self._wait = wait
+        self._each = each
         self._structures: dict[Hashable, SampleStructure | None] = {}
 
     def fetch(self, indices: Any) -> Any:
@@ -72,7 +78,7 @@ class ChunkFetcher:
         chunk = self._rows.ahead()
         structure = None if chunk is None else self._structure_of(chunk)
         if chunk is None or structure is None:
-            return self._fetcher.fetch(indices)
+            return self._fetcher.fetch(self._each(indices))
         return self._cut(chunk.kind, structure, indices)
 
     def _cut(self, kind: Hashable, structure: SampleStructure, indices: Any) -> Any:
@@ -95,7 +101,7 @@ class ChunkFetcher:
         del arrays, batch
         self._writer.reclaim()
         self._rows.put_back(taken)
-        return self._fetcher.fetch(indices)
+        return self._fetcher.fetch(self._each(indices))
 
     def _fill(self, arrays: list[Array], kind: Hashable, count: int, taken: list[Part]) -> tuple[int, bool]:
         """Copies rows while they are of one kind.
@@ -111,6 +117,7 @@ class ChunkFetcher:
         """
         filled = 0
         while filled < count:
+            self._wait()
             chunk = self._rows.ahead()
             # A process that the chunks have forked, and let come back, must not write to the worker's slot.
             if chunk is None or chunk.kind != kind or self._writer.is_inherited:

@@ -14,7 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 from shmloader.batches.tensors import Array
 from shmloader.data.arrays import ArrayDataset
 
-from .write_into import SampleStructure, Way
+from .write_into import Each, SampleStructure, Way, as_is
 
 
 class Seed(Protocol):
@@ -31,9 +31,12 @@ def dataset(plain: Any, seed: Seed, is_stream: bool) -> Any:
     """Returns a dataset that reads ``plain``, seeded; for torch's fetchers."""
     if is_stream:
         return _Stream(plain, seed)
-    # As torch's fetcher asks.
-    has_batches = hasattr(plain, "__getitems__") and plain.__getitems__
-    return _Batches(plain, seed) if has_batches else _Samples(plain, seed)
+    return _Batches(plain, seed) if makes_several(plain) else _Samples(plain, seed)
+
+
+def makes_several(plain: Any) -> bool:
+    """Whether torch's fetcher asks a dataset for all samples of a batch in one call."""
+    return hasattr(plain, "__getitems__") and bool(plain.__getitems__)
 
 
 class _Samples:
@@ -87,19 +90,20 @@ class _Positions(Iterator[Any]):
         return next(self._samples)
 
 
-def way(plain: Way, of: Any, seed: Callable[[Any], None]) -> Way:
+def way(plain: Way, of: Any, seed: Callable[[Any], None], each: Each = as_is) -> Way:
     """Returns a way to write samples that seeds for each.
 
     Args:
         plain: one that does not.
         of: the dataset whose samples they are.
         seed: sets the random generators for the sample of an index.
+        each: goes through indices.
     """
     if _draws_nothing(of):
         return plain
 
     def write(indices: Any, arrays: list[Array], structure: SampleStructure) -> Any:
-        for row, index in enumerate(indices):
+        for row, index in enumerate(each(indices)):
             seed(index)
             if plain.write([index], [array[row : row + 1] for array in arrays], structure) is NotImplemented:
                 return NotImplemented

@@ -35,6 +35,15 @@ from .templates import Template, Templates
 
 _Indices = Sequence[Any]
 
+# Goes through the indices of a batch, one after the other.
+Each = Callable[[Any], Any]
+
+
+def as_is(indices: Any) -> Any:
+    """Goes through indices as they are."""
+    return indices
+
+
 # Reading from these has no effect, so that it does no harm to read them again as torch's fetcher does.
 _PLAIN_INDICES = {list, tuple, range, array, np.ndarray, np.memmap, torch.Tensor}
 
@@ -48,10 +57,17 @@ class DirectFetcher:
         templates: those of the batches before.
         writer: where batches go.
         way: what `way_of` returned.
+        each: how torch's fetcher goes through indices.
     """
 
     def __init__(
-        self, fetcher: Any, collation: DirectCollation, templates: Templates, writer: SlotWriter, way: Way
+        self,
+        fetcher: Any,
+        collation: DirectCollation,
+        templates: Templates,
+        writer: SlotWriter,
+        way: Way,
+        each: Each = as_is,
     ) -> None:
         self._fetcher = fetcher
         self._collate = fetcher.collate_fn
@@ -59,6 +75,7 @@ class DirectFetcher:
         self._templates = templates
         self._writer = writer
         self._way = way
+        self._each = each
         self._arrays = templates.lend if way.lends else templates.arrays
         self._structure: SampleStructure | None = None
         fetcher.collate_fn = self._learn
@@ -72,7 +89,7 @@ class DirectFetcher:
                 return batch
             del arrays, batch  # which hold the slot
             self._writer.reclaim()
-        return self._fetcher.fetch(indices)
+        return self._fetcher.fetch(self._each(indices))
 
     def _learn(self, samples: Any) -> Any:
         batch = self._collate(samples)
@@ -190,24 +207,28 @@ def _methods(kind: type) -> tuple[Any, Any]:
 _OWN_METHODS = {kind: _methods(kind) for kind in (Subset, TensorDataset)}
 
 
-def way_of(dataset: Any) -> Way | None:
+def way_of(dataset: Any, each: Each = as_is) -> Way | None:
     """Returns how samples of ``dataset`` are written into arrays, or None where they are not.
 
     They are where it has one of the methods above, is a ``TensorDataset`` of torch's, or a subset of either. A class
     that has a ``__getitem__`` or ``__getitems__`` of its own, and inherits the method, may mean something else by its
     samples; so may an object that has a ``__getitems__`` of its own, which torch's fetcher would call.
+
+    Args:
+        dataset: the user's.
+        each: how indices are gone through where samples are written one by one.
     """
     if "__getitems__" in getattr(dataset, "__dict__", ()):
         return None
     if type(dataset) in _OWN_METHODS and _OWN_METHODS[type(dataset)] != _methods(type(dataset)):
         return None  # they were replaced
     if type(dataset) is Subset:
-        way = way_of(dataset.dataset)
+        way = way_of(dataset.dataset, each)
         return None if way is None else way._replace(write=_subset_writer(dataset, way.write))
     if _defines(type(dataset), "__getitems_into__"):
         return Way(partial(_write_batch, dataset.__getitems_into__), lends=True)
     if _defines(type(dataset), "__getitem_into__"):
-        return Way(partial(_write_each, dataset.__getitem_into__), lends=True)
+        return Way(partial(_write_each, dataset.__getitem_into__, each), lends=True)
     return Way(_RowsWriter(dataset), lends=False) if type(dataset) is TensorDataset else None
 
 
@@ -241,9 +262,9 @@ def _write_batch(
 
 
 def _write_each(
-    write: Callable[[Any, Any], Any], indices: _Indices, arrays: list[Array], structure: SampleStructure
+    write: Callable[[Any, Any], Any], each: Each, indices: _Indices, arrays: list[Array], structure: SampleStructure
 ) -> Any:
-    for index, row in zip(indices, structure.rows(arrays, len(indices)), strict=True):
+    for index, row in zip(each(indices), structure.rows(arrays, len(indices)), strict=True):
         if write(index, row) is NotImplemented:
             return NotImplemented
     return None

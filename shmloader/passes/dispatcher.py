@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from shmloader import interrupts, process_exit
@@ -29,6 +30,9 @@ from .worker_progress import WorkerProgress
 
 # What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
 _IMPATIENCE_SECONDS = 0.1
+
+# How many CALLs a worker may not have read: with more to come it will look at the gate anyhow.
+MAX_CALLS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Dispatcher:
         self._requests = GrowthRequests(pool)
         self._progress = WorkerProgress(options.num_workers, source.is_stream)
         self._last_job = b""
+        self._is_shut = False
+        self._calls = [0] * options.num_workers
         self._workers = workers
         _open[id(self)] = weakref.ref(self)
 
@@ -127,6 +133,8 @@ class Dispatcher:
             self._shared_state.idle(number)
             self._shared_state.forget(number)
             self._shared_state.note_at_begin(number, None)
+            self._shared_state.forget_calls(number)
+        (self._shared_state.shut_gate if self._is_shut else self._shared_state.open_gate)()
         try:
             self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
         except Exception as error:
@@ -157,9 +165,10 @@ class Dispatcher:
         self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
         for number in range(self._options.num_workers):
             self._tell(number, wire.RESUME)
-        while not self._progress.is_complete:
-            self.receive(timeout)
-            self._drop_batches()
+        with self._passable():  # what is under way has to be done first
+            while not self._progress.is_complete:
+                self.receive(timeout)
+                self._drop_batches()
         self._pool.withdraw_all()
         self._schedule = self._new_schedule()
 
@@ -169,6 +178,60 @@ class Dispatcher:
             self._pool.release(task.result)
             self._schedule.forget(task.seq)
         self._send_all(self._requests.refuse_all())
+
+    # -- the gate ------------------------------------------------------------------------------------------------
+
+    def shut_gate(self) -> None:
+        """Has workers begin no sample but those of the batch that is waited for. Does not block.
+
+        They finish the sample that they are at, and wait for a token then.
+        """
+        self._is_shut = True
+        self._shared_state.shut_gate()
+
+    def open_gate(self) -> None:
+        """Has workers go on. Does not block."""
+        self._is_shut = False
+        self._shared_state.open_gate()
+        self._call_all()
+
+    @contextlib.contextmanager
+    def _passable(self) -> Iterator[None]:
+        was_shut = self._is_shut
+        if was_shut:
+            self.open_gate()
+        try:
+            yield
+        finally:
+            if was_shut:
+                self.shut_gate()
+
+    def _let_through(self) -> None:
+        """Has the batch that is waited for made, though the gate is shut.
+
+        All that was asked for, where a worker waits for room, which others may have to give first by ending theirs.
+        """
+        task = self._schedule.first_unmade()
+        if self._requests:
+            self._shared_state.let_all_through()
+            self._call_all()
+        elif task is not None:
+            self._shared_state.let_through(task.seq)
+            self._call(task.worker)
+
+    def _call_all(self) -> None:
+        for number in range(self._options.num_workers):
+            self._call(number)
+
+    def _call(self, number: int) -> None:
+        """Has a worker look at the gate, if it waits there.
+
+        A worker that has not read some CALLs will look again behind each of them, so another would tell it nothing. So
+        many that none can be missed: it would have to read all of them between the change of the gate and this.
+        """
+        if self._calls[number] - self._shared_state.calls_read(number) < MAX_CALLS:
+            self._calls[number] += 1
+            self._tell(number, wire.CALL)
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -276,6 +339,8 @@ class Dispatcher:
             WorkerDiedError: a worker has ended, and is not replaced. All that is left to do is to close.
         """
         self.prepare_to_wait()
+        if self._is_shut:
+            self._let_through()
         try:
             tokens, dead = self._workers.wait(timeout or None)
         except SilenceError:
@@ -428,6 +493,8 @@ class Dispatcher:
         brief = dataclasses.replace(
             self._brief(number), source=source, generation=generation, takeover=takeover, snapshots=snapshots
         )
+        self._calls[number] = 0
+        self._shared_state.forget_calls(number)
         self._workers.replace(brief)
         for task in owed:
             self._send_again(task, generation)

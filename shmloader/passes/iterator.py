@@ -36,6 +36,7 @@ from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .epochs import Epochs
+from .gates import Gate
 from .restarts import RestartCount
 from .tracking import Tracking
 
@@ -56,6 +57,7 @@ class ShmIterator(BaseIterator):
         tracking: where the loop is, and what it takes up.
         epochs: of the loader.
         seeds_samples: whether random generators are seeded for each sample.
+        gate: of the loader; while it is shut, nothing is asked for ahead.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -80,6 +82,7 @@ class ShmIterator(BaseIterator):
         tracking: Tracking,
         epochs: Epochs,
         seeds_samples: bool,
+        gate: Gate,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -92,6 +95,8 @@ class ShmIterator(BaseIterator):
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._owner_pid = os.getpid()
         self._epochs = epochs
+        self._gate = gate
+        self._put_off = 0
         self._is_exhausted = False
         self._pool_cache = pool_cache
         self.last_lease = None
@@ -115,12 +120,15 @@ class ShmIterator(BaseIterator):
             self._at_drop = interrupts.at_drop(functools.partial(_end, self._dispatcher, pool_cache, self._pool))
         try:
             with interrupts.deferred():
+                if not gate.is_open:
+                    self._dispatcher.shut_gate()
                 self._dispatcher.start()
             self._reset(loader, first_iter=True)
             self._make_again(0 if resumed is None else resumed.since)
         except BaseException:
             self._shutdown_workers()
             raise
+        gate.add(self)
 
     def _take_up(self, tracking: Tracking) -> None:
         if (state := tracking.state_of_workers) is not None:
@@ -178,6 +186,7 @@ class ShmIterator(BaseIterator):
         tracking.shared_seed = self._shared_seed
         self._has_more = True
         self._is_exhausted = False
+        self._put_off = 0
         with self._closing_on_failure():
             if not first_iter:
                 self._dispatcher.resume(self._shared_seed, self._epochs.next, self._timeout)
@@ -276,6 +285,9 @@ class ShmIterator(BaseIterator):
         dispatcher = self._dispatcher
         while (result := dispatcher.take()) is None:
             if dispatcher.is_done:
+                if self._put_off:
+                    self._dispatch_put_off(1)
+                    continue
                 self._is_exhausted = True
                 self._tracking.progress.end(dispatcher.ends)
                 if not self._persistent_workers:
@@ -295,6 +307,33 @@ class ShmIterator(BaseIterator):
             self._dispatch()
 
     def _dispatch(self) -> None:
+        """Asks for one more batch, or notes that it is to be asked for, while the gate is shut."""
+        self._put_off += 1
+        if self._gate.is_open:
+            self._dispatch_put_off(1)
+
+    def _dispatch_put_off(self, count: int) -> None:
+        for _ in range(count):
+            self._put_off -= 1
+            self._dispatch_now()
+
+    def gate_has_shut(self) -> None:
+        """Has workers stop at the next sample, and asks for nothing more. Does not block."""
+        if self._dispatcher.is_open:
+            self._dispatcher.shut_gate()
+
+    def gate_has_opened(self) -> None:
+        """Has workers go on, and asks for what was not asked for meanwhile. Does not block.
+
+        Raises:
+            Exception: what the sampler raises.
+        """
+        if self._dispatcher.is_open:
+            self._dispatcher.open_gate()
+            with self._closing_on_failure():
+                self._dispatch_put_off(self._put_off)
+
+    def _dispatch_now(self) -> None:
         """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do."""
         if self._has_more:
             try:

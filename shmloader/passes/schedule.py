@@ -152,6 +152,10 @@ class Schedule(Generic[Result]):
             self._out_seq += 1
         return task
 
+    def first_unmade(self) -> Task[Result] | None:
+        """Returns the oldest batch that is not made: of those that its worker owes it is the first."""
+        return next((task for task in self._tasks.values() if task.result is None), None)
+
     def task(self, seq: int) -> Task[Result] | None:
         """Returns the task of batch ``seq`` unless it was handed out or dropped."""
         return self._tasks.get(seq)

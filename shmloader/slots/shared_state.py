@@ -1,8 +1,8 @@
 """What the parent and its workers can read of each other at any time: some words at the beginning of the arena.
 
 A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
-one writer: of `stopped`, `shared_seed` and `epoch` it is the parent, of the others the worker that they are about.
-Beside each slot there is room for a note, which is its writer's as the slot is.
+one writer: of `stopped`, `shared_seed`, `epoch` and the gate it is the parent, of the others the worker that they are
+about. Beside each slot there is room for a note, which is its writer's as the slot is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ _IDLE = -1
 _SEED = struct.Struct("<Q")
 _SEED_START = 8  # `stopped` is at 0
 _EPOCH_START = 16
+_GATE_START = 24  # a byte; and behind it the batch that may pass
+# Written and read at once by two processes: native ones are copied as a whole, others byte by byte.
+_LET_THROUGH = struct.Struct("@q")
+_LET_THROUGH_START = 32
+_NONE, _ALL = -1, -2
+_COUNT = struct.Struct("@Q")
+_COUNT_START = 16  # in a worker's line
 
 
 class SharedState:
@@ -77,6 +84,50 @@ class SharedState:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         _SEED.pack_into(self._memory, _EPOCH_START, epoch)
+
+    # -- the gate: whether samples may be begun ------------------------------------------------------------------
+
+    @property
+    def gate(self) -> tuple[mmap.mmap, int]:
+        """Where the byte lies that is not 0 while the gate is shut: workers look at it before each sample."""
+        return self._memory, _GATE_START
+
+    def shut_gate(self) -> None:
+        """Has workers begin no sample, but for what is let through."""
+        self.let_through(None)
+        self._memory[_GATE_START] = 1
+
+    def open_gate(self) -> None:
+        """Has workers begin samples as they like."""
+        self._memory[_GATE_START] = 0
+
+    def let_through(self, seq: int | None) -> None:
+        """Lets the samples of one batch pass a gate that is shut, and no others; None: of none."""
+        _LET_THROUGH.pack_into(self._memory, _LET_THROUGH_START, _NONE if seq is None else seq)
+
+    def let_all_through(self) -> None:
+        """Lets the samples of all batches pass that were asked for."""
+        _LET_THROUGH.pack_into(self._memory, _LET_THROUGH_START, _ALL)
+
+    def may_pass(self, seq: int) -> bool:
+        """Whether samples of a batch may be begun."""
+        if not self._memory[_GATE_START]:
+            return True
+        return _LET_THROUGH.unpack_from(self._memory, _LET_THROUGH_START)[0] in (seq, _ALL)
+
+    def count_call(self, worker: int) -> None:
+        """Notes that ``worker`` has read one more token that says that the gate may let it pass."""
+        _COUNT.pack_into(self._memory, _LINE * (1 + worker) + _COUNT_START, self.calls_read(worker) + 1)
+
+    def calls_read(self, worker: int) -> int:
+        """Returns how many such tokens ``worker`` has read."""
+        return int(_COUNT.unpack_from(self._memory, _LINE * (1 + worker) + _COUNT_START)[0])
+
+    def forget_calls(self, worker: int) -> None:
+        """Begins to count anew. Called while ``worker`` is not running."""
+        _COUNT.pack_into(self._memory, _LINE * (1 + worker) + _COUNT_START, 0)
+
+    # -- what workers are at, and what their successors need -------------------------------------------------------
 
     def begin(self, worker: int, seq: int) -> None:
         """Notes that ``worker`` begins batch ``seq`` now."""

@@ -25,7 +25,7 @@ from shmloader.collate.chunk_fetcher import ChunkFetcher
 from shmloader.collate.columns import ColumnCollate
 from shmloader.collate.default import DirectCollation
 from shmloader.collate.templates import Template, Templates
-from shmloader.collate.write_into import DirectFetcher, way_of
+from shmloader.collate.write_into import DirectFetcher, as_is, way_of
 from shmloader.data.chunks import rows_of
 from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
@@ -33,6 +33,7 @@ from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
 from . import fault_packing, generators, seeding, snapshots
 from .brief import BatchSource, Brief, Resume
+from .gate import WorkerGate
 from .snapshots import Stated, WorkerSnapshots
 
 
@@ -87,6 +88,7 @@ class BatchMaker:
         dataset: the user's, shuffled if it is an IterDataPipe.
         writer: writes to slots.
         collation: what torch's default collate functions are to be replaced by, in the process or the thread.
+        gate: where samples wait while the loader is paused.
         has_ended: whether the iterable dataset has no more in this pass, so that there is nothing to be made.
     """
 
@@ -100,6 +102,8 @@ class BatchMaker:
         self._epoch = source.epoch
         self._made = 0 if brief.takeover is None else brief.takeover.tag
         self._packer = Packer()
+        self.gate = WorkerGate(self._shared_state, brief.worker)
+        self._each = as_is  # how a fetcher goes through what it is asked for
         self._shared_rng = torch.Generator()
         self._fetcher: Any = None
         self._laid_out: Any = None  # what is packed as soon as there is room: a batch, or a fault
@@ -208,10 +212,15 @@ class BatchMaker:
             source.drop_last,
         )
         made_by = self.collation, self._templates, self.writer
+        is_one_call = seed is None and not source.is_stream and seeded.makes_several(self.dataset)
+        each = self.gate.each if source.auto_collation and not is_one_call else as_is
+        self._each = as_is
         if rows is not None:
-            return ChunkFetcher(fetcher, rows, source.drop_last, *made_by, self._check)
-        if is_direct and not source.is_stream and (way := way_of(self.dataset)) is not None:
-            return DirectFetcher(fetcher, *made_by, way if seed is None else seeded.way(way, self.dataset, seed))
+            return ChunkFetcher(fetcher, rows, source.drop_last, *made_by, self._check, self.gate.wait, each)
+        if is_direct and not source.is_stream and (way := way_of(self.dataset, self.gate.each)) is not None:
+            way = way if seed is None else seeded.way(way, self.dataset, seed, self.gate.each)
+            return DirectFetcher(fetcher, *made_by, way, each)
+        self._each = each
         return fetcher
 
     def _skip(self) -> None:
@@ -253,6 +262,7 @@ class BatchMaker:
         """
         self._shared_state.begin(self._brief.worker, seq)
         self._slot = slot
+        self.gate.seq = seq
         self.writer.open(slot, room)
         return self._end(self._make(slot, seq, job_bytes))
 
@@ -307,8 +317,9 @@ class BatchMaker:
     def _fetch(self, index: Any) -> Any:
         if self._check is not None:
             self._check.indices = index
+        self.gate.wait()
         try:
-            return self._fetcher.fetch(index)
+            return self._fetcher.fetch(self._each(index))
         finally:
             self._end_if_forked()
 

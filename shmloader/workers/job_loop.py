@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from shmloader.slots.writer import Hold, SlotWriter
 from . import wire
 from .batch_maker import BatchMaker, Shortage
 from .brief import Brief
+from .gate import ToldToStop
 from .room_requests import Outbox, RoomRequests
 from .wire import Inbox, Token
 
@@ -37,6 +39,7 @@ class JobLoop:
         self._shared_state = brief.arena.shared_state
         self._count = count
         self._requests = RoomRequests(brief.worker, inbox, outbox)
+        maker.gate.await_call = self._requests.await_call
 
     @property
     def writer(self) -> SlotWriter:
@@ -62,9 +65,15 @@ class JobLoop:
 
     def serve(self) -> None:
         """Does one job after the other, until told to stop."""
+        with contextlib.suppress(ToldToStop):
+            self._serve_all()
+
+    def _serve_all(self) -> None:
         while (token := self._inbox.get()) is not None and token.kind != wire.STOP:
             if token.kind == wire.RESUME:
                 self._resume(token.generation)
+            elif token.kind == wire.CALL:  # which came when it had passed
+                self._shared_state.count_call(self._number)
             elif not self._maker.has_ended and not self._shared_state.stopped:
                 self._serve(token)
 

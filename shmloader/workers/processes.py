@@ -35,9 +35,10 @@ from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 
 _TERM_SECONDS = 1.0
 
-# What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, and a RESUME for each
-# time that the wait for its answer ran out. Only these last could be more than there is room for.
-_CONTROL_TOKENS = 8
+# What a pipe to a worker may hold that nobody reads: its jobs, a CURB for each, a GRANT, a STOP, some CALLs
+# (`dispatcher.MAX_CALLS`), and a RESUME for each time that the wait for its answer ran out. Only these last could be
+# more than there is room for.
+_CONTROL_TOKENS = 16
 
 # What is written to an eventfd, and read from it.
 _RING_BYTES = 8

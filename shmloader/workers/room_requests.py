@@ -47,8 +47,12 @@ class RoomRequests:
         """
         head = wire.ASK, 0, self._worker, job.generation
         self._outbox.write((*head, job.slot, job.seq, need, 0, to_stay))
-        grant = self._inbox.get_grant(self._curbed)
+        grant = self._inbox.get_one(wire.GRANT, self._curbed)
         return grant.room if grant is not None else 0
+
+    def await_call(self) -> bool:
+        """Waits at the gate, and returns whether the parent has called; False: it wants this worker to end."""
+        return self._inbox.get_one(wire.CALL, self._curbed) is not None
 
     def forget(self) -> None:
         """Forgets what was said of jobs: another pass begins."""

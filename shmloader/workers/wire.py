@@ -27,6 +27,7 @@ GRANT = 2  # the answer to an ASK; a `room` of 0: no more can be had
 CURB = 3  # `slot`, whose job `seq` is not begun since the worker waits for a GRANT, has another `room` now
 RESUME = 4  # a new pass begins, which is `generation`; see `SharedState.shared_seed`
 STOP = 5  # no job will follow
+CALL = 12  # a worker that waits at the gate is to look whether it may pass; see `SharedState.may_pass`
 
 # Up: from every worker to the parent, over one pipe.
 BATCH = 6  # batch `seq` is packed in `slot`
@@ -197,16 +198,17 @@ class Inbox:
             self._waiting.reverse()
         return self._waiting.pop() if self._waiting else None
 
-    def get_grant(self, curbed: dict[int, int]) -> Token | None:
-        """Returns the next GRANT, leaving the jobs that were sent before it in their order.
+    def get_one(self, kind: int, curbed: dict[int, int]) -> Token | None:
+        """Returns the next token of a kind, a GRANT or a CALL, leaving what was sent before it in its order.
 
-        Blocks as `get`. None when there will be no GRANT: the parent has said STOP, or closed the pipe.
+        Blocks as `get`. None when there will be none: the parent has said STOP, or closed the pipe.
 
         Args:
+            kind: which.
             curbed: takes up the jobs whose CURB came in the meantime, and the bytes that they may use.
         """
         passed: list[Token] = []
-        while (token := self.get()) is not None and token.kind != GRANT:
+        while (token := self.get()) is not None and token.kind != kind:
             if token.kind == CURB:
                 curbed[token.seq] = token.room
                 continue

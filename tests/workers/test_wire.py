@@ -83,7 +83,7 @@ def test_an_inbox_keeps_the_order(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -
 def test_a_grant_overtakes_jobs(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> None:
     for kind, seq in [(wire.JOB, 0), (wire.JOB, 1), (wire.GRANT, 2), (wire.JOB, 3)]:
         ends[1].write(token(kind, seq))
-    grant = inbox.get_grant({})
+    grant = inbox.get_one(wire.GRANT, {})
     assert grant is not None
     assert grant.kind == wire.GRANT
     assert [inbox.get().seq for _ in range(3)] == [0, 1, 3]  # type: ignore[union-attr]
@@ -92,7 +92,7 @@ def test_a_grant_overtakes_jobs(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> 
 def test_a_stop_ends_the_wait_for_a_grant(inbox: Inbox, ends: tuple[PipeEnd, PipeEnd]) -> None:
     ends[1].write(token(wire.JOB, 0))
     ends[1].write(token(wire.STOP, 1))
-    assert inbox.get_grant({}) is None
+    assert inbox.get_one(wire.GRANT, {}) is None
     assert [inbox.get().kind for _ in range(2)] == [wire.JOB, wire.STOP]  # type: ignore[union-attr]
 
 
