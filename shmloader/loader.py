@@ -39,6 +39,7 @@ from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
 from .observe import statistics
 from .observe.statistics import LoaderStatistics
+from .passes.epoch_stream import EpochIterator, SourceStream
 from .passes.epochs import Epochs
 from .passes.gates import Gate
 from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
@@ -76,7 +77,7 @@ class ShmDataLoader(DataLoader[T_co]):
     time. A copy of the loader, or one that was pickled, has the same arguments, and workers and memory of its own.
 
     ``len(loader)`` is the number of batches in a pass, as torch counts them: of the sampler, or of an iterable dataset
-    that has a length.
+    that has a length; or ``epoch_size``.
 
     Every argument is an attribute of the same name. As with torch's loader, ``dataset``, ``batch_size``, ``sampler``,
     ``batch_sampler``, ``drop_last`` and ``persistent_workers`` cannot be set again. What else is set counts from the
@@ -146,6 +147,10 @@ class ShmDataLoader(DataLoader[T_co]):
             ``num_workers=0``, and after a worker was replaced. The base seed is that of the loader's first pass.
             ``__getitems__`` and ``__getitems_into__`` are called for one index at a time. Of an iterable dataset the
             position counts, and there may be one worker at most. Not for threads.
+        epoch_size: batches in a pass. A pass goes on where the one before has ended, or was left, and what was loaded
+            ahead is kept; workers stay. Where the dataset or the sampler ends it starts over, shuffled anew, also in
+            the middle of a pass. Batches are those of ordinary passes one behind the other. None: a pass is what the
+            dataset or the sampler gives.
 
     Raises:
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
@@ -163,6 +168,7 @@ class ShmDataLoader(DataLoader[T_co]):
     worker_type: str
     snapshot_every_n_steps: int | None
     seeding: str
+    epoch_size: int | None
 
     def __init__(
         self,
@@ -194,6 +200,7 @@ class ShmDataLoader(DataLoader[T_co]):
         worker_type: str = "process",
         snapshot_every_n_steps: int | None = 1,
         seeding: str = "worker",
+        epoch_size: int | None = None,
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -227,6 +234,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self.snapshot_every_n_steps = checked_optional_count("snapshot_every_n_steps", snapshot_every_n_steps, 1)
         self.seeding = seeding
         self._check_seeding()
+        self.epoch_size = checked_optional_count("epoch_size", epoch_size, 1)
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -238,6 +246,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._mover: DeviceIterator | None = None
         self._tracking: Tracking | None = None  # of the last iterator, which may be gone
         self._to_resume: State | None = None
+        self._stream: SourceStream | None = None
 
     def __iter__(self) -> BaseIterator:
         """Begins a pass over the data: starts workers, or has persistent ones begin again, and asks for batches ahead.
@@ -255,6 +264,12 @@ class ShmDataLoader(DataLoader[T_co]):
         KeyboardInterrupt hits inside it. That blocks until each has finished the sample it is at, for 5 seconds at most
         and 1 more, after which it is killed. A thread finishes the batch that it is at; after 5 seconds it is left
         behind, and the pool's memory with it, until it ends.
+
+        With ``epoch_size``, workers and what they have loaded ahead belong to the loader, and a pass takes from them.
+        Of several passes at a time each takes what is next; no batch comes twice. An error of the dataset comes between
+        batches, and does not count as one. After an error that has closed the iterator, the next pass starts the source
+        over. Where a sampler has ``set_epoch`` and ``epoch``, as torch's `DistributedSampler`, it is set to the next
+        epoch when the source starts over.
 
         Returns:
             The iterator. It has ``len``, as torch's.
@@ -284,10 +299,28 @@ class ShmDataLoader(DataLoader[T_co]):
             WorkerRestartWarning: a worker died and is replaced.
             StuckWorkerWarning: a worker thread was left behind.
         """
+        if self.epoch_size is None:
+            self._stream = None
+            return self._source_pass()
+        if self._stream is None:
+            self._stream = SourceStream(self.epoch_size)
+        return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size)
+
+    def _start_over(self) -> BaseIterator:
+        """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
+        batch_sampler = self.batch_sampler
+        candidates: tuple[Any, ...] = self.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)
+        for one in {id(one): one for one in candidates}.values():
+            if callable(getattr(one, "set_epoch", None)) and isinstance(epoch := getattr(one, "epoch", None), int):
+                one.set_epoch(epoch + 1)
+        return self._source_pass()
+
+    def _source_pass(self) -> BaseIterator:
+        """Begins a pass over all that the dataset or the sampler has."""
         with interrupts.AllDeferred():  # what a signal's handler raises would be taken for a lack of torch's
             difference = torch_private.difference() if self._is_own else ""
         if difference:
-            self._warn_of_fallback(difference, stacklevel=3)
+            self._warn_of_fallback(difference, stacklevel=4)
         elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
         device = _cuda_device(self.device)
@@ -324,7 +357,7 @@ class ShmDataLoader(DataLoader[T_co]):
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
         if lack:
-            self._warn_of_fallback(lack, stacklevel=5)
+            self._warn_of_fallback(lack, stacklevel=6)
             return super()._get_iterator()
         place = self._new_tracking()
         iterator = ShmIterator(
@@ -398,6 +431,9 @@ class ShmDataLoader(DataLoader[T_co]):
             return 0
         batch_size: int = self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1
         return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
+
+    def __len__(self) -> int:
+        return super().__len__() if self.epoch_size is None else self.epoch_size
 
     def pause(self) -> None:
         """Stops loading ahead, in all passes of this loader, until `resume`.
@@ -528,7 +564,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        gone = "_iterator", "_mover", "_pool_cache", "_gate", "_tracking", "_to_resume"
+        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume"
         return {**self.__dict__, **dict.fromkeys(gone)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

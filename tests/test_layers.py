@@ -38,7 +38,7 @@ WINGS = {
         "iterator in_process delivery",
         "dispatcher tracking",
         "diagnosis growth_requests sampling state",
-        "schedule restarts worker_progress lines progress epochs gates",
+        "schedule restarts worker_progress lines progress epochs gates epoch_stream",
     ],
     "workers": [
         "kinds",

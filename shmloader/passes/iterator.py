@@ -171,6 +171,11 @@ class ShmIterator(BaseIterator):
         """Whether persistent workers are there for another pass, and are this process's."""
         return self._dispatcher.is_open
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it was closed before its end, or is another process's."""
+        return not (self._dispatcher.is_open or self._is_exhausted)
+
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
 

@@ -236,6 +236,7 @@ OWN_ARGUMENTS = (
     "device_prefetch",
     "worker_type",
     "seeding",
+    "epoch_size",
 )
 
 

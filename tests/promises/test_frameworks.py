@@ -73,6 +73,7 @@ OURS: dict[str, Any] = {
     "device_prefetch": 3,
     "worker_type": "process",
     "seeding": "sample",
+    "epoch_size": None,
 }
 
 
