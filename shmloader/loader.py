@@ -303,8 +303,9 @@ class ShmDataLoader(DataLoader[T_co]):
             self._stream = None
             return self._source_pass()
         if self._stream is None:
-            self._stream = SourceStream(self.epoch_size)
-        return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size)
+            self._stream = SourceStream(self.epoch_size, self._to_resume is not None)
+        given = None if self._to_resume is None else self._to_resume.given
+        return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size, given or 0)
 
     def _start_over(self) -> BaseIterator:
         """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
@@ -377,7 +378,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _new_tracking(self) -> Tracking:
         ahead = self.num_workers * (self.prefetch_factor or 0) + self.device_prefetch
-        return Tracking(self, self._to_resume, self.snapshot_every_n_steps, ahead)
+        return Tracking(self, self._to_resume, self.snapshot_every_n_steps, ahead, self._epochs)
 
     def _tracked(self, iterator: BaseIterator, place: Tracking) -> BaseIterator:
         self._tracking, self._to_resume = place, None
@@ -503,8 +504,9 @@ class ShmDataLoader(DataLoader[T_co]):
             state = self._to_resume
         elif self._tracking is not None:
             state = self._tracking.state(self._fits())
+            state.given = None if self._stream is None else self._stream.last.given
         else:
-            state = state_before(self, self._fits())
+            state = state_before(self, self._fits(), self._epochs)
         return to_dict(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -542,7 +544,8 @@ class ShmDataLoader(DataLoader[T_co]):
             if state.phase != "within" or not is_stream(self):
                 del fits["num_workers"]
             check_loader(state, fits)
-        self._to_resume, self._tracking, self._iterator, self._mover = state, None, None, None
+            self._epochs = Epochs(state.epoch, state.sample_seed)
+        self._to_resume, self._tracking, self._iterator, self._mover, self._stream = state, None, None, None, None
 
     def _is_stocks(self) -> bool:
         if torch_private.difference():
@@ -559,6 +562,8 @@ class ShmDataLoader(DataLoader[T_co]):
             "sampler": " of ".join(
                 type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
             ),
+            "seeding": self.seeding,
+            "epoch_size": self.epoch_size,
             "num_workers": self.num_workers,
         }
 

@@ -74,20 +74,29 @@ class _Stream:
 
     def __iter__(self) -> Iterator[Any]:
         self._seed.begin()
-        return _Positions(iter(self._plain), self._seed)
+        return Positions(iter(self._plain), self._seed)
 
 
-class _Positions(Iterator[Any]):
-    # No generator: one ends with the first error, and the dataset's iterator may go on after it.
+class Positions(Iterator[Any]):
+    """Seeds for each sample of a stream by its position.
+
+    It is no generator: one ends with the first error, and the dataset's iterator may go on after it.
+
+    Attributes:
+        samples: the dataset's own iterator.
+        position: how many were asked for.
+    """
+
     def __init__(self, samples: Iterator[Any], seed: Seed) -> None:
-        self._samples = samples
+        self.samples = samples
+        self.position = 0
         self._seed = seed
-        self._position = 0
 
     def __next__(self) -> Any:
-        self._seed(self._position)
-        self._position += 1
-        return next(self._samples)
+        """Returns the next sample."""
+        self._seed(self.position)
+        self.position += 1
+        return next(self.samples)
 
 
 def way(plain: Way, of: Any, seed: Callable[[Any], None], each: Each = as_is) -> Way:

@@ -489,7 +489,7 @@ class Dispatcher:
         source = source.for_successor(takeover.tag, self._options.num_workers)
         snapshots = self._snapshots
         if snapshots is not None and generation > 0:  # another pass than that which was resumed
-            snapshots = Snapshots(snapshots.every)
+            snapshots = dataclasses.replace(snapshots, resumes=())
         brief = dataclasses.replace(
             self._brief(number), source=source, generation=generation, takeover=takeover, snapshots=snapshots
         )

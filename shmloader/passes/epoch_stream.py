@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from shmloader.torch_private import BaseIterator
 
 # Begins an ordinary pass over the source.
 Begin = Callable[[], BaseIterator]
+
+
+@dataclass
+class PassCount:
+    """How far a pass is.
+
+    Attributes:
+        given: how many batches it has given; None: it has ended.
+    """
+
+    given: int | None = None
 
 
 class SourceStream:
@@ -18,10 +30,16 @@ class SourceStream:
 
     Args:
         epoch_size: for texts.
+        is_resumed: whether the first pass over the source is taken up, where it may have nothing left.
+
+    Attributes:
+        last: how far the pass is that was begun last, which may be gone.
     """
 
-    def __init__(self, epoch_size: int) -> None:
+    def __init__(self, epoch_size: int, is_resumed: bool = False) -> None:
+        self.last = PassCount()
         self._epoch_size = epoch_size
+        self._may_be_over = is_resumed
         self._current: BaseIterator | None = None
         self._has_given = False
 
@@ -35,7 +53,7 @@ class SourceStream:
         if getattr(self._current, "has_failed", False):
             self._current = None
         if self._current is None:
-            self._has_given = False
+            self._has_given, self._may_be_over = self._may_be_over, False
             self._current = begin()
 
     def take(self, start_over: Begin) -> Any:
@@ -78,13 +96,16 @@ class EpochIterator(BaseIterator):
         begin: begins a pass over the source, where none is under way.
         start_over: does so where one has ended.
         length: how many batches.
+        given: how many of them were given before the pass was interrupted that is taken up.
     """
 
-    def __init__(self, stream: SourceStream, begin: Begin, start_over: Begin, length: int) -> None:
+    def __init__(self, stream: SourceStream, begin: Begin, start_over: Begin, length: int, given: int = 0) -> None:
         self._stream = stream
         self._start_over = start_over
-        self._length = self._left = length
+        self._length = length
+        self._count = PassCount(given)
         stream.begin(begin)
+        stream.last = self._count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream.current, name)
@@ -98,8 +119,10 @@ class EpochIterator(BaseIterator):
         Raises:
             Exception: as `SourceStream.take`.
         """
-        if not self._left:
+        count = self._count
+        if count.given is None or count.given >= self._length:
+            count.given = None
             raise StopIteration
         batch = self._stream.take(self._start_over)
-        self._left -= 1
+        count.given += 1
         return batch

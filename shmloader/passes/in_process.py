@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from shmloader.torch_private import (
     pin_memory,
 )
 from shmloader.workers import generators, seeding
-from shmloader.workers.snapshots import has_state, load_dataset, load_iterator, states_of
+from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, states_of
 
 from .epochs import Epochs
 from .tracking import Tracking, is_stream
@@ -41,14 +40,15 @@ class TrackedInProcessIterator(InProcessIterator):
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
         data = None if resumed is None else resumed.data
+        begin = (
+            (lambda: iter(self._sampler_iter)) if resumed is None else (lambda: iter(tracking.sampling.index_sampler))
+        )
         with generators.kept() if resumed is not None else contextlib.nullcontext():
             tracking.prepare()
             load_dataset(loader.dataset, data)
             self._begin_loading(loader)
             self._tracking = tracking
-            self._sampler_iter = tracking.begin(
-                (lambda: self._begin_anew(loader)) if resumed is not None else (lambda: iter(self._sampler_iter)), True
-            )
+            self._sampler_iter = tracking.begin(begin, True)
             load_iterator(self._dataset_fetcher, data)
             if resumed is not None and is_stream(loader) and data is None:
                 for _ in range(resumed.place.given):
@@ -56,21 +56,18 @@ class TrackedInProcessIterator(InProcessIterator):
                         self._load()
         if resumed is not None:
             self._num_yielded = resumed.place.given
+            if resumed.base_seed is not None:
+                self._base_seed = resumed.base_seed
         tracking.base_seed = int(self._base_seed)
         tracking.shared_seed = self._shared_seed
         dataset, fetcher = self._dataset, self._dataset_fetcher
-        if has_state(dataset) or states_of(dataset, fetcher) is not None:
+        if has_any_state(dataset, fetcher):
             tracking.ask = lambda: states_of(dataset, fetcher)
         if sample_spec is not None:
             self._check = fetcher.collate_fn = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
 
     def _begin_loading(self, loader: DataLoader[Any]) -> None:
         InProcessIterator.__init__(self, loader)
-
-    def _begin_anew(self, loader: DataLoader[Any]) -> Iterator[Any]:
-        indices: Iterator[Any] = iter(self._tracking.sampling.index_sampler)
-        self._base_seed = seeding.draw_base_seed(loader.generator)
-        return indices
 
     def _next_index(self) -> Any:
         index = super()._next_index()  # type: ignore[no-untyped-call]

@@ -108,11 +108,11 @@ class ShmIterator(BaseIterator):
             worker_restarts,
         )
         source = self._source(loader.worker_init_fn, sample_spec, seeds_samples)
+        snapshots = tracking.snapshots()  # which may warn, and warnings may be errors
         with interrupts.AllDeferred():  # until what has descriptors is closed with this iterator
             self._pool = pool_cache.take(settings)
             try:
                 workers = make_workers(self._num_workers, self._options.look_ahead)
-                snapshots = tracking.snapshots()
                 self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count, snapshots)
             except BaseException:
                 pool_cache.put(self._pool)

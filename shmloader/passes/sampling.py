@@ -11,6 +11,7 @@ import itertools
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ from shmloader.workers.snapshots import has_state
 # What draws nothing from a global generator, and what draws from torch's alone.
 _FIXED = (SequentialSampler, DistributedSampler, PermutationSampler, InfiniteSampler)
 _TORCHS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class Draws(Enum):
+    """When an iterator drew a base seed as it began a pass: torch's with workers begin to read the sampler twice."""
+
+    BEFORE = "between the two"
+    BEHIND = "when it had begun, once"
+    NONE = "not at all, in the later passes of persistent workers"
 
 
 class Sampling:
@@ -188,14 +197,14 @@ class Sampling:
         self.set_own_generators(state["start"]["generators"])
 
     def resume(
-        self, state: dict[str, Any], batches: int, is_first: bool, begin: Callable[[], Iterator[Any]]
+        self, state: dict[str, Any], batches: int, draws: Draws, begin: Callable[[], Iterator[Any]]
     ) -> Iterator[Any]:
         """Returns an iterator that is behind the first so many batches.
 
         Args:
             state: what `state` returned.
             batches: how many were given.
-            is_first: whether the iterator that was in the pass had begun with it, so that it had drawn a base seed too.
+            draws: what the iterator that was in the pass had drawn as it began.
             begin: has torch's class begin to read.
         """
         self._start = state["start"]
@@ -204,13 +213,15 @@ class Sampling:
             generators.restore(self._start["global"])
         if "epoch" in self._start and self._has_epoch():
             self._sampler.set_epoch(self._start["epoch"])
-        if is_first:
+        if draws is Draws.BEFORE:
             iter(self.index_sampler)
             seeding.draw_base_seed(self._generator)
         load = state["states"]
         if load is not None and has_state(self._owner) and (of_sampler := pickle.loads(load)[0]) is not None:
             self._owner.load_state_dict(of_sampler)
         indices = begin()
+        if draws is Draws.BEHIND:
+            seeding.draw_base_seed(self._generator)
         self._drawn = state["drawn"]
         self._states.clear()
         if self._is_permutation:

@@ -37,6 +37,9 @@ class State:
         since: how many batches it was given since.
         sampler: what `Sampling.state` returned.
         data: the states of a dataset that is read in the loop's process, pickled.
+        epoch: the number of the pass.
+        sample_seed: what samples are seeded by in all passes; None: it is not drawn.
+        given: how many batches a pass of ``epoch_size`` has given; None where none is under way.
     """
 
     loader: dict[str, Any]
@@ -50,6 +53,9 @@ class State:
     since: int = 0
     sampler: dict[str, Any] | None = None
     data: bytes | None = None
+    epoch: int = 0
+    sample_seed: int | None = None
+    given: int | None = None
 
 
 def to_dict(state: State) -> dict[str, Any]:
@@ -64,6 +70,9 @@ def to_dict(state: State) -> dict[str, Any]:
         "is_first": state.is_first,
         "base_seed": state.base_seed,
         "shared_seed": state.shared_seed,
+        "epoch": state.epoch,
+        "sample_seed": state.sample_seed,
+        "given_of_epoch_size": state.given,
         "batches": place.batches,
         "beyond": sorted(place.beyond),
         "given": place.given,
@@ -116,12 +125,15 @@ def _read(state: Mapping[str, Any]) -> State:
         worker_type=str(state["worker_type"]),
         phase=state["phase"],
         is_first=bool(state["is_first"]),
-        base_seed=state["base_seed"] if state["base_seed"] is None else int(state["base_seed"]),
-        shared_seed=state["shared_seed"] if state["shared_seed"] is None else int(state["shared_seed"]),
+        base_seed=_int_or_none(state, "base_seed"),
+        shared_seed=_int_or_none(state, "shared_seed"),
         place=place,
         since=_count(state, "since"),
         sampler=_sampler_from(state["sampler"]),
         data=_states_from(state["data"]),
+        epoch=_count(state, "epoch"),
+        sample_seed=_int_or_none(state, "sample_seed"),
+        given=None if state["given_of_epoch_size"] is None else _count(state, "given_of_epoch_size"),
     )
 
 
@@ -140,6 +152,13 @@ def check_loader(state: State, loader: Mapping[str, Any]) -> None:
 def _count(state: Mapping[str, Any], name: str) -> int:
     value = state[name]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_BATCHES:
+        raise ValueError(f"the state's {name} is {value!r}")
+    return value
+
+
+def _int_or_none(state: Mapping[str, Any], name: str) -> int | None:
+    value = state[name]
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         raise ValueError(f"the state's {name} is {value!r}")
     return value
 

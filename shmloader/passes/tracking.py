@@ -13,10 +13,11 @@ from shmloader.errors import ResumeWarning
 from shmloader.torch_private import index_sampler_of
 from shmloader.workers import jobs
 from shmloader.workers.brief import Resume, Snapshots
-from shmloader.workers.snapshots import has_state
+from shmloader.workers.snapshots import has_state, of_dataset
 
+from .epochs import Epochs
 from .progress import Place, Progress, WorkerPlace
-from .sampling import Sampling
+from .sampling import Draws, Sampling
 from .state import State
 
 
@@ -28,6 +29,7 @@ class Tracking:
         state: what the iterator takes up; None: nothing.
         every: after how many batches workers tell the states of a dataset that has any; None: never.
         ahead: how many batches the sampler may be read ahead of the loop.
+        epochs: of the loader.
 
     Attributes:
         sampling: reads the sampler.
@@ -36,11 +38,16 @@ class Tracking:
         base_seed, shared_seed: see `State`.
     """
 
-    def __init__(self, loader: DataLoader[Any], state: State | None, every: int | None, ahead: int) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], state: State | None, every: int | None, ahead: int, epochs: Epochs
+    ) -> None:
         self.sampling = Sampling(index_sampler_of(loader), loader.generator, ahead)
         self.ask: Callable[[], bytes | None] | None = None
         self.base_seed: int | None = None
         self.shared_seed: int | None = None
+        self._epochs = epochs
+        self._epoch = epochs.next
+        self._seeds_samples = getattr(loader, "seeding", "worker") == "sample"
         self._num_workers = loader.num_workers
         self._worker_type = getattr(loader, "worker_type", "process")
         self._persistent = loader.persistent_workers
@@ -70,16 +77,16 @@ class Tracking:
             ResumeWarning: what they make will differ, or takes long.
         """
         state = self._state
-        if state is None or state.phase == "before":
-            return Snapshots(self._every)
-        self._warn_of_differences(state)
-        if len(state.place.workers) != self._num_workers:
-            return Snapshots(self._every)
-        return Snapshots(self._every, tuple(self._resume(state, worker) for worker in state.place.workers))
+        resumes: tuple[Resume, ...] = ()
+        if state is not None and state.phase != "before":
+            self._warn_of_differences(state)
+            if len(state.place.workers) == self._num_workers:
+                resumes = tuple(self._resume(state, worker) for worker in state.place.workers)
+        return Snapshots(self._every, resumes, of_generators=not self._seeds_samples)
 
     def _resume(self, state: State, worker: WorkerPlace) -> Resume:
         if state.phase == "after":
-            return Resume(worker.generators or worker.at_begin, data=worker.data and _of_dataset(worker.data))
+            return Resume(worker.generators or worker.at_begin, data=worker.data and of_dataset(worker.data))
         skips = worker.batches if self._is_stream and worker.data is None else 0
         job = jobs.pickled(next(iter(self.sampling.index_sampler))) if skips else b""
         return Resume(worker.at_begin, worker.generators, worker.data, skips, job, worker.is_over)
@@ -89,7 +96,7 @@ class Tracking:
             count if kind == "process" else 0
             for count, kind in ((state.num_workers, state.worker_type), (self._num_workers, self._worker_type))
         )
-        if state.phase == "within" and theirs != ours:
+        if state.phase == "within" and theirs != ours and not self._seeds_samples:
             self._warn(
                 f"the state was taken with {_workers(state.num_workers, state.worker_type)}, and is taken up with "
                 f"{_workers(self._num_workers, self._worker_type)}: samples and their order are the same, and what the "
@@ -128,12 +135,11 @@ class Tracking:
         """
         state, self._state = self._state, None
         self._is_first = is_first
+        self._epoch = self._epochs.next
         if state is not None and state.phase == "within" and state.sampler is not None:
             self._is_first = state.is_first
             place = self._placed(state.place)
-            indices = self.sampling.resume(
-                state.sampler, place.batches, state.is_first and self._num_workers > 0, begin
-            )
+            indices = self.sampling.resume(state.sampler, place.batches, _draws_of(state), begin)
             if place.beyond:
                 indices = _without(indices, place.batches, frozenset(place.beyond))
         else:
@@ -147,7 +153,7 @@ class Tracking:
             place = Place(workers=self._fresh())
             for worker, before in zip(place.workers, self._before(state), strict=False):
                 worker.at_begin = before.generators or before.at_begin
-                worker.data = before.data and _of_dataset(before.data)
+                worker.data = before.data and of_dataset(before.data)
         self.progress = self._new_progress(place)
         return indices
 
@@ -192,6 +198,8 @@ class Tracking:
         place, since = self.progress.state()
         state = State(fits, self._num_workers, self._worker_type, base_seed=self.base_seed, place=place, since=since)
         state.shared_seed, state.is_first = self.shared_seed, self._is_first
+        state.epoch = self._epochs.next if self.progress.has_ended else self._epoch
+        state.sample_seed = self._epochs.base_seed
         if self.progress.has_ended:
             state.phase, state.since = "after", 0
             state.sampler = self.sampling.between()
@@ -204,11 +212,13 @@ class Tracking:
         return state
 
 
-def state_before(loader: DataLoader[Any], fits: dict[str, Any]) -> State:
-    """Returns the state of a loader that has begun no pass."""
+def state_before(loader: DataLoader[Any], fits: dict[str, Any], epochs: Epochs) -> State:
+    """Returns the state of a loader that has begun no pass, or none since it was told so."""
     sampling = Sampling(index_sampler_of(loader), loader.generator, 0)
     kind = getattr(loader, "worker_type", "process")
-    return State(fits, loader.num_workers, kind, place=Place(), sampler=sampling.between())
+    state = State(fits, loader.num_workers, kind, place=Place(), sampler=sampling.between())
+    state.epoch, state.sample_seed = epochs.next, epochs.base_seed
+    return state
 
 
 def is_stream(loader: DataLoader[Any]) -> bool:
@@ -216,9 +226,11 @@ def is_stream(loader: DataLoader[Any]) -> bool:
     return isinstance(loader.dataset, IterableDataset)
 
 
-def _of_dataset(data: bytes) -> bytes:
-    """Returns the states without that of the iterator, which ends with its pass."""
-    return pickle.dumps((pickle.loads(data)[0], None, False), 5)
+def _draws_of(state: State) -> Draws:
+    """Returns what an iterator drew at the beginning of the pass beside the order of the samples."""
+    if state.num_workers == 0:
+        return Draws.BEHIND
+    return Draws.BEFORE if state.is_first else Draws.NONE
 
 
 def _workers(count: int, kind: str) -> str:

@@ -189,10 +189,12 @@ class Snapshots:
     Attributes:
         every: after how many batches the states of a dataset that has any are told; None: never.
         resumes: where workers take up a pass, by number; empty: at its beginning.
+        of_generators: whether the states of random generators are told; not where samples are seeded one by one.
     """
 
     every: int | None = 1
     resumes: tuple[Resume, ...] = ()
+    of_generators: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from shmloader.collate.seeded import Positions
 from shmloader.slots.shared_state import SharedState
 from shmloader.torch_private import end_fetcher, stream_of
 
@@ -31,7 +32,8 @@ class Stated(NamedTuple):
 class _States(NamedTuple):
     dataset: Any
     iterator: Any
-    has_ended: bool  # whether the iterator was found to have ended, by a batch that is smaller
+    has_ended: bool = False  # whether the iterator was found to have ended, by a batch that is smaller
+    position: int = 0  # how many samples were read, where that is what they are seeded by
 
 
 def has_state(part: object) -> bool:
@@ -39,14 +41,29 @@ def has_state(part: object) -> bool:
     return callable(getattr(part, "state_dict", None)) and callable(getattr(part, "load_state_dict", None))
 
 
+def of_dataset(data: bytes) -> bytes:
+    """Returns the states without that of the iterator, which ends with its pass."""
+    return pickle.dumps(_States(pickle.loads(data)[0], None)[:], 5)
+
+
+def has_any_state(dataset: Any, fetcher: Any) -> bool:
+    """Whether a dataset, or the iterator that is read of it, has a state."""
+    iterator, _ = stream_of(fetcher)
+    return has_state(dataset) or has_state(iterator.samples if isinstance(iterator, Positions) else iterator)
+
+
 def states_of(dataset: Any, fetcher: Any) -> bytes | None:
     """Returns the states of a dataset and of the iterator that is read of it, pickled; None where they have none."""
+    iterator: Any
     iterator, has_ended = stream_of(fetcher)
+    position = 0
+    if isinstance(iterator, Positions):
+        iterator, position = iterator.samples, iterator.position
     if not (has_state(iterator) or has_state(dataset)):
         return None
     of_iterator = iterator.state_dict() if has_state(iterator) else None
     of_dataset = dataset.state_dict() if iterator is not dataset and has_state(dataset) else None
-    return pickle.dumps(_States(of_dataset, of_iterator, has_ended)[:], 5)
+    return pickle.dumps(_States(of_dataset, of_iterator, has_ended, position)[:], 5)
 
 
 def load_dataset(dataset: Any, data: bytes | None) -> None:
@@ -61,6 +78,9 @@ def load_iterator(fetcher: Any, data: bytes | None) -> None:
         return
     states = _States(*pickle.loads(data))
     iterator, _ = stream_of(fetcher)
+    if isinstance(iterator, Positions):
+        iterator.position = states.position
+        iterator = iterator.samples
     if states.iterator is not None and has_state(iterator):
         iterator.load_state_dict(states.iterator)
     if states.has_ended:
@@ -83,7 +103,7 @@ class WorkerSnapshots:
         self._num_workers = brief.num_workers
         self._every = orders.every
         # A thread's generators are the process's, and the loop's too.
-        self._watch = generators.Watch() if brief.kind == "process" else None
+        self._watch = generators.Watch() if orders.of_generators and brief.kind == "process" else None
         if self._watch is not None:
             self._watch.look()
         self.resume: Resume | None = orders.resumes[brief.worker] if orders.resumes else None
@@ -92,7 +112,7 @@ class WorkerSnapshots:
     def begin(self, dataset: Any, fetcher: Any) -> None:
         """Notes what batches are made of in this pass."""
         self.resume = None
-        self.has_states = self._every is not None and (has_state(dataset) or has_state(stream_of(fetcher)[0]))
+        self.has_states = self._every is not None and has_any_state(dataset, fetcher)
 
     def end_pass(self, dataset: Any) -> None:
         """Notes what the next pass begins with. Before the parent knows that it begins."""
@@ -103,7 +123,7 @@ class WorkerSnapshots:
             now = None
         data = None
         if self._every is not None and has_state(dataset):
-            data = pickle.dumps(_States(dataset.state_dict(), None, False)[:], 5)
+            data = pickle.dumps(_States(dataset.state_dict(), None)[:], 5)
         self._shared_state.note_at_begin(self._worker, pickle.dumps((now, data), 5))
 
     def with_states(self, batch: Any, seq: int, dataset: Any, fetcher: Any) -> Any:

@@ -1,0 +1,265 @@
+"""A state holds what samples are seeded by, and where a loader is whose passes are cut from a stream.
+
+What follows a state is compared bit for bit with an uninterrupted run, whatever the number of workers was and is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DistributedSampler, default_collate
+
+from shmloader import ArrayDataset, PermutationSampler, ResumeWarning, ShmDataLoader
+from tests.helpers import resuming
+from tests.helpers.support import assert_same, detached, random_states, seed_everything
+
+LENGTH = 41
+
+# A state that can be met in full is taken up without a warning. Two processors are enough for these workers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("error::shmloader.ResumeWarning"),
+]
+
+Make = Callable[..., ShmDataLoader[Any]]
+
+
+def seeded(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Several(resuming.Augmented):
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        return [self[index] for index in indices]
+
+
+class Into(resuming.Augmented):
+    def __getitem_into__(self, index: int, out: Any) -> None:
+        out[...] = [index, *resuming.drawn()]
+
+
+def collate_with_draws(samples: list[Any]) -> Any:
+    return default_collate(samples), resuming.drawn()
+
+
+def pass_by(loader: ShmDataLoader[Any]) -> list[Any]:
+    return [detached(batch) for batch in loader]
+
+
+MAPS: dict[str, Make] = {
+    "shuffled": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH), 3, shuffle=True, generator=seeded(), seeding="sample", **how
+    ),
+    "permutation": lambda **how: ShmDataLoader(
+        Several(LENGTH), 4, sampler=PermutationSampler(LENGTH, 3), generator=seeded(), seeding="sample", **how
+    ),
+    "stateful sampler": lambda **how: ShmDataLoader(
+        Into(LENGTH), 3, sampler=resuming.StatefulSampler(LENGTH), generator=seeded(), seeding="sample", **how
+    ),
+    "collated": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH), 3, collate_fn=collate_with_draws, generator=seeded(), seeding="sample", **how
+    ),
+}
+
+
+@pytest.mark.parametrize("source", MAPS)
+def test_samples_that_are_seeded_go_on_with_any_number_of_workers(source: str) -> None:
+    make = MAPS[source]
+    reference = make(num_workers=1)
+    passes = [pass_by(reference) for _ in range(4)]
+    draw = random.Random(source)
+    for first, second in [(0, 3), (3, 0), (4, 1), (2, 4), (1, 0)]:
+        loader = make(num_workers=first)
+        before, batches = draw.randrange(2), draw.randrange(len(passes[0]) + 1)
+        for _ in range(before):
+            pass_by(loader)
+        iterator = iter(loader)
+        for _ in range(batches):
+            next(iterator)
+        state = json.loads(json.dumps(loader.state_dict()))
+        assert all(worker["generators"] is worker["at_begin"] is None for worker in state["workers"])
+        del iterator
+        again = make(num_workers=second)
+        again.load_state_dict(state)
+        own = random_states()
+        place = f"{first} to {second}, behind {batches} of pass {before}"
+        assert_same(pass_by(again), passes[before][batches:], place)
+        if second == 0:
+            assert_same(random_states(), own)
+        state = json.loads(json.dumps(again.state_dict()))  # the end of a pass
+        assert_same(pass_by(again), passes[before + 1], place)
+        third = make(num_workers=first)
+        third.load_state_dict(state)
+        assert_same(pass_by(third), passes[before + 1], place)
+
+
+def test_persistent_workers_go_on_with_seeded_samples() -> None:
+    def make(**how: Any) -> ShmDataLoader[Any]:
+        sampler = PermutationSampler(LENGTH, 3)
+        return ShmDataLoader(resuming.Augmented(LENGTH), 3, sampler=sampler, seeding="sample", **how)
+
+    seed_everything(1)
+    loader = make(num_workers=2, persistent_workers=True)
+    pass_by(loader)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    state = loader.state_dict()
+    rest = [detached(batch) for batch in iterator]
+    following = pass_by(loader)
+    for how in ({"num_workers": 3, "persistent_workers": True}, {"num_workers": 0}, {"num_workers": 2}):
+        again = make(**how)
+        again.load_state_dict(state)
+        assert_same(pass_by(again), rest)
+        assert_same(pass_by(again), following)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [resuming.StatefulIterators, resuming.StatefulStream, resuming.Stream])
+def test_positions_in_a_stream_go_on(kind: Any, workers: int) -> None:
+    def make(every: int = 1) -> ShmDataLoader[Any]:
+        return ShmDataLoader(
+            kind(LENGTH), 3, generator=seeded(), seeding="sample", num_workers=workers, snapshot_every_n_steps=every
+        )
+
+    reference = make()
+    passes = [pass_by(reference) for _ in range(3)]
+    for before, batches, every in [(0, 1, 1), (1, 5, 4), (0, 9, 3), (1, 14, 1)]:
+        loader = make(every)
+        for _ in range(before):
+            pass_by(loader)
+        for _ in itertools.islice(loader, batches):
+            pass
+        again = make()
+        again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+        with warnings.catch_warnings():
+            if kind is resuming.Stream:
+                with pytest.raises(ResumeWarning, match="neither the dataset nor its iterator"):
+                    iter(again)  # which loses nothing
+                warnings.simplefilter("ignore", ResumeWarning)
+            assert_same(pass_by(again), passes[before][batches:], f"behind {batches}")
+        assert_same(pass_by(again), passes[before + 1], f"behind {batches}")
+
+
+# -- passes of a fixed length ------------------------------------------------------------------------------------------
+
+CUT: dict[str, Make] = {
+    "shuffled": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH), 3, shuffle=True, generator=seeded(), seeding="sample", **how
+    ),
+    "permutation": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH), 3, sampler=PermutationSampler(LENGTH, 3), seeding="sample", **how
+    ),
+    "distributed": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH, draws=False), 3, sampler=DistributedSampler(resuming.Augmented(LENGTH), 2, 1), **how
+    ),
+    "arrays": lambda **how: ShmDataLoader(
+        ArrayDataset(np.arange(LENGTH)), 5, shuffle=True, generator=seeded(), drop_last=True, **how
+    ),
+    "workers' streams": lambda **how: ShmDataLoader(
+        resuming.Augmented(LENGTH), 3, shuffle=True, generator=seeded(), **how
+    ),
+    "stateful stream": lambda **how: ShmDataLoader(resuming.StatefulStream(LENGTH), 3, generator=seeded(), **how),
+}
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("source", CUT)
+def test_a_pass_that_is_cut_from_a_stream_goes_on(source: str, persistent: bool) -> None:
+    draw = random.Random(f"{source}{persistent}")
+    how = {"num_workers": 2, "persistent_workers": persistent}
+    for size in (4, 19):
+        seed_everything(size)
+        loader = CUT[source](epoch_size=size, **how)
+        states: list[Any] = []
+        passes: list[list[Any]] = []
+        for _ in range(2 + 24 // size):
+            passes.append([])
+            for batch in loader:
+                passes[-1].append(detached(batch))
+                states.append((len(passes) - 1, len(passes[-1]), json.dumps(loader.state_dict())))
+            states.append((len(passes), 0, json.dumps(loader.state_dict())))
+        for number, given, state in draw.sample(states[: len(states) - size - 2], 2):
+            again = CUT[source](epoch_size=size, **how)
+            again.load_state_dict(json.loads(state))
+            assert len(again) == size
+            assert_same(pass_by(again), passes[number][given:], f"size {size}, {given} of pass {number}")
+            if number + 1 < len(passes):
+                assert_same(pass_by(again), passes[number + 1], f"size {size}, behind {given} of pass {number}")
+
+
+def test_a_cut_pass_goes_on_with_another_number_of_workers() -> None:
+    def make(**how: Any) -> ShmDataLoader[Any]:
+        return CUT["permutation"](generator=seeded(), epoch_size=10, **how)
+
+    whole = make(num_workers=2)
+    passes = [pass_by(whole) for _ in range(5)]
+    state: Any = {}
+    given: list[Any] = []
+    for workers, batches in [(0, 13), (3, 8), (1, 0), (4, 12), (0, 17)]:
+        loader = make(num_workers=workers)
+        loader.load_state_dict(json.loads(json.dumps(state)))
+        while batches:
+            for batch in loader:
+                given.append(detached(batch))
+                batches -= 1
+                if not batches:
+                    break
+        state = loader.state_dict()
+    assert_same(given, list(itertools.chain.from_iterable(passes))[: len(given)])
+
+
+def test_a_source_that_had_nothing_left_starts_over() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Augmented(6, draws=False), 3, epoch_size=3, num_workers=1)
+
+    loader = make()
+    for _ in itertools.islice(loader, 2):  # all of the source, whose end nobody has seen
+        pass
+    again = make()
+    again.load_state_dict(loader.state_dict())
+    assert [batch.flatten().tolist() for batch in again] == [[0, 1, 2]]
+
+
+# -- paused loaders, and what does not fit -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{}, {"seeding": "sample"}, {"snapshot_every_n_steps": 3}])
+def test_a_paused_loader_tells_its_place_and_takes_one_up(how: dict[str, Any]) -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Counting(LENGTH), 3, shuffle=True, num_workers=2, generator=seeded(), **how)
+
+    loader = make()
+    iterator = iter(loader)
+    next(iterator)
+    loader.pause()
+    for _ in range(4):
+        next(iterator)
+    state = loader.state_dict()
+    rest = [detached(batch) for batch in iterator]
+    again = make()
+    again.pause()
+    again.load_state_dict(state)
+    iterator = iter(again)
+    ours = [detached(next(iterator)) for _ in range(3)]
+    again.resume()
+    assert_same([*ours, *map(detached, iterator)], rest)
+
+
+@pytest.mark.parametrize(
+    ("how", "name"), [({"seeding": "sample"}, "seeding"), ({"epoch_size": 3}, "epoch_size")], ids=["seeding", "size"]
+)
+def test_a_state_of_another_kind_of_loader_is_refused_by_name(how: dict[str, Any], name: str) -> None:
+    loader = ShmDataLoader(resuming.Augmented(LENGTH), 3)
+    other = ShmDataLoader(resuming.Augmented(LENGTH), 3, **how)
+    for one, another in ((loader, other), (other, loader)):
+        next(iter(one))
+        with pytest.raises(ValueError, match=f"its {name} is"):
+            another.load_state_dict(one.state_dict())
