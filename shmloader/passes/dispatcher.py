@@ -101,6 +101,7 @@ class Dispatcher:
         self._options = options
         self._pool = pool
         self._shared_state = pool.arena.shared_state
+        self._note_lengths = self._shared_state.note_lengths
         self._schedule = self._new_schedule()
         self._restarts = RestartPolicy(options.worker_restarts, restart_count)
         self._requests = GrowthRequests(pool)
@@ -395,8 +396,8 @@ class Dispatcher:
         elif token.is_held:
             result = Retained(made, token.worker)
         if is_current:
-            if self._snapshots is not None and (note := self._shared_state.note_of(token.slot)) is not None:
-                self.notes[token.seq] = note
+            if self._snapshots is not None and self._note_lengths[token.slot]:
+                self.notes[token.seq] = self._shared_state.note_of(token.slot)
             self._schedule.arrive(token.seq, result)
         else:
             self._pool.release(result)
@@ -411,8 +412,8 @@ class Dispatcher:
     def _end_worker(self, token: Token) -> None:
         self._progress.end(token.worker)
         is_current = token.generation == self._progress.generation
-        if is_current and self._snapshots is not None and (note := self._shared_state.note_of(token.slot)) is not None:
-            self.ends[token.worker] = note
+        if is_current and self._snapshots is not None and self._note_lengths[token.slot]:
+            self.ends[token.worker] = self._shared_state.note_of(token.slot)
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_held:
                 self._pool.retain(task.slot, token.worker)

@@ -85,7 +85,10 @@ class TrackedInProcessIterator(InProcessIterator):
         except Exception:
             progress.take(progress.taken, 0)
             raise
-        progress.take(progress.taken, 0)
+        if progress.is_plain:
+            progress.counts[0] += 1
+        else:
+            progress.take(progress.taken, 0)
         return data
 
     def _load(self) -> Any:

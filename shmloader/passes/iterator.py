@@ -185,6 +185,7 @@ class ShmIterator(BaseIterator):
         resumed = tracking.resumed
         with generators.kept() if resumed is not None else contextlib.nullcontext():
             self._sampler_iter = tracking.begin(functools.partial(self._begin_reading, loader, first_iter), first_iter)
+        self._progress = tracking.progress
         if resumed is not None:
             self._shared_seed = resumed.shared_seed
             self._num_yielded = resumed.place.given
@@ -251,7 +252,12 @@ class ShmIterator(BaseIterator):
             if type(data) is Stated:
                 data, states = data
         finally:  # a batch that cannot be unpickled is an error, and not the end
-            self._note(states)
+            dispatcher, progress = self._dispatcher, self._progress
+            if states is None and progress.is_plain and not dispatcher.notes:
+                progress.counts[dispatcher.last.worker] += 1
+                progress.last = dispatcher.last.worker
+            else:
+                self._note(states)
             self._dispatch()
         if self._pin_memory:
             data = pin_memory(data, self._pin_memory_device)
@@ -259,9 +265,9 @@ class ShmIterator(BaseIterator):
 
     def _note(self, states: bytes | None) -> None:
         """Notes that the batch which was taken last is the loop's, or its exception."""
-        dispatcher, progress = self._dispatcher, self._tracking.progress
+        dispatcher, progress = self._dispatcher, self._progress
         task = dispatcher.last
-        note = dispatcher.notes.pop(task.seq, None) if dispatcher.notes else None
+        note = dispatcher.notes.pop(task.seq, None)
         over = dispatcher.over() if progress.has_states else ()
         progress.take(task.seq, task.worker, note, states, over)
 
@@ -311,16 +317,10 @@ class ShmIterator(BaseIterator):
         for _ in range(ended):
             self._dispatch()
 
-    def _dispatch(self) -> None:
-        """Asks for one more batch, or notes that it is to be asked for, while the gate is shut."""
-        self._put_off += 1
-        if self._gate.is_open:
-            self._dispatch_put_off(1)
-
     def _dispatch_put_off(self, count: int) -> None:
         for _ in range(count):
             self._put_off -= 1
-            self._dispatch_now()
+            self._dispatch(is_due=True)
 
     def gate_has_shut(self) -> None:
         """Has workers stop at the next sample, and asks for nothing more. Does not block."""
@@ -338,8 +338,14 @@ class ShmIterator(BaseIterator):
             with self._closing_on_failure():
                 self._dispatch_put_off(self._put_off)
 
-    def _dispatch_now(self) -> None:
-        """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do."""
+    def _dispatch(self, is_due: bool = False) -> None:
+        """Asks for one more batch if the sampler has one, else lets go of workers that have nothing left to do.
+
+        While the gate is shut, it only notes that a batch is to be asked for; but for one that is due.
+        """
+        if not (self._gate.is_open or is_due):
+            self._put_off += 1
+            return
         if self._has_more:
             try:
                 index = self._next_index()  # type: ignore[no-untyped-call]

@@ -74,16 +74,20 @@ class Progress:
         has_states: that, or it was told by a worker. A place is then complete only where the states of all workers are
             known; those who take it up later make again what came since.
         has_ended: whether the loop was told that there is no more.
+        is_plain: whether it is enough to count a batch with which a worker told nothing, in `counts` and `last`.
+            Whoever takes it does so: a call would cost more than all the rest.
+        counts: how many batches of each worker are not counted in the place yet.
+        last: by which worker the last of them is.
     """
 
     def __init__(self, place: Place, has_states: bool = False, in_order: bool = True) -> None:
         self.has_states = has_states
         self.has_ended = False
+        self.is_plain = in_order and not has_states
+        self.counts = [0] * max(1, len(place.workers))
+        self.last = 0
         self._is_ahead = False
-        self._taken = 0
-        self._in_order = in_order and not has_states
-        self._counts = [0] * max(1, len(place.workers))  # batches that are not counted in the place yet
-        self._last = 0  # by which worker the last of them is
+        self._first = place.given
         self._place = place
         self._complete = place.copy()
         self._ahead: deque[_Taken | dict[int, bytes]] = deque()
@@ -94,8 +98,8 @@ class Progress:
 
     @property
     def taken(self) -> int:
-        """How many batches were taken since the pass was begun or taken up."""
-        return self._taken
+        """How many batches were given since the pass was begun or taken up."""
+        return self._place.given - self._first + sum(self.counts)
 
     def take(
         self,
@@ -114,10 +118,9 @@ class Progress:
             data: the states that have come with it.
             over: the workers that have no more.
         """
-        self._taken += 1
-        if self._in_order and note is None and data is None:  # as quick as can be, since it comes with every batch
-            self._counts[worker] += 1
-            self._last = worker
+        if self.is_plain and note is None and data is None:
+            self.counts[worker] += 1
+            self.last = worker
             return
         self._fold()
         if self._is_ahead:
@@ -161,21 +164,21 @@ class Progress:
     def is_ahead(self, is_ahead: bool) -> None:
         self._fold()
         self._is_ahead = is_ahead
-        self._in_order = self._in_order and not is_ahead
+        self.is_plain = self.is_plain and not is_ahead
 
     def _fold(self) -> None:
         """Counts what is not counted in the place yet."""
-        count = sum(self._counts)
+        count = sum(self.counts)
         if not count:
             return
         place = self._place
         place.batches += count
         place.given += count
-        for worker, batches in zip(place.workers, self._counts, strict=False):
+        for worker, batches in zip(place.workers, self.counts, strict=False):
             worker.batches += batches
         if place.workers:
-            place.turn = (self._last + 1) % len(place.workers)
-        self._counts = [0] * len(self._counts)
+            place.turn = (self.last + 1) % len(place.workers)
+        self.counts = [0] * len(self.counts)
 
     def number_of(self, seq: int) -> int:
         """Returns which of the sampler's batches was asked for as number ``seq``."""
@@ -212,7 +215,7 @@ class Progress:
         if note is not None:
             maker.generators = note
         if data is not None:
-            self.has_states, self._in_order = True, False
+            self.has_states, self.is_plain = True, False
             maker.data, maker.data_at = data, maker.batches
         if self.has_states:
             for number in over:

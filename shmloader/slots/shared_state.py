@@ -39,6 +39,9 @@ class SharedState:
         memory: the arena's mapping.
         workers: how many workers there are words for.
         slots: how many slots there are notes beside.
+
+    Attributes:
+        note_lengths: how long the note beside each slot is; 0: there is none. To be looked at for every batch.
     """
 
     def __init__(self, memory: mmap.mmap, workers: int, slots: int = 0) -> None:
@@ -49,7 +52,7 @@ class SharedState:
         self._lengths_start = self._saved_start + 2 * _SAVED_BYTES * workers
         self._notes_start = round_up(self._lengths_start + _NOTE.size * (slots + workers))
         end = self._lengths_start + _NOTE.size * (slots + workers)
-        self._lengths = memoryview(memory if slots else b"")[self._lengths_start : end].cast("I")
+        self.note_lengths = memoryview(memory if slots else b"")[self._lengths_start : end].cast("I")
 
     @staticmethod
     def size(workers: int, slots: int = 0) -> int:
@@ -179,12 +182,11 @@ class SharedState:
 
     def note(self, slot: int, data: bytes | None) -> None:
         """Writes ``data`` beside a slot, or that there is none. By the slot's writer, before its token."""
-        if data is not None or self._lengths[slot]:  # mostly it stays 0, and other processes have it cached
-            self._note(slot, data)
+        self._note(slot, data)
 
-    def note_of(self, slot: int) -> bytes | None:
+    def note_of(self, slot: int) -> bytes:
         """Returns what was noted beside a slot by the worker that the slot has come from."""
-        return self._noted(slot) if self._lengths[slot] else None
+        return self._noted(slot) or b""
 
     def note_at_begin(self, worker: int, data: bytes | None) -> None:
         """Notes what ``worker`` begins a pass with. By that worker, before it tells that it begins."""
@@ -199,10 +201,10 @@ class SharedState:
         if data is not None and nbytes:
             start = self._notes_start + _NOTE_BYTES * place
             self._memory[start : start + nbytes] = data
-        self._lengths[place] = nbytes
+        self.note_lengths[place] = nbytes
 
     def _noted(self, place: int) -> bytes | None:
-        nbytes = self._lengths[place]
+        nbytes = self.note_lengths[place]
         start = self._notes_start + _NOTE_BYTES * place
         return self._memory[start : start + nbytes] if nbytes else None
 

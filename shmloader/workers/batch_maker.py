@@ -103,13 +103,14 @@ class BatchMaker:
         self._made = 0 if brief.takeover is None else brief.takeover.tag
         self._packer = Packer()
         self.gate = WorkerGate(self._shared_state, brief.worker)
-        self._each = as_is  # how a fetcher goes through what it is asked for
+        self._each = self.gate.enter  # how a fetcher goes through what it is asked for
         self._shared_rng = torch.Generator()
         self._fetcher: Any = None
         self._laid_out: Any = None  # what is packed as soon as there is room: a batch, or a fault
         self._init_fault: WorkerFault | None = None
         self._snapshots = None if brief.snapshots is None else WorkerSnapshots(brief, brief.snapshots)
         self._slot = -1
+        self._tells_states = False  # whether those of the dataset are told with each batch
         self._is_over = False  # what a resumed pass has of the stream
         self.dataset = source.dataset
         self.writer = SlotWriter(brief.arena, brief.cap_text)
@@ -174,7 +175,7 @@ class BatchMaker:
             self._take_up(resume, is_taken_over)
             self._skip()
             if self._snapshots is not None:
-                self._snapshots.begin(self.dataset, self._fetcher)
+                self._tells_states = self._snapshots.begin(self.dataset, self._fetcher)
         except Exception:
             self._init_fault = self._fault()
         finally:
@@ -214,13 +215,13 @@ class BatchMaker:
         made_by = self.collation, self._templates, self.writer
         is_one_call = seed is None and not source.is_stream and seeded.makes_several(self.dataset)
         each = self.gate.each if source.auto_collation and not is_one_call else as_is
-        self._each = as_is
+        self._each = self.gate.enter
         if rows is not None:
             return ChunkFetcher(fetcher, rows, source.drop_last, *made_by, self._check, self.gate.wait, each)
         if is_direct and not source.is_stream and (way := way_of(self.dataset, self.gate.each)) is not None:
             way = way if seed is None else seeded.way(way, self.dataset, seed, self.gate.each)
             return DirectFetcher(fetcher, *made_by, way, each)
-        self._each = each
+        self._each = self.gate.enter if each is as_is else each
         return fetcher
 
     def _skip(self) -> None:
@@ -302,7 +303,7 @@ class BatchMaker:
                 raise StopIteration
             start = self._brief.arena.start(slot)
             batch = self._fetch(pickle.loads(self._brief.arena.memory[start : start + job_bytes]))
-            if self._snapshots is not None and self._snapshots.has_states:
+            if self._tells_states and self._snapshots is not None:
                 batch = self._snapshots.with_states(batch, seq, self.dataset, self._fetcher)
             if type(batch) is Template:
                 self.writer.write(batch.tail_offset, batch.tail)
@@ -317,7 +318,6 @@ class BatchMaker:
     def _fetch(self, index: Any) -> Any:
         if self._check is not None:
             self._check.indices = index
-        self.gate.wait()
         try:
             return self._fetcher.fetch(self._each(index))
         finally:
@@ -377,8 +377,12 @@ class BatchMaker:
         if isinstance(laid_out, WorkerFault):
             return Contents.FAULT, packed.tail_offset, len(packed.tail)
         # No template has room for the states that a batch may come with.
-        is_plain = self._snapshots is None or not self._snapshots.has_states
-        if is_plain and self._templates.is_wanted and self.collation.is_default() and not self._packer.has_asked_others:
+        if (
+            not self._tells_states
+            and self._templates.is_wanted
+            and self.collation.is_default()
+            and not self._packer.has_asked_others
+        ):
             self._templates.learn(laid_out, packed)
         return Contents.BATCH, packed.tail_offset, len(packed.tail)
 

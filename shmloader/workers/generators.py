@@ -1,8 +1,7 @@
 """The states of torch's, numpy's and Python's random generators as bytes, and a cheap look whether they have moved.
 
-`seeding.capture` takes 60 us. After each batch of each worker that would be too much, where most datasets draw nothing,
-or from one of the three. So the memory of numpy's and of Python's generator is compared first, which takes a tenth of a
-microsecond each; torch's state has no address, and is copied.
+To copy them takes 60 us. After each batch of each worker that would be too much, where most datasets draw nothing, or
+from one of the three. So what changes with each draw is compared in place: some bytes of each generator first.
 """
 
 from __future__ import annotations
@@ -32,6 +31,9 @@ _TORCH_WORDS_START = 24  # in torch's state, where each takes 8 bytes; a seed an
 _TORCH_SEARCHED = 256  # bytes of torch's object in which its words begin
 _TORCH_LEFT_OVER = 24  # bytes behind the words, for normal numbers that are left over
 _NUMPY_BYTES = _RAW_BYTES + _NORMAL.size
+_TORCH_STATE = struct.Struct(
+    "@24x4992x24xi4xf?3x"
+)  # whether there are normal numbers left over, of float64 and float32
 
 
 def capture() -> bytes:
@@ -91,12 +93,19 @@ class Watch:
         self._python_marks = _python_marks()
         self._torch_marks = _torch_marks()
         self._has_normal = False
+        self.is_still: Callable[[], bool] = _never
+        """Whether nothing was drawn since the last look for certain."""
 
     def look(self) -> bytes | None:
         """Returns the state if it is another than at the last call, else None; at the first call always the state.
 
-        Takes a microsecond where nothing was drawn, and 30 more where numpy's generator has moved.
+        Takes some microseconds, and 30 more where numpy's generator has moved.
         """
+        state = self._look()
+        self.is_still = self._quick_look()
+        return state
+
+    def _look(self) -> bytes | None:
         of_torch = _torch_state() if self._torch_marks is None else self._torch_marks.read()
         seen = of_torch, self._look_at_numpy(), self._look_at_python()
         # numpy's legacy generator makes normal numbers in pairs. Taking the second does not move anything else.
@@ -114,6 +123,29 @@ class Watch:
         self._has_normal = len(parts[1]) == _NUMPY_BYTES and _NORMAL.unpack_from(parts[1], _RAW_BYTES)[0] != 0
         return _join(*parts)
 
+    def _quick_look(self) -> Callable[[], bool]:
+        """Returns what looks at the words that move with each draw, and at no others.
+
+        Only a normal number that is left over can be drawn without moving them; so there may be none.
+        """
+        marks = self._torch_marks, self._numpy_marks, self._python_marks
+        if None in marks or _has_normal(*self._parts):
+            return _never
+        of_torch, of_numpy, of_python, more_of_python = (cell for one in marks for cell in one.cells)  # type: ignore[union-attr]
+        torchs, numpys, pythons, more = of_torch[0], of_numpy[0], of_python[0], more_of_python[0]
+        generator, current = self._numpy, _get_bit_generator
+
+        def is_still() -> bool:
+            return (
+                of_torch[0] == torchs
+                and of_numpy[0] == numpys
+                and of_python[0] == pythons
+                and more_of_python[0] == more
+                and current() is generator
+            )
+
+        return is_still
+
     def _look_at_numpy(self) -> Any:
         if _get_bit_generator is None:
             return repr(np.random.get_state(legacy=False))
@@ -122,13 +154,27 @@ class Watch:
             self._numpy, self._numpy_marks = generator, None
             if type(generator) is np.random.MT19937:
                 address = generator.ctypes.state_address
-                self._numpy_marks = _Marks(address, address + 4 * _WORDS)
+                position = address + 4 * _WORDS
+                self._numpy_marks = _Marks(address, position, cells=[position - 4])  # the last word, and the position
         return repr(generator.state) if self._numpy_marks is None else (generator, *self._numpy_marks.read())
 
     def _look_at_python(self) -> Any:
         if self._python_marks is None:
             return random.getstate()
         return *self._python_marks.read(), random._inst.gauss_next  # type: ignore[attr-defined]
+
+
+def _never() -> bool:
+    return False
+
+
+def _has_normal(of_torch: bytes, of_numpy: bytes, of_python: bytes) -> bool:
+    """Whether a normal number is left over in any of them, or it cannot be told."""
+    if len(of_torch) != _TORCH_STATE.size or len(of_numpy) != _NUMPY_BYTES:
+        return True
+    doubles, _, floats = _TORCH_STATE.unpack(of_torch)
+    others = (_NORMAL.unpack_from(one, _RAW_BYTES)[0] for one in (of_numpy, of_python))
+    return bool(doubles or floats or any(others))
 
 
 class _Marks:
@@ -138,15 +184,25 @@ class _Marks:
         words: the address of its words.
         position: and that of its position.
         further: addresses of 8 bytes each that may change too.
+        cells: addresses of 8 bytes that change with each draw and each seed, beside such normal numbers.
+
+    Attributes:
+        cells: these bytes, as numbers.
     """
 
-    def __init__(self, words: int, position: int, further: Iterable[int] = ()) -> None:
+    def __init__(self, words: int, position: int, further: Iterable[int] = (), cells: Iterable[int] = ()) -> None:
+        self.cells = [_cell(address) for address in cells]
         self._position = ctypes.c_int.from_address(position)
         self._others = [ctypes.c_uint64.from_address(address) for address in (words, words + 8, *further)]
 
     def read(self) -> tuple[int, ...]:
         """Returns that."""
         return self._position.value, *[other.value for other in self._others]
+
+
+def _cell(address: int) -> memoryview:
+    # Its items take half as long to read as the value of a ctypes object.
+    return memoryview(ctypes.c_uint64.from_address(address)).cast("B").cast("Q")
 
 
 def _join(*parts: bytes) -> bytes:
@@ -206,7 +262,8 @@ def _torch_words(generator: torch.Generator) -> int | None:
 def _marks_of_torch(generator: torch.Generator, start: int) -> _Marks:
     words = (address_of(generator) or 0) + start
     end = words + 4 * _WORDS
-    return _Marks(words, words - 4, range(end, end + _TORCH_LEFT_OVER, 8))
+    # The position, and the first word.
+    return _Marks(words, words - 4, range(end, end + _TORCH_LEFT_OVER, 8), cells=[words - 4])
 
 
 def _numpy_state() -> bytes:
@@ -246,4 +303,6 @@ def _python_marks() -> _Marks | None:
     position, *words = _PYTHON.unpack(ctypes.string_at(id(generator) + start, _RAW_BYTES))
     if (*words, position) != random.getstate()[1]:
         return None
-    return _Marks(id(generator) + start + 4, id(generator) + start)
+    position = id(generator) + start
+    # The position and the first word, which is the same for all seeds; and two more.
+    return _Marks(position + 4, position, cells=[position, position + 8])

@@ -99,6 +99,7 @@ class WorkerSnapshots:
 
     def __init__(self, brief: Brief, orders: Snapshots) -> None:
         self._shared_state: SharedState = brief.arena.shared_state
+        self._note_lengths = self._shared_state.note_lengths
         self._worker = brief.worker
         self._num_workers = brief.num_workers
         self._every = orders.every
@@ -107,12 +108,11 @@ class WorkerSnapshots:
         if self._watch is not None:
             self._watch.look()
         self.resume: Resume | None = orders.resumes[brief.worker] if orders.resumes else None
-        self.has_states = False
 
-    def begin(self, dataset: Any, fetcher: Any) -> None:
-        """Notes what batches are made of in this pass."""
+    def begin(self, dataset: Any, fetcher: Any) -> bool:
+        """Begins a pass, and returns whether the states of what batches are made of are told."""
         self.resume = None
-        self.has_states = self._every is not None and has_any_state(dataset, fetcher)
+        return self._every is not None and has_any_state(dataset, fetcher)
 
     def end_pass(self, dataset: Any) -> None:
         """Notes what the next pass begins with. Before the parent knows that it begins."""
@@ -139,5 +139,7 @@ class WorkerSnapshots:
 
     def note(self, slot: int) -> None:
         """Notes the state of the generators beside a slot that is about to be given back."""
-        if self._watch is not None:
-            self._shared_state.note(slot, self._watch.look())
+        watch = self._watch
+        data = None if watch is None or watch.is_still() else watch.look()
+        if data is not None or self._note_lengths[slot]:  # mostly it stays 0, and other processes have it cached
+            self._shared_state.note(slot, data)

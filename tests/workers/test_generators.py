@@ -52,11 +52,31 @@ def test_random_walk(seed: int) -> None:
         before = generators.capture()
         if draw.randrange(3):
             draw.choice(DRAWS)()
+        is_still = watch.is_still()
         told = watch.look()
         now = generators.capture()
+        assert not is_still or now == latest
         assert (told is not None) == (now != before)
         latest = latest if told is None else told
         assert latest == now
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_quick_look_tells_of_each_draw(draw: Callable[[], Any]) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    watch = Watch()
+    watch.look()
+    assert watch.is_still()
+    assert watch.is_still()
+    draw()
+    assert not watch.is_still()
+    state = watch.look()
+    assert state is not None
+    # Where a normal number is left over, the next one may move nothing else.
+    assert watch.is_still() == (not generators._has_normal(*generators._split(state)))
+    assert watch.look() is None
 
 
 @pytest.mark.parametrize("without", ["_torch_marks", "_python_marks"])
