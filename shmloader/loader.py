@@ -33,6 +33,7 @@ from . import interrupts, requirements, torch_private
 from .arguments import checked_count, checked_optional_count, checked_seeding
 from .batches import spec
 from .batches.alignment import ALIGNMENT
+from .data.permutation import PermutationSampler
 from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
@@ -46,7 +47,7 @@ from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
 from .passes.restarts import RestartCount
 from .passes.state import State, check_loader, from_dict, to_dict
-from .passes.tracking import Tracking, is_stream, state_before
+from .passes.tracking import Tracking, is_stream, set_permutation, state_before
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .torch_private import BaseIterator
@@ -541,9 +542,14 @@ class ShmDataLoader(DataLoader[T_co]):
         if not isinstance(state_dict, Mapping) or state_dict:
             state = from_dict(state_dict)
             fits = self._fits()
+            if _is_elastic(fits) and _global_batch_size(fits) == _global_batch_size(state.loader):
+                del fits["batch_size"]
+            del fits["number of ranks"]
             if state.phase != "within" or not is_stream(self):
                 del fits["num_workers"]
             check_loader(state, fits)
+            if state.phase != "within" and state.sampler is not None:
+                set_permutation(self, state.sampler)
             self._epochs = Epochs(state.epoch, state.sample_seed)
         self._to_resume, self._tracking, self._iterator, self._mover, self._stream = state, None, None, None, None
 
@@ -558,6 +564,7 @@ class ShmDataLoader(DataLoader[T_co]):
             "kind of dataset": "iterable" if is_stream(self) else "map-style",
             "number of samples": None if is_stream(self) else _length_of(self.dataset),
             "batch_size": self.batch_size or getattr(self.batch_sampler, "batch_size", None),
+            "number of ranks": self.sampler.num_replicas if type(self.sampler) is PermutationSampler else None,
             "drop_last": self.drop_last,
             "sampler": " of ".join(
                 type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
@@ -578,6 +585,17 @@ class ShmDataLoader(DataLoader[T_co]):
         self._restart_count = RestartCount()
         self._epochs = dataclasses.replace(self._epochs)
         self._gate = Gate()
+
+
+def _is_elastic(fits: Mapping[str, Any]) -> bool:
+    """Whether a place in the sampler means the same to any number of ranks."""
+    return fits["number of ranks"] is not None and fits["batch_size"] is not None
+
+
+def _global_batch_size(fits: Mapping[str, Any]) -> int | None:
+    """Returns how many samples a batch of each rank are together; None if it cannot be told."""
+    ranks, size = fits.get("number of ranks"), fits.get("batch_size")
+    return ranks * size if isinstance(ranks, int) and isinstance(size, int) else None
 
 
 def _length_of(dataset: Any) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from shmloader.collate import seeded
@@ -19,7 +20,7 @@ from shmloader.torch_private import (
     pin_memory,
 )
 from shmloader.workers import generators, seeding
-from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, states_of
+from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
 
 from .epochs import Epochs
 from .tracking import Tracking, is_stream
@@ -32,6 +33,9 @@ class TrackedInProcessIterator(InProcessIterator):
         loader: whose data to load.
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
+
+    Raises:
+        AssertionError: ``timeout`` is set, as in stock's iterator.
     """
 
     _check: CheckedCollate | None = None
@@ -39,14 +43,14 @@ class TrackedInProcessIterator(InProcessIterator):
     def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any) -> None:
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
-        data = None if resumed is None else resumed.data
+        data = tracking.data
         begin = (
             (lambda: iter(self._sampler_iter)) if resumed is None else (lambda: iter(tracking.sampling.index_sampler))
         )
         with generators.kept() if resumed is not None else contextlib.nullcontext():
             tracking.prepare()
             load_dataset(loader.dataset, data)
-            self._begin_loading(loader)
+            self._begin_loading(loader, None if resumed is None else resumed.shared_seed)
             self._tracking = tracking
             self._sampler_iter = tracking.begin(begin, True)
             load_iterator(self._dataset_fetcher, data)
@@ -62,12 +66,31 @@ class TrackedInProcessIterator(InProcessIterator):
         tracking.shared_seed = self._shared_seed
         dataset, fetcher = self._dataset, self._dataset_fetcher
         if has_any_state(dataset, fetcher):
-            tracking.ask = lambda: states_of(dataset, fetcher)
+            tracking.ask = lambda is_over: state_of_dataset(dataset) if is_over else states_of(dataset, fetcher)
         if sample_spec is not None:
             self._check = fetcher.collate_fn = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
 
-    def _begin_loading(self, loader: DataLoader[Any]) -> None:
-        InProcessIterator.__init__(self, loader)
+    def _begin_loading(self, loader: DataLoader[Any], shared_seed: int | None) -> None:
+        """Does what stock's does when it is made, and reads nothing of the dataset before all is as it is to be.
+
+        Args:
+            loader: whose data to load.
+            shared_seed: what an IterDataPipe is shuffled by; None: what torch's class has drawn.
+        """
+        BaseIterator.__init__(self, loader)
+        if self._timeout != 0:
+            raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
+        if isinstance(self._dataset, IterDataPipe) and shared_seed is not None:
+            self._shared_seed = shared_seed
+            self._dataset = graph_settings.apply_random_seed(self._dataset, torch.Generator().manual_seed(shared_seed))
+        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
+            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+        self._dataset_fetcher = self._new_fetcher(self._dataset)
+
+    def _new_fetcher(self, dataset: Any) -> Any:
+        return DatasetKind.create_fetcher(
+            self._dataset_kind, dataset, self._auto_collation, self._collate_fn, self._drop_last
+        )
 
     def _next_index(self) -> Any:
         index = super()._next_index()  # type: ignore[no-untyped-call]
@@ -106,32 +129,16 @@ class SeededInProcessIterator(TrackedInProcessIterator):
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
         epochs: of the loader.
-
-    Raises:
-        AssertionError: ``timeout`` is set, as in stock's iterator.
     """
 
     def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, epochs: Epochs) -> None:
         self._epochs = epochs
         super().__init__(loader, tracking, sample_spec)
 
-    def _begin_loading(self, loader: DataLoader[Any]) -> None:
-        # Not stock's own, which would call the dataset's `__iter__` before it can be seeded for.
-        BaseIterator.__init__(self, loader)
-        if self._timeout != 0:
-            raise AssertionError("_SingleProcessDataLoaderIter requires timeout == 0")
-        if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):
-            graph_settings.apply_sharding(self._dataset, self._world_size, self._rank)
+    def _new_fetcher(self, dataset: Any) -> Any:
         seed = seeding.SampleSeeder(self._epochs.kept_seed(int(self._base_seed)), self._epochs.next)
-        is_stream = self._dataset_kind == DatasetKind.Iterable
         with generators.kept():
-            self._dataset_fetcher = DatasetKind.create_fetcher(
-                self._dataset_kind,
-                seeded.dataset(self._dataset, seed, is_stream),
-                self._auto_collation,
-                self._collate_fn,
-                self._drop_last,
-            )
+            return super()._new_fetcher(seeded.dataset(dataset, seed, self._dataset_kind == DatasetKind.Iterable))
 
     def _load(self) -> Any:
         index = self._next_index()  # which draws from the loop's generators, as ever

@@ -189,7 +189,8 @@ class ShmIterator(BaseIterator):
         if resumed is not None:
             self._shared_seed = resumed.shared_seed
             self._num_yielded = resumed.place.given
-        tracking.shared_seed = self._shared_seed
+        if not first_iter:  # where torch's class draws one more, which is not what workers were started with
+            tracking.shared_seed = self._shared_seed
         self._has_more = True
         self._is_exhausted = False
         self._put_off = 0

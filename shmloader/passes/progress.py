@@ -23,6 +23,7 @@ class WorkerPlace:
         data: the states of dataset and iterator, as they were told last; None: they were not.
         data_at: behind how many batches that was.
         is_over: whether there is no more data in this pass.
+        has_lost: whether states that the pass was begun with could not be told.
     """
 
     batches: int = 0
@@ -31,6 +32,7 @@ class WorkerPlace:
     data: bytes | None = None
     data_at: int = 0
     is_over: bool = False
+    has_lost: bool = False
 
 
 @dataclass
@@ -149,11 +151,12 @@ class Progress:
             else:
                 self._give(*first)
 
-    def begin_worker(self, worker: int, generators: bytes | None, data: bytes | None) -> None:
+    def begin_worker(self, worker: int, generators: bytes | None, data: bytes | None, has_lost: bool) -> None:
         """Notes what a worker has begun the pass with, of which nothing was taken yet."""
         for place in (self._place, self._complete):
             place.workers[worker].at_begin = generators
             place.workers[worker].data = data
+            place.workers[worker].has_lost = has_lost
 
     @property
     def is_ahead(self) -> bool:
@@ -216,7 +219,7 @@ class Progress:
             maker.generators = note
         if data is not None:
             self.has_states, self.is_plain = True, False
-            maker.data, maker.data_at = data, maker.batches
+            maker.data, maker.data_at, maker.has_lost = data, maker.batches, False
         if self.has_states:
             for number in over:
                 place.workers[number].is_over = True

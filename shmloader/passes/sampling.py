@@ -180,8 +180,17 @@ class Sampling:
             states = pickle.dumps((self._owner.state_dict(), None), 5)
         return {"start": {"generators": self.own_generators()}, "drawn": self._drawn, "states": states}
 
+    def set_permutation(self, state: dict[str, Any]) -> None:
+        """Sets a `PermutationSampler` to what `between` returned. At once, so that a ``set_epoch`` after it counts.
+
+        Raises:
+            ValueError: the state is of another seed or length.
+        """
+        if self._is_permutation and state["states"] is not None:
+            self._sampler.load_state_dict(pickle.loads(state["states"])[0])
+
     def set_between(self, state: dict[str, Any], was_read: bool) -> None:
-        """Sets the sampler to what `between` returned.
+        """Sets the sampler to what `between` returned; but for a `PermutationSampler`, which is set already.
 
         Args:
             state: that.
@@ -189,10 +198,10 @@ class Sampling:
                 may be one from the end, and what reads it next would get nothing.
         """
         load = state["states"]
-        if load is not None:
+        if load is not None and not self._is_permutation:
             if has_state(self._owner) and (of_sampler := pickle.loads(load)[0]) is not None:
                 self._owner.load_state_dict(of_sampler)
-            if was_read and not self._is_permutation:
+            if was_read:
                 collections.deque(self._follow(iter(self.index_sampler), load), maxlen=0)
         self.set_own_generators(state["start"]["generators"])
 

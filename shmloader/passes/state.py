@@ -170,6 +170,7 @@ def _worker_to(worker: WorkerPlace) -> dict[str, Any]:
         "generators": _text(worker.generators),
         "data": _states_to(worker.data),
         "is_over": worker.is_over,
+        "has_lost": worker.has_lost,
     }
 
 
@@ -182,6 +183,7 @@ def _worker_from(worker: Mapping[str, Any]) -> WorkerPlace:
         _states_from(worker["data"]),
         batches,
         bool(worker["is_over"]),
+        bool(worker["has_lost"]),
     )
 
 

@@ -34,7 +34,8 @@ class Tracking:
     Attributes:
         sampling: reads the sampler.
         progress: counts what the loop was given.
-        ask: returns the states of a dataset that is read in this process; None where it has none, or is read elsewhere.
+        ask: returns the states of a dataset that is read in this process, told whether its pass is over; None where it
+            has none, or is read elsewhere.
         base_seed, shared_seed: see `State`.
     """
 
@@ -42,7 +43,7 @@ class Tracking:
         self, loader: DataLoader[Any], state: State | None, every: int | None, ahead: int, epochs: Epochs
     ) -> None:
         self.sampling = Sampling(index_sampler_of(loader), loader.generator, ahead)
-        self.ask: Callable[[], bytes | None] | None = None
+        self.ask: Callable[[bool], bytes | None] | None = None
         self.base_seed: int | None = None
         self.shared_seed: int | None = None
         self._epochs = epochs
@@ -53,8 +54,9 @@ class Tracking:
         self._persistent = loader.persistent_workers
         self._is_stream = is_stream(loader)
         self._has_states = has_state(loader.dataset) and self._num_workers > 0
-        self._every = every
         self._in_order = loader.in_order or self._num_workers == 0
+        # Which batches came since a state is not known without order, so that they cannot be made again.
+        self._every = every if self._in_order or every is None else 1
         self._is_first = True
         self.progress = self._new_progress(Place())
         self._state = state
@@ -69,6 +71,11 @@ class Tracking:
         """The state that is to be taken up, if workers go on as those that it is of."""
         state = self._state
         return state if state is not None and (state.phase == "within" or state.place.workers) else None
+
+    @property
+    def data(self) -> bytes | None:
+        """The states that a dataset takes up which is read in this process."""
+        return None if self._state is None or self._num_workers else self._state.data
 
     def snapshots(self) -> Snapshots:
         """Returns what workers tell, and where they take up the pass. Called once, before they start.
@@ -101,6 +108,12 @@ class Tracking:
                 f"the state was taken with {_workers(state.num_workers, state.worker_type)}, and is taken up with "
                 f"{_workers(self._num_workers, self._worker_type)}: samples and their order are the same, and what the "
                 "dataset draws from random generators differs"
+            )
+        if any(worker.has_lost for worker in state.place.workers):
+            self._warn(
+                "what the dataset's state_dict returned at the beginning of a pass was too large to be told before the "
+                "first batch of a persistent worker, and is not in the state. The dataset begins with the one that it "
+                "has. Take the state when each worker has given a batch"
             )
         has_data = any(worker.data is not None for worker in state.place.workers)
         if state.num_workers != self._num_workers and (has_data or state.data is not None):
@@ -208,7 +221,7 @@ class Tracking:
         else:
             state.phase = "within"
             state.sampler = self.sampling.state(place.batches)
-        state.data = None if self.ask is None else self.ask()
+        state.data = None if self.ask is None else self.ask(self.progress.has_ended)
         return state
 
 
@@ -219,6 +232,11 @@ def state_before(loader: DataLoader[Any], fits: dict[str, Any], epochs: Epochs) 
     state = State(fits, loader.num_workers, kind, place=Place(), sampler=sampling.between())
     state.epoch, state.sample_seed = epochs.next, epochs.base_seed
     return state
+
+
+def set_permutation(loader: DataLoader[Any], state: dict[str, Any]) -> None:
+    """Sets a loader's `PermutationSampler`, if it has one, to the beginning of a pass; see `Sampling`."""
+    Sampling(index_sampler_of(loader), loader.generator, 0).set_permutation(state)
 
 
 def is_stream(loader: DataLoader[Any]) -> bool:

@@ -19,6 +19,7 @@ _SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: no
 _SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
 _NOTE = struct.Struct("I")  # how long a note is; 0: nothing is noted
 _NOTE_BYTES = 1 << 15
+BEGIN_NOTE_BYTES = 1 << 20  # a worker's note at the beginning of a pass, with what the dataset's state is
 _IDLE = -1
 _SEED = struct.Struct("<Q")
 _SEED_START = 8  # `stopped` is at 0
@@ -59,7 +60,7 @@ class SharedState:
         """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
         notes = slots + workers
         before = round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers + _NOTE.size * notes)
-        return before + _NOTE_BYTES * notes
+        return before + _NOTE_BYTES * slots + BEGIN_NOTE_BYTES * workers
 
     @property
     def stopped(self) -> bool:
@@ -197,16 +198,22 @@ class SharedState:
         return self._noted(self._slots + worker)
 
     def _note(self, place: int, data: bytes | None) -> None:
-        nbytes = 0 if data is None or len(data) > _NOTE_BYTES else len(data)
+        start, room = self._note_place(place)
+        nbytes = 0 if data is None or len(data) > room else len(data)
         if data is not None and nbytes:
-            start = self._notes_start + _NOTE_BYTES * place
             self._memory[start : start + nbytes] = data
         self.note_lengths[place] = nbytes
 
     def _noted(self, place: int) -> bytes | None:
         nbytes = self.note_lengths[place]
-        start = self._notes_start + _NOTE_BYTES * place
+        start, _ = self._note_place(place)
         return self._memory[start : start + nbytes] if nbytes else None
+
+    def _note_place(self, place: int) -> tuple[int, int]:
+        """Returns where a note lies, of a slot or behind them of a worker, and how much room it has."""
+        behind = max(0, place - self._slots)
+        room = _NOTE_BYTES if place < self._slots else BEGIN_NOTE_BYTES
+        return self._notes_start + _NOTE_BYTES * min(place, self._slots) + BEGIN_NOTE_BYTES * behind, room
 
     def _place(self, worker: int, tag: int) -> int:
         return self._saved_start + _SAVED_BYTES * (2 * worker + tag % 2)

@@ -10,11 +10,14 @@ import pickle
 from typing import Any, NamedTuple
 
 from shmloader.collate.seeded import Positions
-from shmloader.slots.shared_state import SharedState
+from shmloader.slots.shared_state import BEGIN_NOTE_BYTES, SharedState
 from shmloader.torch_private import end_fetcher, stream_of
 
 from . import generators
 from .brief import Brief, Resume, Snapshots
+
+# What a dataset's state may take that is told at the beginning of a pass: beside generators, and what pickling adds.
+MOST_AT_BEGIN = BEGIN_NOTE_BYTES - (1 << 15)
 
 
 class Stated(NamedTuple):
@@ -50,6 +53,11 @@ def has_any_state(dataset: Any, fetcher: Any) -> bool:
     """Whether a dataset, or the iterator that is read of it, has a state."""
     iterator, _ = stream_of(fetcher)
     return has_state(dataset) or has_state(iterator.samples if isinstance(iterator, Positions) else iterator)
+
+
+def state_of_dataset(dataset: Any) -> bytes | None:
+    """Returns the state of a dataset between passes, pickled; None where it has none."""
+    return pickle.dumps(_States(dataset.state_dict(), None)[:], 5) if has_state(dataset) else None
 
 
 def states_of(dataset: Any, fetcher: Any) -> bytes | None:
@@ -121,10 +129,10 @@ class WorkerSnapshots:
             now = generators.capture()
         else:
             now = None
-        data = None
-        if self._every is not None and has_state(dataset):
-            data = pickle.dumps(_States(dataset.state_dict(), None)[:], 5)
-        self._shared_state.note_at_begin(self._worker, pickle.dumps((now, data), 5))
+        data = None if self._every is None else state_of_dataset(dataset)
+        has_lost = data is not None and len(data) > MOST_AT_BEGIN
+        note = now, None if has_lost else data, has_lost
+        self._shared_state.note_at_begin(self._worker, pickle.dumps(note, 5))
 
     def with_states(self, batch: Any, seq: int, dataset: Any, fetcher: Any) -> Any:
         """Returns a batch together with the states of what it was made of, where they are to be told with it.

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DistributedSampler, default_collate
+from torch.utils.data.datapipes.iter import IterableWrapper
 
 from shmloader import ArrayDataset, PermutationSampler, ResumeWarning, ShmDataLoader
-from tests.helpers import resuming
+from tests.helpers import resuming, simulated
 from tests.helpers.support import assert_same, detached, random_states, seed_everything
 
 LENGTH = 41
@@ -263,3 +264,113 @@ def test_a_state_of_another_kind_of_loader_is_refused_by_name(how: dict[str, Any
         next(iter(one))
         with pytest.raises(ValueError, match=f"its {name} is"):
             another.load_state_dict(one.state_dict())
+
+
+# -- states of datasets ------------------------------------------------------------------------------------------------
+
+
+class Heavy(resuming.Counting):
+    """Has a state that is large."""
+
+    def __init__(self, length: int, nbytes: int, is_plain: bool = False) -> None:
+        super().__init__(length, draws=False)
+        self.nbytes = nbytes
+        self.is_plain = is_plain
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"count": self.count} if self.is_plain else super().state_dict()
+        return {**state, "ballast": "x" * self.nbytes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_a_dataset_of_the_loops_process_goes_on_between_passes() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Counting(LENGTH, draws=False), 3)
+
+    loader = make()
+    pass_by(loader)
+    state = json.loads(json.dumps(loader.state_dict()))
+    again = make()
+    again.load_state_dict(state)
+    assert_same(pass_by(again), pass_by(loader))
+
+
+@pytest.mark.parametrize(("nbytes", "is_lost"), [(100_000, False), (2_000_000, True)])
+def test_a_large_state_that_persistent_workers_begin_a_pass_with(nbytes: int, is_lost: bool) -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(Heavy(LENGTH, nbytes), 3, num_workers=2, persistent_workers=True)
+
+    loader = make()
+    pass_by(loader)
+    iterator = iter(loader)
+    state = loader.state_dict()
+    rest = [detached(batch) for batch in iterator]
+    again = make()
+    again.load_state_dict(state)
+    if is_lost:
+        with pytest.raises(ResumeWarning, match="too large to be told before the first batch"):
+            iter(again)
+    else:
+        assert_same(pass_by(again), rest)
+
+
+def test_without_order_a_dataset_tells_its_state_with_each_batch() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(
+            Heavy(LENGTH, 9, is_plain=True), 3, num_workers=2, in_order=False, snapshot_every_n_steps=5
+        )
+
+    for batches in (3, 6, 10):
+        loader = make()
+        given = [detached(batch) for batch in itertools.islice(loader, batches)]
+        state = loader.state_dict()
+        assert state["since"] == 0
+        again = make()
+        again.load_state_dict(state)
+        given += pass_by(again)
+        assert sorted(index for batch in given for index in batch[:, 0].tolist()) == list(range(LENGTH))
+        counts = [worker["data"][0]["count"] for worker in state["workers"] if worker["data"]]
+        assert sum(counts) == 3 * batches
+
+
+def test_a_pipe_is_shuffled_as_it_was() -> None:
+    for workers in (0, 1):
+        seed_everything(4)
+        loader = ShmDataLoader(IterableWrapper(list(range(LENGTH))).shuffle(buffer_size=9), 3, num_workers=workers)
+        iterator = iter(loader)
+        for _ in range(4):
+            next(iterator)
+        state = loader.state_dict()
+        rest = [detached(batch) for batch in iterator]
+        seed_everything(5)
+        again = ShmDataLoader(IterableWrapper(list(range(LENGTH))).shuffle(buffer_size=9), 3, num_workers=workers)
+        again.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResumeWarning)
+            assert_same(pass_by(again), rest)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_on_the_way_to_a_device_what_the_loop_has_counts(driver: simulated.Driver, num_workers: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Counting(LENGTH, False), 3, num_workers=num_workers, device="cuda")
+
+    loader = make()
+    given = []
+    iterator = iter(loader)
+    for count in range(1, 6):
+        given.append(next(iterator))
+        driver.device.finish()
+        state = loader.state_dict()
+        if num_workers:
+            assert state["given"] == count
+    assert len(given) == 5
+    again = make()
+    again.load_state_dict(state)
+    iterator = iter(again)
+    first = next(iterator)
+    driver.device.finish()
+    assert first[:, 0].tolist() == [15, 16, 17]
+    del given, first, iterator
