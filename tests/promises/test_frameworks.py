@@ -327,6 +327,99 @@ def test_ignite_runs_and_rebuilds(name: str) -> None:
     assert our_indices(ours) == indices(run(DataLoader(Traced(), batch_size=4, shuffle=True)))
 
 
+LIGHTNING_RESUMES = """
+    import sys
+    import torch
+    import lightning.pytorch as lightning
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from shmloader import ShmDataLoader
+    from tests.promises.test_frameworks import Traced, our_indices, tell
+
+    class Model(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.seen = []
+
+        def training_step(self, batch, number):
+            self.seen += our_indices([batch])
+            return self.layer(batch[0].float().reshape(-1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    def fit(max_steps, checkpoint=None):
+        generator = torch.Generator().manual_seed(3)
+        loader = ShmDataLoader(Traced(), batch_size=4, shuffle=True, num_workers=2, generator=generator)
+        model = Model()
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=1, max_steps=max_steps, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[ModelCheckpoint(sys.argv[1], "saved", every_n_train_steps=3)],
+        )
+        trainer.fit(model, loader, ckpt_path=checkpoint, weights_only=False)
+        return model.seen
+
+    def main():
+        whole = fit(13)
+        first = fit(3)
+        tell([whole, first, fit(13, sys.argv[1] + "/saved-v1.ckpt")])
+
+    main()
+"""
+
+
+@needs("lightning")
+def test_lightning_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    ((whole, first, rest),) = run_ranks(LIGHTNING_RESUMES, tmp_path, ranks=1)
+    assert len(whole) == 13
+    assert len(first) == 3
+    assert [*first, *rest] == whole
+
+
+ACCELERATE_RESUMES = """
+    import sys
+    import torch
+    from accelerate import Accelerator
+    from shmloader import ShmDataLoader
+    from tests.promises.test_frameworks import Traced, our_indices, tell
+
+    def prepared(accelerator, loader):
+        prepared = accelerator.prepare(loader)
+        prepared.use_stateful_dataloader = True  # torchdata's is not there, and not asked for
+        generator = torch.Generator().manual_seed(3)
+        prepared.base_dataloader = ShmDataLoader(
+            Traced(), batch_size=4, shuffle=True, num_workers=2, generator=generator
+        )
+        return prepared
+
+    def main():
+        torch.manual_seed(1)
+        accelerator = Accelerator(cpu=True)
+        loader = prepared(accelerator, ShmDataLoader(Traced(), batch_size=4))
+        whole = []
+        for number, batch in enumerate(loader):
+            whole += our_indices([batch])
+            if number == 1:
+                accelerator.save_state(sys.argv[1] + "/saved")
+        whole += our_indices(loader)
+        accelerator.free_memory()
+        again = prepared(accelerator, ShmDataLoader(Traced(), batch_size=4))
+        accelerator.load_state(sys.argv[1] + "/saved")
+        rest = our_indices(again)
+        tell([whole, rest, our_indices(again)])
+        accelerator.end_training()
+
+    main()
+"""
+
+
+@needs("accelerate")
+def test_accelerate_saves_and_loads_our_state(tmp_path: Path) -> None:
+    ((whole, rest, following),) = run_ranks(ACCELERATE_RESUMES, tmp_path, ranks=1)
+    assert whole[2:5] == rest
+    assert whole[5:] == following
+
+
 ACCELERATE = """
     import torch
     from accelerate import Accelerator
