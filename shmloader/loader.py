@@ -141,7 +141,8 @@ class ShmDataLoader(DataLoader[T_co]):
             ``num_workers=0``.
         snapshot_every_n_steps: after how many batches workers tell the state of a dataset, or of its iterator, that has
             ``state_dict`` and ``load_state_dict``; see ``state_dict``. Larger where that state is large: a pass that is
-            taken up makes the batches since the last one again. None: never. Other datasets have no such state.
+            taken up makes the batches since the last one again. None: never. Other datasets have no such state. With
+            ``in_order=False`` it is as 1, since it is not known then which batches came since.
         seeding: "worker": each worker's random generators are seeded when it starts, as torch's loader does it.
             "sample": torch's (the CPU's), numpy's and Python's are seeded before each sample, by base seed, pass and
             index. What a dataset draws is then the same with any number of workers, batch size and order, with
@@ -523,7 +524,11 @@ class ShmDataLoader(DataLoader[T_co]):
         until they are made.
 
         With another number of workers a map-style dataset gives the same samples in the same order. What they draw from
-        random generators is different, and a warning says so.
+        random generators is different, and a warning says so; not with ``seeding="sample"``, where nothing is.
+
+        With ``epoch_size``, the next pass is what was left of the one that was under way. With a `PermutationSampler`
+        the number of ranks may be another, if ``batch_size`` times that number is the same. Its ``set_epoch`` may be
+        called after this for a pass that is not begun.
 
         Pickles in a state run code when they are loaded: load only states that you trust.
 

@@ -137,7 +137,9 @@ def test_a_pass_goes_on(source: str, workers: str) -> None:
         again = rest_of(iterator)
         assert len(again) == len(rest), batches
         place = f"behind {taken} of {batches}"
-        if taken == batches and how.get("worker_type") != "thread":  # the pass behind it is an ordinary one
+        # The pass behind it is an ordinary one. Threads share the generators; and with no workers, a sampler that had
+        # drawn nothing yet has drawn its seed for the resumed pass from other states than the loop's.
+        if taken == batches and how.get("worker_type") != "thread" and (how["num_workers"] or batches):
             assert_same(rest_of(iter(loader)), following, f"pass {place}")
         if is_shared:
             again, rest = without_draws(again), without_draws(rest)
