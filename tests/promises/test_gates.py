@@ -202,12 +202,13 @@ def test_batches_that_are_made_stay_and_come_first() -> None:
     dataset.allow()
     iterator = iter(paused := loader(dataset))
     assert isinstance(iterator, ShmIterator)
-    until(lambda: dataset.seen() == list(range(16)) and iterator.is_ready())
+    dispatcher = iterator._dispatcher
+    # Not `is_ready`, which reads no more tokens when the first batch is there.
+    until(lambda: (dispatcher.receive_ready(), len(dispatcher._schedule.made()) == 4)[1])
     paused.pause()
     for worker in iterator._workers:
         os.kill(worker.pid, signal.SIGSTOP)  # nobody has to do anything for them
     try:
-        until(lambda: (iterator.is_ready(), len(iterator._dispatcher._schedule.made()) == 4)[1])
         found = [next(iterator).tolist()[0] for _ in range(4)]
     finally:
         for worker in iterator._workers:
