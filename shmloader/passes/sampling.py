@@ -206,7 +206,7 @@ class Sampling:
         self.set_own_generators(state["start"]["generators"])
 
     def resume(
-        self, state: dict[str, Any], batches: int, draws: Draws, begin: Callable[[], Iterator[Any]]
+        self, state: dict[str, Any], batches: int, draws: Draws, was_read: bool, begin: Callable[[], Iterator[Any]]
     ) -> Iterator[Any]:
         """Returns an iterator that is behind the first so many batches.
 
@@ -214,6 +214,7 @@ class Sampling:
             state: what `state` returned.
             batches: how many were given.
             draws: what the iterator that was in the pass had drawn as it began.
+            was_read: whether anything had been read. If not, what is drawn with the first index is the loop's to draw.
             begin: has torch's class begin to read.
         """
         self._start = state["start"]
@@ -238,7 +239,7 @@ class Sampling:
             self._first["position"] -= self._step(batches)  # as if this pass had begun with this number of ranks
         elif self._may_have_state(indices):
             indices = self._follow(indices, load)
-        return self._skip(indices, batches - state["drawn"])
+        return self._skip(indices, batches - state["drawn"]) if was_read else indices
 
     def _skip(self, indices: Iterator[Any], count: int) -> Iterator[Any]:
         """Returns what yields what follows. The first is drawn here: with it, samplers draw their seeds."""

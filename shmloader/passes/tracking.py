@@ -152,7 +152,8 @@ class Tracking:
         if state is not None and state.phase == "within" and state.sampler is not None:
             self._is_first = state.is_first
             place = self._placed(state.place)
-            indices = self.sampling.resume(state.sampler, place.batches, _draws_of(state), begin)
+            was_read = state.num_workers > 0 or state.place.given > 0  # workers' sampler is read ahead at once
+            indices = self.sampling.resume(state.sampler, place.batches, _draws_of(state), was_read, begin)
             if place.beyond:
                 indices = _without(indices, place.batches, frozenset(place.beyond))
         else:

@@ -137,9 +137,8 @@ def test_a_pass_goes_on(source: str, workers: str) -> None:
         again = rest_of(iterator)
         assert len(again) == len(rest), batches
         place = f"behind {taken} of {batches}"
-        # The pass behind it is an ordinary one. Threads share the generators; and with no workers, a sampler that had
-        # drawn nothing yet has drawn its seed for the resumed pass from other states than the loop's.
-        if taken == batches and how.get("worker_type") != "thread" and (how["num_workers"] or batches):
+        # The pass behind it is an ordinary one, but for threads, which share the generators.
+        if taken == batches and how.get("worker_type") != "thread":
             assert_same(rest_of(iter(loader)), following, f"pass {place}")
         if is_shared:
             again, rest = without_draws(again), without_draws(rest)
