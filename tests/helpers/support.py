@@ -257,12 +257,13 @@ def first_line(error: BaseException) -> str:
     return text.split("\n", 1)[0]
 
 
-def run_file(code: str) -> subprocess.CompletedProcess[str]:
+def run_file(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code as a script of its own, which spawned workers can import, and returns what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(textwrap.dedent(code))
-        return subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def in_threads(*acts: Callable[[], object]) -> None:
