@@ -12,7 +12,7 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import cached, calls, edges, gpu, growth, hidden, producers, samplers, seeding, shared, suite, threads
+from . import cached, calls, edges, gpu, growth, hidden, producers, resuming, samplers, seeding, shared, suite, threads
 from .output import Found, chart_folder
 
 
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Command] = {
     "threads": threads,
     "samplers": samplers,
     "seeding": seeding,
+    "resuming": resuming,
     "producers": producers,
     "calls": calls,
     "shared": shared,

@@ -243,12 +243,12 @@ class BatchMaker:
             return False
         state = self._shared_state.saved(self._brief.worker, self._takeover.tag)
         if state is not None:
-            seeding.restore(state)
+            generators.restore(state)
         return state is not None
 
     def _save_rng_state(self, tag: int) -> None:
         if self._brief.saves_rng_state:
-            self._shared_state.save(self._brief.worker, tag, seeding.capture())
+            self._shared_state.save(self._brief.worker, tag, generators.capture())
 
     # -- batches -------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import random
 from typing import Any
 
@@ -25,19 +24,6 @@ def seed(base_seed: int, worker: int) -> None:
     random.seed(base_seed + worker)
     torch.manual_seed(base_seed + worker)
     np.random.seed(numpy_seed(base_seed, worker))
-
-
-def capture() -> bytes:
-    """Returns the state of torch's, numpy's and Python's generators; not of generators that user code has made."""
-    return pickle.dumps((torch.get_rng_state().numpy().tobytes(), np.random.get_state(), random.getstate()), 5)
-
-
-def restore(state: bytes) -> None:
-    """Sets the generators to what `capture` returned."""
-    of_torch, of_numpy, of_python = pickle.loads(state)
-    torch.set_rng_state(torch.frombuffer(bytearray(of_torch), dtype=torch.uint8))
-    np.random.set_state(of_numpy)
-    random.setstate(of_python)
 
 
 class SampleSeeder:

@@ -262,7 +262,7 @@ def run_file(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "script.py"
         script.write_text(textwrap.dedent(code))
-        command = [sys.executable, script, *arguments]
+        command = [sys.executable, str(script), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
