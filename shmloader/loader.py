@@ -547,9 +547,10 @@ class ShmDataLoader(DataLoader[T_co]):
         if not isinstance(state_dict, Mapping) or state_dict:
             state = from_dict(state_dict)
             fits = self._fits()
-            if _is_elastic(fits) and _global_batch_size(fits) == _global_batch_size(state.loader):
-                del fits["batch_size"]
-            del fits["number of ranks"]
+            if type(self.sampler) is PermutationSampler:
+                if _global_batch_size(fits) == _global_batch_size(state.loader):
+                    del fits["batch_size"]
+                del fits["number of ranks"]
             if state.phase != "within" or not is_stream(self):
                 del fits["num_workers"]
             check_loader(state, fits)
@@ -569,7 +570,7 @@ class ShmDataLoader(DataLoader[T_co]):
             "kind of dataset": "iterable" if is_stream(self) else "map-style",
             "number of samples": None if is_stream(self) else _length_of(self.dataset),
             "batch_size": self.batch_size or getattr(self.batch_sampler, "batch_size", None),
-            "number of ranks": self.sampler.num_replicas if type(self.sampler) is PermutationSampler else None,
+            "number of ranks": _ranks_of(self.sampler),
             "drop_last": self.drop_last,
             "sampler": " of ".join(
                 type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
@@ -592,15 +593,16 @@ class ShmDataLoader(DataLoader[T_co]):
         self._gate = Gate()
 
 
-def _is_elastic(fits: Mapping[str, Any]) -> bool:
-    """Whether a place in the sampler means the same to any number of ranks."""
-    return fits["number of ranks"] is not None and fits["batch_size"] is not None
+def _ranks_of(sampler: Any) -> int | None:
+    """Returns how many ranks share a sampler's samples, as far as it says so."""
+    ranks = getattr(sampler, "num_replicas", None)
+    return ranks if type(ranks) is int else None
 
 
-def _global_batch_size(fits: Mapping[str, Any]) -> int | None:
-    """Returns how many samples a batch of each rank are together; None if it cannot be told."""
+def _global_batch_size(fits: Mapping[str, Any]) -> int | object:
+    """Returns how many samples a batch of each rank are together; what equals nothing if it cannot be told."""
     ranks, size = fits.get("number of ranks"), fits.get("batch_size")
-    return ranks * size if isinstance(ranks, int) and isinstance(size, int) else None
+    return ranks * size if isinstance(ranks, int) and isinstance(size, int) else object()
 
 
 def _length_of(dataset: Any) -> int | None:

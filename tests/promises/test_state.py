@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler
 
 from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader
 from tests.helpers import resuming
@@ -365,6 +365,18 @@ def test_a_state_of_another_loader_is_refused_by_name(other: Make, name: str) ->
     next(iter(loader))
     with pytest.raises(ValueError, match=f"its {name} is"):
         other().load_state_dict(loader.state_dict())
+
+
+def test_with_torchs_sampler_there_are_as_many_ranks_as_before() -> None:
+    def make(ranks: int, rank: int) -> ShmDataLoader[Any]:
+        return _map(sampler=DistributedSampler(resuming.Augmented(LENGTH), ranks, rank))
+
+    loader = make(2, 0)
+    next(iter(loader))
+    make(2, 1).load_state_dict(loader.state_dict())
+    for ranks in (1, 4):
+        with pytest.raises(ValueError, match=f"its number of ranks is 2, and this loader's is {ranks}"):
+            make(ranks, 0).load_state_dict(loader.state_dict())
 
 
 def test_a_stream_needs_as_many_workers() -> None:
