@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -46,10 +47,12 @@ class Parts(NamedTuple):
         return type(whole) in (list, tuple, dict) or (hasattr(whole, "_fields") and not hasattr(whole, "__dict__"))
 
     def rebuilt(self, values: list[Any]) -> Any:
-        """Returns a container of the same kind with other parts.
+        """Returns a container of the same kind with other parts, and with whatever else it has.
 
-        How containers are made anew is torch's way (torch/utils/data/_utils/pin_memory.py): one that does not take
-        its parts becomes a plain one.
+        These are parts already, and not what such a container is made of. So no class is called that might make
+        something of them once more: a named tuple with a ``__new__`` of its own would, and a Counter adds what it is
+        given. torch calls both (torch/utils/data/_utils/pin_memory.py). As there, one that does not take its parts
+        becomes a plain one.
         """
         if isinstance(self.whole, Mapping):
             return _as_mapping(self, values)
@@ -174,15 +177,29 @@ def _as_mapping(parts: Parts, values: list[Any]) -> Any:
         if not isinstance(whole, MutableMapping):
             return type(whole)(items)
         clone = copy.copy(whole)  # it may have more than its items
-        clone.update(items)
+        if isinstance(clone, Counter):
+            dict.update(clone, items)
+        else:
+            clone.update(items)
     except TypeError:
         return items
     return clone
 
 
+def _as_tuple(whole: Any, values: list[Any]) -> Any:
+    kind = type(whole)
+    try:
+        made = tuple.__new__(kind, values)
+    except TypeError:  # a class of C's, as functions of torch return
+        return kind(*values) if hasattr(whole, "_fields") else kind(values)
+    if hasattr(whole, "__dict__"):
+        made.__dict__.update(whole.__dict__)
+    return made
+
+
 def _as_sequence(whole: Any, values: list[Any]) -> Any:
     if isinstance(whole, tuple):
-        return type(whole)(*values) if hasattr(whole, "_fields") else type(whole)(values)
+        return _as_tuple(whole, values)
     try:
         if not isinstance(whole, MutableSequence):
             return type(whole)(values)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import OrderedDict, UserDict, namedtuple
+from collections import Counter, OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from shmloader.batches.structure import NotPlainError, joiner, leaves, take_apart
 
@@ -158,6 +159,37 @@ def test_parts_have_paths_and_make_the_same_kind_again(whole: Any, paths: list[s
     assert type(changed) is type(whole)
     assert whole == before
     assert all(is_leaf(part) for part in take_apart(changed, with_dataclasses=True).values)  # type: ignore[union-attr]
+
+
+class Totals(dict[str, Any]):
+    """A dict that has more than its items."""
+
+    unit = "mm"
+
+
+@pytest.mark.parametrize("kind", [Swapped, Noted, Maker, Metaswapped, Totals, Counter, OrderedDict])
+def test_no_class_makes_something_of_parts_once_more(kind: Any) -> None:
+    whole = kind(left=3, right=4)
+    if isinstance(whole, Totals):
+        whole.unit = "cm"
+    parts = take_apart(whole)
+    assert parts is not None
+    again = parts.rebuilt(parts.values)
+    assert type(again) is type(whole)
+    assert again == whole
+    assert again is not whole
+    assert vars(again) == vars(whole)
+    changed = parts.rebuilt([30, 40])
+    assert (list(changed.values()) if isinstance(changed, dict) else list(changed)) == [30, 40]
+
+
+def test_a_tuple_of_a_class_of_cs_is_made_by_calling_it() -> None:
+    whole = torch.ones(2, 3).max(0)
+    parts = take_apart(whole)
+    assert parts is not None
+    again = parts.rebuilt(parts.values)
+    assert type(again) is type(whole)
+    assert again.indices is whole.indices
 
 
 @pytest.mark.parametrize(

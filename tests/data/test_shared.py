@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import threading
-from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context, resource_sharer
 from pathlib import Path
@@ -215,6 +215,23 @@ def test_a_structure_is_shared_part_by_part() -> None:
     assert source["record"].images is rows
     shared["nested"][0][:] = 0
     assert rows.sum() == 15
+
+
+class Doubled(Record):
+    """A named tuple that makes something of what it is called with."""
+
+    def __new__(cls, images: Any, names: Any) -> Any:
+        return super().__new__(cls, 2 * images, names)
+
+
+def test_a_container_is_what_it_is_and_not_made_once_more() -> None:
+    source: list[Any] = [Counter(), Doubled(np.arange(3), torch.ones(2))]
+    source[0]["a"] = np.arange(3)
+    counts, doubled = share(source)
+    assert (type(counts), type(doubled)) == (Counter, Doubled)
+    assert counts["a"].tolist() == [0, 1, 2]
+    assert doubled.images.tolist() == [0, 2, 4]
+    assert segment_of(counts["a"]) is segment_of(doubled.images) is not None
 
 
 def parts_of(whole: Any) -> dict[int, Any]:
