@@ -3,7 +3,8 @@
 from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset
-from .data.cached import CachedDataset, CacheStatistics
+from .data.cache_statistics import CacheStatistics
+from .data.cached import CachedDataset
 from .data.chunks import ChunkedDataset
 from .data.permutation import PermutationSampler
 from .data.shared import share

@@ -55,8 +55,10 @@ WINGS = {
     "collate": ["chunk_fetcher seeded", "write_into", "default", "columns checked", "templates"],
     "data": [
         "shared cached",
+        "cache_keeper",
         "shared_sequence shared_tensors arrays chunks permutation cache_file sample_forms",
-        "shared_arrays cache_readers cache_tally",
+        "plain_forms cache_readers cache_tally",
+        "shared_arrays packed_forms cache_arguments cache_statistics",
         "cache_layout chunk feistel file_maps gather shared_memory",
     ],
     "slots": [

@@ -24,7 +24,7 @@ from shmloader.batches.dtypes import ALL
 HEADER_BYTES = 4096
 WORD = struct.Struct("<Q")
 
-_VERSION = 1
+_VERSION = 2  # of the layout, and of the names that forms are pickled by
 _MAGIC = b"shmcache"
 _HEADER = struct.Struct("<8sIIQ8s32s")  # magic, version, dtypes, length, key, fingerprint
 _CRC = struct.Struct("<I")

@@ -2,64 +2,33 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import operator
 import os
-import warnings
+import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset
 
 from shmloader.arguments import checked_optional_count
-from shmloader.errors import CacheFullWarning
-from shmloader.slots.limits import available_memory, file_size_limit, memory_limit
 
+from .cache_arguments import checked_length, checked_path, disk_for_a_cache, fingerprint_of, memory_for_a_cache
 from .cache_file import at_path, in_memory
+from .cache_keeper import Keeper
 from .cache_layout import Record
 from .cache_readers import Reader
+from .cache_statistics import CacheStatistics
 from .cache_tally import Mark, Tally
 from .gather import row_numbers
-from .sample_forms import PlainForm, Taken, form_of, take
+from .plain_forms import PlainForm
+from .sample_forms import Taken, form_of, take
 
 _MISSING = object()
 
-# After these no further sample of this process is written.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-# What a sample in a file may raise that an earlier version of the user's code has written: a class is not there now.
-_UNREADABLE = (AttributeError, ImportError, ValueError)
-
-_MAX_WRAPPED = 20
-
-
-@dataclass(frozen=True)
-class CacheStatistics:
-    """What a `CachedDataset` has done. It is immutable, and true of the moment it was asked for.
-
-    Hits, misses and samples that did not fit are summed over all processes and threads that share the object: workers,
-    and whatever else was forked, or was sent it by multiprocessing. Samples and bytes are of all that use the file.
-
-    Attributes:
-        length: how many samples the dataset has.
-        samples: how many of them are kept.
-        bytes: what their records take, those included that were written in vain.
-        max_bytes: what they may take.
-        hits: how often a sample was read from the cache.
-        misses: how often one was read from the dataset.
-        did_not_fit: how many samples were read and found no room, and are not kept now.
-    """
-
-    length: int
-    samples: int
-    bytes: int
-    max_bytes: int
-    hits: int
-    misses: int
-    did_not_fit: int
+# What a sample in a file may raise that another version of the user's code has written: a class is not there now, or
+# takes other arguments.
+_UNREADABLE = (AttributeError, ImportError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 class CachedDataset(Dataset[Any]):
@@ -135,20 +104,20 @@ class CachedDataset(Dataset[Any]):
         fingerprint: str = "",
     ) -> None:
         self.dataset = dataset
-        self._length = _checked_length(dataset)
+        self._length = checked_length(dataset)
         checked_optional_count("max_bytes", max_bytes, 1)
         if not isinstance(fingerprint, str):
             raise TypeError(f"fingerprint must be a str, got {fingerprint!r}")
         self._tally = Tally(self._length)
         if path is None:
-            self._file = in_memory(self._length, max_bytes or _memory_for_a_cache())
+            self._file = in_memory(self._length, max_bytes or memory_for_a_cache())
         else:
-            name = _checked_path(path)
-            self._file = at_path(name, self._length, _fingerprint_of(dataset, fingerprint), max_bytes or 1)
-            self._file.max_bytes = max_bytes or self._file.nbytes + _disk_for_a_cache(name)
+            name = checked_path(path)
+            self._file = at_path(name, self._length, fingerprint_of(dataset, fingerprint), max_bytes or 1)
+            self._file.max_bytes = max_bytes or self._file.nbytes + disk_for_a_cache(name)
         # Of this process:
-        self._is_full = self._has_warned = False
-        self._refused = 0
+        self._keeper = Keeper(self._length, self._file, self._tally)
+        self._unreadable: set[int] = set()
 
     @property
     def max_bytes(self) -> int:
@@ -191,7 +160,8 @@ class CachedDataset(Dataset[Any]):
 
         Raises:
             IndexError: there is no such sample.
-            TypeError: ``index`` is no int, or the sample cannot be kept: something in it cannot be pickled.
+            TypeError: ``index`` is no int, or the sample cannot be kept: something in it cannot be pickled, or cannot
+                be unpickled.
         """
         number = self._number(index)
         sample = self._kept(number)
@@ -199,7 +169,7 @@ class CachedDataset(Dataset[Any]):
             self._tally.add(1, 0)
             return sample
         self._tally.add(0, 1)
-        return self._keep(number, self.dataset[number])
+        return self._store(number, self.dataset[number]).own()
 
     def __getitems__(self, indices: Sequence[Any]) -> list[Any]:
         """Returns the samples of a batch; those that are not kept are asked for together, if the dataset can do so."""
@@ -275,6 +245,7 @@ class CachedDataset(Dataset[Any]):
         except _UNREADABLE:
             if self._file.path is None:
                 raise
+            self._unreadable.add(number)
             return _MISSING
 
     # -- keeping -------------------------------------------------------------------------------------------------
@@ -283,124 +254,60 @@ class CachedDataset(Dataset[Any]):
         """Reads samples from the dataset and keeps them."""
         read_all = getattr(self.dataset, "__getitems__", None)  # as torch's fetcher looks for it
         if not read_all:
-            return {number: _Read(self._store(number, self.dataset[number])) for number in numbers}
-        samples = read_all(numbers)
+            return {number: self._store(number, self.dataset[number]) for number in numbers}
+        samples = list(read_all(list(numbers)))
         if len(samples) != len(numbers):
             raise ValueError(f"__getitems__ of the dataset returned {len(samples)} samples for {len(numbers)} indices")
-        return {number: _Read(self._store(number, sample)) for number, sample in zip(numbers, samples, strict=True)}
+        return {number: self._store(number, sample) for number, sample in zip(numbers, samples, strict=True)}
 
-    def _keep(self, number: int, sample: Any) -> Any:
-        return self._store(number, sample).sample()
-
-    def _store(self, number: int, sample: Any) -> Taken:
-        """Copies a sample, and writes the copy unless it is there by now or there is no room."""
+    def _store(self, number: int, sample: Any) -> _Read:
+        """Copies a sample, and keeps the copy unless it is there by now or there is no room."""
         try:
             taken = take(sample)
         except TypeError as error:
             raise TypeError(f"CachedDataset cannot keep sample {number}: {error}") from error.__cause__
-        if self._record(number) is not None:
-            return taken
-        if self._is_written(number, taken):
-            if self._file.path is not None:
-                self._tally.mark(number, Mark.SOUND)
-        else:
-            self._tally.mark(number, Mark.NO_ROOM)
-        return taken
-
-    def _is_written(self, number: int, taken: Taken) -> bool:
-        if self._is_full:
-            return False
-        try:
-            if self._file.keep(number, taken.form, taken.parts):
-                return True
-        except OSError as error:
-            self._is_full = error.errno in _FULL
-            self._warn_of_the_file(error)
-            return False
-        self._refused += 1
-        if self._refused & (self._refused - 1) == 0:  # looking takes time: at the 1st, 2nd, 4th, 8th and so on
-            self._warn_if_most_do_not_fit(sum(part.nbytes for part in taken.parts))
-        return False
-
-    def _warn_if_most_do_not_fit(self, nbytes: int) -> None:
-        samples = self._file.count()
-        expected = (self._file.nbytes + nbytes) / (samples + 1) * self._length
-        if 2 * self.max_bytes < expected:
-            self._warn_once(
-                f"about {self.max_bytes / expected:.0%} of the {self._length} samples of a CachedDataset fit into "
-                f"max_bytes={self.max_bytes}: all would take {expected:.3g} bytes. The others are read anew each time; "
-                "raise max_bytes, give a path on a larger disk, or cache less of each sample"
-            )
-
-    def _warn_of_the_file(self, error: OSError) -> None:
-        self._warn_once(
-            f"a CachedDataset cannot write to {self._file.path or 'its shared memory'}: {error}. What is kept stays; "
-            "other samples are read anew each time"
-        )
-
-    def _warn_once(self, text: str) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            if self._tally.is_first_to_claim():
-                warnings.warn(text, CacheFullWarning, stacklevel=2)
+        read = _Read(number, taken)
+        if number in self._unreadable or self._record(number) is None:
+            self._keeper.keep(number, taken)
+            self._unreadable.discard(number)
+        return read
 
 
 class _Read:
-    """A sample that was read, for each place of a batch where it is wanted."""
+    """A sample that was read, for each place of a batch where it is wanted.
 
-    def __init__(self, taken: Taken) -> None:
+    Args:
+        number: the sample's.
+        taken: what it was taken apart into.
+
+    Raises:
+        TypeError: it cannot be made anew.
+    """
+
+    def __init__(self, number: int, taken: Taken) -> None:
         self._taken = taken
-        self._is_given = False
+        try:
+            self._first = taken.sample()  # before it is kept, for all who read it would fail
+        except MemoryError:
+            raise
+        except Exception as error:
+            if _can_be_made(taken):
+                raise  # a signal's handler raised it, and the sample is not to blame
+            raise TypeError(
+                f"CachedDataset cannot keep sample {number}: it was pickled, and to unpickle it raises {error!r}"
+            ) from error
 
     def own(self) -> Any:
         """Returns the sample in memory that nobody else has."""
-        taken = Taken(self._taken.form, [part.copy() for part in self._taken.parts]) if self._is_given else self._taken
-        self._is_given = True
-        return taken.sample()
+        first, self._first = self._first, _MISSING
+        if first is not _MISSING:
+            return first
+        return Taken(self._taken.form, [part.copy() for part in self._taken.parts]).sample()
 
 
-# -- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _checked_length(dataset: Any) -> int:
-    kind = type(dataset).__qualname__
-    if isinstance(dataset, IterableDataset) or not hasattr(type(dataset), "__getitem__"):
-        raise TypeError(f"CachedDataset takes a map-style dataset, and {kind} is none: it has no samples by index")
+def _can_be_made(taken: Taken) -> bool:
     try:
-        return len(dataset)
-    except (TypeError, NotImplementedError) as error:
-        raise TypeError(f"CachedDataset takes a dataset with a length, and {kind} has none: {error}") from error
-
-
-def _checked_path(path: Any) -> str:
-    try:
-        name = os.fspath(path)
-    except TypeError:
-        raise TypeError(f"path must be a str or a path, got {path!r}") from None
-    if not isinstance(name, str):
-        raise TypeError(f"path must be a str or a path, got {path!r}")
-    return os.path.realpath(name)  # of a link that leads nowhere, where it leads to
-
-
-def _memory_for_a_cache() -> int:
-    nbytes = min(memory_limit() // 2, available_memory())
-    return max(1, min(nbytes, file_size_limit() or nbytes))
-
-
-def _disk_for_a_cache(name: str) -> int:
-    disk = os.statvfs(name)
-    return max(1, disk.f_bavail * disk.f_frsize // 2)
-
-
-def _fingerprint_of(dataset: Any, given: str) -> bytes:
-    """Returns 32 bytes of what is known of a dataset in every run: classes, and what a subset chooses."""
-    found = hashlib.sha256(repr(given).encode())
-    for _ in range(_MAX_WRAPPED):
-        found.update(repr(type(dataset).__qualname__).encode())
-        if type(dataset) is Subset:
-            found.update(repr([str(index) for index in dataset.indices]).encode())
-        inner = getattr(dataset, "dataset", None)
-        if inner is None:
-            break
-        dataset = inner
-    return found.digest()
+        taken.sample()
+    except Exception:
+        return False
+    return True

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from shmloader import CachedDataset, CacheFullWarning, ShmDataLoader, share
 from shmloader.data import cache_file, cache_layout
-from shmloader.data.sample_forms import PlainForm, form_of, take
+from shmloader.data.plain_forms import PlainForm
+from shmloader.data.sample_forms import form_of, take
 from tests.helpers import samples
 from tests.helpers.datasets import Images, Mapped, Point, nest
 from tests.helpers.support import assert_same, assert_same_stream, let_stock_end, run_file, stream
@@ -148,6 +149,101 @@ def test_odd_samples(name: str, place: dict[str, Any]) -> None:
     for _ in range(3):
         assert_same(cached[0], ODD[name])
     assert cached.statistics().hits == 2
+
+
+class Halved(Point):
+    """A named tuple that is made of other parts than it has."""
+
+    def __new__(cls, value: Any, label: Any = None) -> Any:
+        return super().__new__(cls, value / 2, label)
+
+
+class Single(Point):
+    """A named tuple that is made of fewer parts than it has."""
+
+    def __new__(cls, value: Any) -> Any:
+        return super().__new__(cls, value, value)
+
+
+class Quoted(str):
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Any:
+        return super().__new__(cls, f"<{text}>")
+
+
+class Next(int):
+    def __new__(cls, value: int) -> Any:
+        return super().__new__(cls, value + 1)
+
+
+class Both(complex):
+    """Says itself what it is made of."""
+
+    def __new__(cls, one: float) -> Any:
+        return super().__new__(cls, one, one)
+
+    def __getnewargs__(self) -> Any:
+        return (self.real,)
+
+
+class Names(list[Any]):
+    """A list that has more than its items."""
+
+
+def with_attributes(whole: Any, **attributes: Any) -> Any:
+    vars(whole).update(attributes)
+    return whole
+
+
+MADE_ONCE: dict[str, Callable[[], Any]] = {
+    "a named tuple": lambda: Halved(np.arange(3.0), "a"),
+    "in a list": lambda: [Halved(torch.ones(3)), {"x": Single(np.arange(3))}],
+    "of fewer parts": lambda: Single(3),
+    "text": lambda: Quoted("text"),
+    "a number": lambda: with_attributes(Next(3), unit="mm"),
+    "a class that is pickled right": lambda: Both(3),
+    "a list": lambda: with_attributes(Names([1, "a"]), unit="mm"),
+    "a tensor": lambda: with_attributes(torch.arange(3), affine=np.eye(3), source="file"),
+    "a sparse one": lambda: [with_attributes(torch.eye(3).to_sparse(), source="file"), torch.ones(2)],
+    "no elements": lambda: torch.zeros(2, 0, 3),
+}
+
+
+@pytest.mark.parametrize("name", MADE_ONCE)
+def test_what_is_kept_is_not_made_of_itself_once_more(name: str, place: dict[str, Any]) -> None:
+    expected = MADE_ONCE[name]()
+    cached = CachedDataset([MADE_ONCE[name]()], **place)
+    for _ in range(3):
+        sample = cached[0]
+        assert_same(sample, expected)
+        assert getattr(sample, "unit", None) == getattr(expected, "unit", None)
+
+
+def test_a_tensor_that_refers_to_itself() -> None:
+    tensor: Any = torch.ones(3)
+    tensor.whole = [tensor]
+    cached = CachedDataset([tensor])
+    for _ in range(2):
+        sample = cached[0]
+        assert sample.whole[0] is sample
+    del tensor.whole, sample.whole
+
+
+class OneWay:
+    """Can be pickled, and not be made of that again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def test_what_cannot_be_unpickled_is_named_and_not_kept(place: dict[str, Any]) -> None:
+    cached = CachedDataset([1, OneWay()], **place)
+    for read in (lambda: cached[1], lambda: cached.__getitems__([0, 1])):
+        with pytest.raises(TypeError, match=r"cannot keep sample 1: it was pickled, and to unpickle it raises ValueE"):
+            read()
+    assert cached.__getitems__([0, 0]) == [1, 1]
+    assert cached.statistics().samples == 1
 
 
 def test_one_object_in_two_places_stays_one() -> None:
@@ -547,7 +643,10 @@ def test_a_class_that_is_gone_is_read_anew(tmp_path: Path, monkeypatch: pytest.M
     CachedDataset(samples_of[0], path=tmp_path / "cache").__getitems__([0, 1])
     form_of.cache_clear()
     monkeypatch.delattr("tests.helpers.datasets.Point")
-    assert CachedDataset(samples_of[1], path=tmp_path / "cache").__getitems__([0, 1]) == [3, 4]
+    cached = CachedDataset(samples_of[1], path=tmp_path / "cache")
+    for _ in range(2):  # and what is read is kept in its place
+        assert cached.__getitems__([0, 1]) == [3, 4]
+    assert (cached.statistics().hits, cached.statistics().misses) == (2, 2)
     form_of.cache_clear()
 
 
@@ -568,7 +667,7 @@ OTHERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "fingerprint": (lambda path: CachedDataset([0] * 5, path=path, fingerprint="v2"), "with another fingerprint"),
     "no cache": (lambda path: _changed(path, lambda data: data.__setitem__(0, 0)), "is not a CachedDataset's file"),
     "short": (lambda path: _changed(path, lambda data: data.__delitem__(slice(500, None))), "cut short in its header"),
-    "format": (lambda path: _changed(path, _other_version), "has format 0 .* reads format 1"),
+    "format": (lambda path: _changed(path, _other_version), "has format 0 .* reads format 2"),
     "dtypes": (lambda path: _changed(path, _other_dtypes), "a torch that has other dtypes"),
     "damage": (lambda path: _changed(path, lambda data: data.__setitem__(40, data[40] ^ 1)), "a damaged header"),
 }
