@@ -479,7 +479,7 @@ class ShmDataLoader(DataLoader[T_co]):
             The figures as they are now, or None if no pass has begun that has workers.
         """
         pool = self._pool_cache.last
-        return None if pool is None else statistics.collect(pool, self._restart_count)
+        return None if pool is None else statistics.collect(pool, self._restart_count, self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.

@@ -1,8 +1,15 @@
-"""What a cache has done."""
+"""What a cache has done, and which caches a dataset reads from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+from torch.utils.data import Dataset
+
+# Datasets beyond so many are not looked at.
+_MAX_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -29,3 +36,49 @@ class CacheStatistics:
     hits: int
     misses: int
     did_not_fit: int
+
+
+class Cache(Protocol):
+    """What is counted: a `CachedDataset`, which is above this module."""
+
+    def statistics(self) -> CacheStatistics:
+        """Returns what was counted so far."""
+
+
+def sum_of_caches(dataset: Any, kind: type[Cache]) -> CacheStatistics | None:
+    """Returns what the caches that a dataset reads from have done, summed; None where none is found.
+
+    They are looked for in the dataset, in whatever it has as ``dataset`` or in a list or tuple ``datasets``, as torch's
+    wrappers do, and in each of its attributes that is a ``Dataset``; and in what is found there. Each counts once.
+
+    Args:
+        dataset: a loader's.
+        kind: what a cache is.
+    """
+    found = [one.statistics() for one in _within(dataset) if isinstance(one, kind)]
+    if not found:
+        return None
+    return CacheStatistics(*(sum(getattr(one, field.name) for one in found) for field in fields(CacheStatistics)))
+
+
+def _within(dataset: Any) -> Iterator[Any]:
+    """Yields a dataset and those that it is made of, each once."""
+    left, seen = [dataset], {id(dataset): dataset}
+    while left:
+        one = left.pop()
+        yield one
+        for part in _parts(one):
+            if id(part) not in seen and len(seen) < _MAX_LOOKED_AT:
+                seen[id(part)] = part
+                left.append(part)
+
+
+def _parts(dataset: Any) -> list[Any]:
+    # By the instance's own dict where there is one, so that no code of the user's runs: a property may read files.
+    attributes = getattr(dataset, "__dict__", {})
+    parts: list[Any] = [value for value in attributes.values() if isinstance(value, Dataset)]
+    parts.append(attributes.get("dataset"))
+    several = attributes.get("datasets")
+    if isinstance(several, (list, tuple)):
+        parts += several[:_MAX_LOOKED_AT]
+    return [part for part in parts if part is not None]

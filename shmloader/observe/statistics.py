@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from shmloader.data.cache_statistics import CacheStatistics, sum_of_caches
+from shmloader.data.cached import CachedDataset
 from shmloader.passes.restarts import RestartCount
 from shmloader.slots.pool import Pool
 
@@ -26,6 +29,8 @@ class LoaderStatistics:
             lend more. `HeldBatchesWarning` says which; raise ``num_slots`` or ``max_pool_bytes``, or clone what you
             keep.
         restarts: workers that died and were replaced, over all passes of the loader.
+        cache: what each `CachedDataset` that the loader's dataset is, wraps or has as an attribute has done, summed;
+            None where there is none.
     """
 
     num_slots: int
@@ -35,10 +40,11 @@ class LoaderStatistics:
     batches: int
     copies: int
     restarts: int
+    cache: CacheStatistics | None
 
 
-def collect(pool: Pool, restarts: RestartCount) -> LoaderStatistics:
-    """Returns the figures as they are now."""
+def collect(pool: Pool, restarts: RestartCount, dataset: Any) -> LoaderStatistics:
+    """Returns the figures as they are now. Reads 9 bytes for each sample of a cached dataset."""
     return LoaderStatistics(
         num_slots=pool.num_slots,
         max_bytes=pool.max_bytes,
@@ -47,4 +53,5 @@ def collect(pool: Pool, restarts: RestartCount) -> LoaderStatistics:
         batches=pool.batches,
         copies=pool.copies,
         restarts=restarts.total,
+        cache=sum_of_caches(dataset, CachedDataset),
     )

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, StackDataset, Subset, TensorDataset
 
-from shmloader import CachedDataset, CacheFullWarning, ShmDataLoader, share
+from shmloader import CachedDataset, CacheFullWarning, CacheStatistics, ShmDataLoader, share
 from shmloader.data import cache_file, cache_layout
 from shmloader.data.plain_forms import PlainForm
 from shmloader.data.sample_forms import form_of, take
@@ -887,6 +887,76 @@ def test_copies_share_it_and_pickles_do_not(place: dict[str, Any]) -> None:
     other.dataset = [7, 8]
     assert other[0] == (5 if place else 7)
     assert (other.max_bytes, other.path) == (cached.max_bytes, cached.path)
+
+
+class Wrapped(Dataset[Any]):
+    def __init__(self, pictures: Any) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._pictures[index]
+
+
+def wrapper(dataset: Any) -> Any:
+    """A wrapper that is no Dataset."""
+
+    class Wrapper:
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, index: int) -> Any:
+            return dataset[index]
+
+    made = Wrapper()
+    made.dataset = dataset  # type: ignore[attr-defined]
+    made.itself = made  # type: ignore[attr-defined]
+    return made
+
+
+def cache_of(loader: ShmDataLoader[Any]) -> CacheStatistics | None:
+    found = loader.statistics()
+    assert found is not None
+    return found.cache
+
+
+WRAPPINGS: dict[str, Callable[[CachedDataset], Any]] = {
+    "itself": lambda cached: cached,
+    "a subset": lambda cached: Subset(Subset(cached, range(LENGTH)), range(LENGTH)),
+    "in an attribute": Wrapped,
+    "in a wrapper": lambda cached: wrapper(wrapper(cached)),
+    "a stack": lambda cached: StackDataset(cached),
+    "parts of it, in a row": lambda cached: ConcatDataset([Subset(cached, range(9)), Subset(cached, range(9, LENGTH))]),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_a_loader_counts_what_its_cache_has_done(name: str) -> None:
+    cached = CachedDataset(Mapped(lambda index: np.full(10, index), LENGTH))
+    loader: ShmDataLoader[Any] = ShmDataLoader(WRAPPINGS[name](cached), 4, num_workers=2)
+    for _ in range(3):
+        assert len(list(loader)) == LENGTH // 4
+    found = cache_of(loader)
+    assert found == cached.statistics()
+    assert found is not None
+    assert (found.hits, found.misses, found.samples, found.did_not_fit) == (2 * LENGTH, LENGTH, LENGTH, 0)
+
+
+@pytest.mark.filterwarnings("ignore::shmloader.CacheFullWarning")
+def test_a_loader_sums_its_caches() -> None:
+    caches = [CachedDataset([np.zeros(1000)] * 5, max_bytes) for max_bytes in (None, 9000)]
+    loader: ShmDataLoader[Any] = ShmDataLoader(ConcatDataset(caches), num_workers=1)
+    list(loader)
+    found = cache_of(loader)
+    assert found is not None
+    each = [cached.statistics() for cached in caches]
+    assert (found.length, found.samples, found.misses, found.did_not_fit) == (10, 6, 10, 4)
+    assert found.bytes == sum(one.bytes for one in each)
+    loader = ShmDataLoader(Images(3), num_workers=1)
+    list(loader)
+    assert cache_of(loader) is None
 
 
 def test_threads_count_apart() -> None:
