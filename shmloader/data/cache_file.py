@@ -125,8 +125,9 @@ class CacheFile:
             return False
         start = self._append(record)
         first, end = self._header.data_start, start + record.nbytes
-        if start < first:  # the file was cut, into its index
+        if start < first:  # the file was cut, into its index or its header
             os.ftruncate(self._fd, max(first, os.fstat(self._fd).st_size))
+            os.pwrite(self._fd, self._header.packed(), 0)
             return False
         if end > first + self.max_bytes:
             if os.fstat(self._fd).st_size > start:
