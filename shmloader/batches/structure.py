@@ -183,6 +183,8 @@ def _as_mapping(parts: Parts, values: list[Any]) -> Any:
             clone.update(items)
     except TypeError:
         return items
+    if getattr(whole, "__dict__", None) is whole:  # whose items are its attributes too
+        object.__setattr__(clone, "__dict__", clone)
     return clone
 
 

@@ -167,6 +167,23 @@ class Totals(dict[str, Any]):
     unit = "mm"
 
 
+class Attributes(dict[str, Any]):
+    """A dict whose items are its attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = self
+
+
+def test_items_that_are_attributes_stay_so() -> None:
+    parts = take_apart(Attributes(left=1))
+    assert parts is not None
+    changed = parts.rebuilt([2])
+    assert (type(changed), changed.left, changed["left"]) == (Attributes, 2, 2)
+    changed.left = 3
+    assert changed["left"] == 3
+
+
 @pytest.mark.parametrize("kind", [Swapped, Noted, Maker, Metaswapped, Totals, Counter, OrderedDict])
 def test_no_class_makes_something_of_parts_once_more(kind: Any) -> None:
     whole = kind(left=3, right=4)
