@@ -56,7 +56,8 @@ class CachedDataset(Dataset[Any]):
 
     A sample that is returned is the caller's own: writing to it changes nothing in the cache. It is what the dataset
     returned, but for the layout of arrays that are neither C- nor Fortran-contiguous, which are made C-contiguous. This
-    holds for the first read too. Read-only arrays come as ones that may be written to.
+    holds for the first read too. Read-only arrays come as ones that may be written to, and views of one memory have
+    memory of their own.
 
     No process waits for another one. Two that read the same sample at the same time both read it from the dataset. One
     that is killed, at any instruction, leaves a sample whole or absent. An error of the dataset is raised and not kept.
