@@ -33,6 +33,7 @@ def checked_path(path: Any) -> str:
 
     Raises:
         TypeError: it is no path.
+        ValueError: it cannot be the name of a file.
     """
     try:
         name = os.fspath(path)
@@ -40,6 +41,8 @@ def checked_path(path: Any) -> str:
         raise TypeError(f"path must be a str or a path, got {path!r}") from None
     if not isinstance(name, str):
         raise TypeError(f"path must be a str or a path, got {path!r}")
+    if "\0" in name:
+        raise ValueError(f"path must not have a null character in it, got {path!r}")
     return os.path.realpath(name)  # of a link that leads nowhere, where it leads to
 
 

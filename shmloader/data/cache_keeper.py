@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import warnings
 
+from shmloader import interrupts
 from shmloader.errors import CacheFullWarning
 
 from .cache_file import CacheFile
@@ -49,9 +50,15 @@ class Keeper:
         if self._is_full:
             return False
         try:
-            if self._file.keep(number, taken.form, taken.parts):
+            with (
+                interrupts.AllDeferred()
+            ):  # which are not to leave a descriptor, and not to look as if the disk were full
+                is_kept = self._file.keep(number, taken.form, taken.parts)
+            if is_kept:
                 return True
         except OSError as error:
+            if error.errno is None:
+                raise  # a signal's handler raised it, a TimeoutError say
             self._is_full = error.errno in _FULL
             self._warn_of_the_file(error)
             return False

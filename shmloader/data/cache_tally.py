@@ -7,7 +7,6 @@ stay when their threads are gone.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import threading
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shmloader import interrupts
 from shmloader.batches.tensors import Array
 
 _LINE = struct.Struct("<qqq")  # what it is of, hits, misses
@@ -86,10 +86,13 @@ class Tally:
             line = self._mine.line = _Line(os.getpid())
         line.hits += hits
         line.misses += misses
-        with contextlib.suppress(OSError):  # where there is no descriptor, it is added with the next ones
+        try:
             if line.offset < 0:
                 line.offset = self._append(_LINE.pack(_COUNTS, 0, 0))
             os.pwrite(self._fd, _LINE.pack(_COUNTS, line.hits, line.misses), line.offset)
+        except OSError as error:  # where there is no descriptor, it is added with the next ones
+            if error.errno is None:
+                raise  # a signal's handler raised it, a TimeoutError say
 
     def counts(self) -> Counts:
         """Returns the sums."""
@@ -106,12 +109,13 @@ class Tally:
         return all(kind != _CLAIM for kind, _, _ in self._lines()[:before])
 
     def _append(self, line: bytes) -> int:
-        log = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        try:
-            os.write(log, line)
-            return os.lseek(log, 0, os.SEEK_CUR) - len(line)
-        finally:
-            os.close(log)
+        with interrupts.AllDeferred():  # until the descriptor is closed
+            log = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            try:
+                os.write(log, line)
+                return os.lseek(log, 0, os.SEEK_CUR) - len(line)
+            finally:
+                os.close(log)
 
     def _lines(self) -> list[tuple[int, int, int]]:
         data = self._read(self._length, os.fstat(self._fd).st_size - self._length)

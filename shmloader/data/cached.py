@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from shmloader import interrupts
 from shmloader.arguments import checked_optional_count
 
 from .cache_arguments import checked_length, checked_path, disk_for_a_cache, fingerprint_of, memory_for_a_cache
@@ -109,13 +110,15 @@ class CachedDataset(Dataset[Any]):
         checked_optional_count("max_bytes", max_bytes, 1)
         if not isinstance(fingerprint, str):
             raise TypeError(f"fingerprint must be a str, got {fingerprint!r}")
-        self._tally = Tally(self._length)
-        if path is None:
-            self._file = in_memory(self._length, max_bytes or memory_for_a_cache())
-        else:
-            name = checked_path(path)
-            self._file = at_path(name, self._length, fingerprint_of(dataset, fingerprint), max_bytes or 1)
-            self._file.max_bytes = max_bytes or self._file.nbytes + disk_for_a_cache(name)
+        name = None if path is None else checked_path(path)
+        known_by = fingerprint_of(dataset, fingerprint)
+        with interrupts.AllDeferred():  # until descriptors have owners, and a new file its name
+            self._tally = Tally(self._length)
+            if name is None:
+                self._file = in_memory(self._length, max_bytes or memory_for_a_cache())
+            else:
+                self._file = at_path(name, self._length, known_by, max_bytes or 1)
+                self._file.max_bytes = max_bytes or self._file.nbytes + disk_for_a_cache(name)
         # Of this process:
         self._keeper = Keeper(self._length, self._file, self._tally)
         self._unreadable: set[int] = set()

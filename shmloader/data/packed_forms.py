@@ -167,6 +167,8 @@ def take_packed(sample: Any) -> tuple[bytes, list[Array]]:
     except MemoryError:
         raise
     except Exception as error:
+        if packer.can_pack(sample):
+            raise  # a signal's handler raised it, and the sample is not to blame
         raise TypeError(unpicklable.describe(sample, error, packer.can_pack)) from error
     buffer.allocate()
     packed = packer.fill(buffer)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import itertools
 import os
 import pickle
 import random
 import resource
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -31,7 +33,16 @@ from shmloader.data.plain_forms import PlainForm
 from shmloader.data.sample_forms import form_of, take
 from tests.helpers import samples
 from tests.helpers.datasets import Images, Mapped, Point, nest
-from tests.helpers.support import assert_same, assert_same_stream, let_stock_end, run_file, stream
+from tests.helpers.signals import SignalAt
+from tests.helpers.support import (
+    assert_same,
+    assert_same_stream,
+    descriptors,
+    let_stock_end,
+    mappings,
+    run_file,
+    stream,
+)
 
 LENGTH = 40
 
@@ -765,6 +776,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "path a number": (lambda _: CachedDataset([1], path=3), TypeError, "path must be a str"),  # type: ignore[arg-type]
     "path bytes": (lambda _: CachedDataset([1], path=b"x"), TypeError, "path must be a str"),  # type: ignore[arg-type]
     "fingerprint": (lambda _: CachedDataset([1], fingerprint=3), TypeError, "fingerprint must be a str"),  # type: ignore[arg-type]
+    "a null": (lambda _: CachedDataset([1], path="a\0b"), ValueError, "path must not have a null character"),
     "a folder": (lambda folder: CachedDataset([1], path=folder), IsADirectoryError, "cannot use this path.*director"),
     "no folder": (lambda folder: CachedDataset([1], path=folder / "a/b"), FileNotFoundError, "cannot use this path"),
     "in a file": (lambda _: CachedDataset([1], path=f"{__file__}/x"), NotADirectoryError, "cannot use this path"),
@@ -1120,3 +1132,72 @@ def test_datasets_of_torch(place: dict[str, Any]) -> None:
             assert_same(cached[index], tuple(one.clone() for one in plain[index]))
     images = Images(10)
     assert_same_stream(lambda: CachedDataset(images), batch_size=3, num_workers=1, epochs=2)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+class Interruption(TimeoutError):
+    """What a signal's handler raises, which is an OSError."""
+
+
+@pytest.fixture
+def _interrupting() -> Iterator[None]:
+    def interrupt(number: int, frame: Any) -> None:
+        raise Interruption
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def ends_under(trace: SignalAt, act: Callable[[], Any]) -> bool:
+    """Returns whether a call was not interrupted."""
+    before = sys.gettrace()
+    try:
+        sys.settrace(trace)
+        act()
+    except Interruption:
+        return False
+    finally:
+        sys.settrace(before)
+    assert trace.left > 0, "what the handler raised was lost"
+    return True
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.usefixtures("_interrupting")
+@pytest.mark.parametrize("sample", [(np.arange(9), 3), {"text": "x", "array": np.arange(9)}], ids=["plain", "packed"])
+def test_a_signal_whose_handler_raises_costs_nothing_but_the_call(place: dict[str, Any], sample: Any) -> None:
+    cached = CachedDataset([sample] * 500, **place)
+    assert_same(cached[499], sample)  # what is made once is there
+    before = descriptors(), mappings()
+    moments = 0
+    while not ends_under(SignalAt(moments + 1), functools.partial(cached.__getitem__, moments)):
+        assert (descriptors(), mappings()) == before, f"at moment {moments}"
+        assert_same(cached[moments], sample)  # whether it was kept or not
+        moments += 1
+    assert moments > 20
+    again = 0
+    while not ends_under(SignalAt(again + 1), lambda: cached[0]):
+        again += 1
+        assert_same(cached[0], sample)
+    assert (descriptors(), mappings()) == before
+
+
+@pytest.mark.usefixtures("_interrupting")
+def test_a_signal_whose_handler_raises_leaves_no_cache(place: dict[str, Any]) -> None:
+    made: list[CachedDataset] = []
+
+    def make() -> None:
+        made.append(CachedDataset([1, 2], **place))
+
+    make()
+    made.clear()
+    before = descriptors(), mappings()
+    moments = 0
+    while not ends_under(SignalAt(moments + 1), make):
+        moments += 1
+        made.clear()
+        assert (descriptors(), mappings()) == before, f"at moment {moments}"
+    assert moments > 10
