@@ -167,9 +167,11 @@ def measure(args: argparse.Namespace) -> Taken:
     """Measures both. Blocks for about a minute; no process is left.
 
     Raises:
-        UsageError: the kernel does not say what a process takes.
+        UsageError: the list is too short for its workers, or the kernel does not say what a process takes.
     """
     nbytes = args.megabytes * 1_000_000
+    if args.items < 2 * _BATCH_SIZE * args.num_workers:
+        raise UsageError(f"--items must be {2 * _BATCH_SIZE * args.num_workers} at least: two batches for each worker")
     with shown(_TURNS) as progress:
         plain = records(args.items)
         shared = share(plain)
