@@ -20,6 +20,7 @@ from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
 from shmloader.workers.brief import BatchSource, Brief, Snapshots, Source, Takeover
 from shmloader.workers.interface import SilenceError, Workers
+from shmloader.workers.recorder import Record
 from shmloader.workers.wire import Token
 
 from . import diagnosis
@@ -119,6 +120,10 @@ class Dispatcher:
         """The worker processes; none where workers are threads."""
         return self._workers.processes
 
+    def records(self) -> list[Record]:
+        """Returns what each worker writes of what it does; it holds the pool's memory."""
+        return [Record(self._shared_state.record(number)) for number in range(self._options.num_workers)]
+
     def _new_schedule(self) -> Schedule[Result]:
         options = self._options
         return Schedule(options.num_workers, options.prefetch_factor, options.in_order, options.to_the_free)
@@ -135,6 +140,7 @@ class Dispatcher:
             self._shared_state.forget(number)
             self._shared_state.note_at_begin(number, None)
             self._shared_state.forget_calls(number)
+            Record(self._shared_state.record(number)).forget()
         (self._shared_state.shut_gate if self._is_shut else self._shared_state.open_gate)()
         try:
             self._workers.start([self._brief(number) for number in range(self._options.num_workers)])

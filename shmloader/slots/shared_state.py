@@ -2,7 +2,8 @@
 
 A token interrupts its reader's wait; a word here does not, and is still there when its writer has died. Every word has
 one writer: of `stopped`, `shared_seed`, `epoch` and the gate it is the parent, of the others the worker that they are
-about. Beside each slot there is room for a note, which is its writer's as the slot is.
+about. Beside each slot there is room for a note, and for how many samples it has, which are its writer's as the slot
+is. Each worker has room for a record of what it has done, of which `workers.recorder` says what is in it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _SAVED = struct.Struct("<qq")  # the tag, and the bytes that follow; 0 bytes: no
 _SAVED_BYTES = 1 << 15  # torch's, numpy's and Python's generators take some 11 KB
 _NOTE = struct.Struct("I")  # how long a note is; 0: nothing is noted
 _NOTE_BYTES = 1 << 15
+RECORD_BYTES = 50 * 1024  # what a worker records; see `workers.recorder`
 BEGIN_NOTE_BYTES = 1 << 20  # a worker's note at the beginning of a pass, with what the dataset's state is
 _IDLE = -1
 _SEED = struct.Struct("<Q")
@@ -42,6 +44,7 @@ class SharedState:
         slots: how many slots there are notes beside.
 
     Attributes:
+        samples: how many samples the batch has that was written to each slot last.
         note_lengths: how long the note beside each slot is; 0: there is none. To be looked at for every batch.
     """
 
@@ -54,13 +57,17 @@ class SharedState:
         self._notes_start = round_up(self._lengths_start + _NOTE.size * (slots + workers))
         end = self._lengths_start + _NOTE.size * (slots + workers)
         self.note_lengths = memoryview(memory if slots else b"")[self._lengths_start : end].cast("I")
+        self._records_start = self._notes_start + _NOTE_BYTES * slots + BEGIN_NOTE_BYTES * workers
+        counts = memoryview(memory if slots else b"")[self._records_start + workers * RECORD_BYTES :]
+        self.samples = counts[: _NOTE.size * slots].cast("I")
 
     @staticmethod
     def size(workers: int, slots: int = 0) -> int:
         """Returns how many bytes the words take, whole pages. Those that nobody writes to take no memory."""
         notes = slots + workers
         before = round_up(_LINE * (1 + workers) + 2 * _SAVED_BYTES * workers + _NOTE.size * notes)
-        return before + _NOTE_BYTES * slots + BEGIN_NOTE_BYTES * workers
+        records = round_up(RECORD_BYTES * workers + _NOTE.size * slots)
+        return before + _NOTE_BYTES * slots + BEGIN_NOTE_BYTES * workers + records
 
     @property
     def stopped(self) -> bool:
@@ -131,11 +138,18 @@ class SharedState:
         """Begins to count anew. Called while ``worker`` is not running."""
         _COUNT.pack_into(self._memory, _LINE * (1 + worker) + _COUNT_START, 0)
 
+    def record(self, worker: int) -> memoryview:
+        """Returns where the record of a worker lies. It holds the mapping."""
+        start = self._records_start + worker * RECORD_BYTES
+        return memoryview(self._memory)[start : start + RECORD_BYTES]
+
     # -- what workers are at, and what their successors need -------------------------------------------------------
 
-    def begin(self, worker: int, seq: int) -> None:
-        """Notes that ``worker`` begins batch ``seq`` now."""
-        _PROGRESS.pack_into(self._memory, _LINE * (1 + worker), seq, time.monotonic_ns())
+    def begin(self, worker: int, seq: int) -> int:
+        """Notes that ``worker`` begins batch ``seq`` now, and returns when that is, in nanoseconds."""
+        now = time.monotonic_ns()
+        _PROGRESS.pack_into(self._memory, _LINE * (1 + worker), seq, now)
+        return now
 
     def idle(self, worker: int) -> None:
         """Notes that ``worker`` has begun nothing yet."""

@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 
 from shmloader.batches import unpicklable
 from shmloader.batches.packing import Packer
+from shmloader.batches.structure import leaves
 from shmloader.collate import seeded
 from shmloader.collate.checked import CheckedCollate
 from shmloader.collate.chunk_fetcher import ChunkFetcher
@@ -33,8 +34,9 @@ from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
 from . import fault_packing, generators, seeding, snapshots
 from .brief import BatchSource, Brief, Resume
-from .gate import WorkerGate
+from .recorder import Recorder
 from .snapshots import Stated, WorkerSnapshots
+from .timed_gate import TimedGate
 
 
 class Contents(IntEnum):
@@ -89,6 +91,7 @@ class BatchMaker:
         writer: writes to slots.
         collation: what torch's default collate functions are to be replaced by, in the process or the thread.
         gate: where samples wait while the loader is paused.
+        recorder: writes down what is done when.
         has_ended: whether the iterable dataset has no more in this pass, so that there is nothing to be made.
     """
 
@@ -102,7 +105,8 @@ class BatchMaker:
         self._epoch = source.epoch
         self._made = 0 if brief.takeover is None else brief.takeover.tag
         self._packer = Packer()
-        self.gate = WorkerGate(self._shared_state, brief.worker)
+        self.recorder = Recorder(self._shared_state.record(brief.worker), self._shared_state.samples)
+        self.gate = TimedGate(self._shared_state, brief.worker, self.recorder)
         self._each = self.gate.enter  # how a fetcher goes through what it is asked for
         self._shared_rng = torch.Generator()
         self._fetcher: Any = None
@@ -126,6 +130,7 @@ class BatchMaker:
         self._check: CheckedCollate | None = None
         if source.sample_spec is not None:
             self._check = self._collate = CheckedCollate(collate_fn, source.sample_spec, source.auto_collation)
+        self._collate = self.recorder.collating(self._collate, source.auto_collation)
 
     # -- passes --------------------------------------------------------------------------------------------------
 
@@ -159,6 +164,7 @@ class BatchMaker:
         self.has_ended = False
         self._init_fault = None
         self._is_over = False
+        self.recorder.begin_pass()
         self._templates.forget()
         try:
             if is_first and source.init_fn is not None:
@@ -180,6 +186,7 @@ class BatchMaker:
             self._init_fault = self._fault()
         finally:
             self._end_if_forked()
+        self.recorder.rest()
 
     @property
     def _resume(self) -> Resume:
@@ -261,7 +268,7 @@ class BatchMaker:
             room: bytes of the slot that may be used.
             job_bytes: how long the job is.
         """
-        self._shared_state.begin(self._brief.worker, seq)
+        self.recorder.begin(seq, slot, self._shared_state.begin(self._brief.worker, seq))
         self._slot = slot
         self.gate.seq = seq
         self.writer.open(slot, room)
@@ -318,10 +325,25 @@ class BatchMaker:
     def _fetch(self, index: Any) -> Any:
         if self._check is not None:
             self._check.indices = index
+        recorder = self.recorder
+        recorder.indices = index
         try:
-            return self._fetcher.fetch(self._each(index))
+            batch = self._fetcher.fetch(self._each(index))
         finally:
             self._end_if_forked()
+        if not recorder.samples:  # they were not collated, but written into the slot
+            recorder.samples = self._count(index, batch)
+        return batch
+
+    def _count(self, index: Any, batch: Any) -> int:
+        """Returns how many samples a batch has that no list of samples was collated to."""
+        if not self._source.auto_collation:
+            return 1
+        try:
+            # The last batch of a stream has fewer samples than it was asked for; no template is of such a one.
+            return len(index if type(batch) is Template else next(leaves(batch)))
+        except (TypeError, StopIteration):
+            return 0
 
     def _end_if_forked(self) -> None:
         """Ends a process that the user's code has forked and let come back: its jobs and its slot are the worker's."""

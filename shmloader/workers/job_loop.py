@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ class JobLoop:
         self._shared_state = brief.arena.shared_state
         self._count = count
         self._requests = RoomRequests(brief.worker, inbox, outbox)
-        maker.gate.await_call = self._requests.await_call
+        self._recorder = maker.recorder
+        maker.gate.await_call = self._await_call
 
     @property
     def writer(self) -> SlotWriter:
@@ -87,11 +89,21 @@ class JobLoop:
         self._outbox.write((wire.RESUMED, 0, self._number, generation, 0, 0, 0, 0, 0))
         self._maker.begin_pass(self._shared_state.shared_seed, self._shared_state.epoch)
 
+    def _await_call(self) -> bool:
+        began = time.monotonic_ns()
+        is_called = self._requests.await_call()
+        self._recorder.wait_at_gate(began)
+        return is_called
+
     def _serve(self, job: Token) -> None:
         done = self._maker.make(job.slot, job.seq, self._requests.room_of(job), job.nbytes)
         while isinstance(done, Shortage):
-            done = self._maker.go_on(self._requests.ask(job, done.need, done.to_stay))
+            began = time.monotonic_ns()
+            room = self._requests.ask(job, done.need, done.to_stay)
+            self._recorder.wait_for_room(began)
+            done = self._maker.go_on(room)
         self._count()
         kind = _KINDS[done.contents]
+        self._recorder.end(job.generation, done.contents, done.offset + done.nbytes)
         head = kind, done.is_held, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, done.offset, done.nbytes))

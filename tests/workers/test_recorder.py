@@ -1,0 +1,271 @@
+"""What workers record: rows and sums that fit together, whoever reads them when."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+import shmloader.workers.recorder as module
+from shmloader import ShmDataLoader
+from shmloader.slots.shared_state import RECORD_BYTES
+from shmloader.workers.recorder import ROWS, Record, Recorder, Row, Sums
+
+BATCH, FAULT, NOTHING = range(3)
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    return memoryview(mmap.mmap(-1, RECORD_BYTES))
+
+
+@dataclass
+class Clock:
+    """A clock that is set."""
+
+    now: int = 1_000_000
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+    def thread_time_ns(self) -> int:
+        return self.now // 2
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@dataclass
+class Naive:
+    """Remembers everything."""
+
+    rows: list[Row] = field(default_factory=list)
+    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Sums._fields, 0))
+
+    def add(self, **more: int) -> None:
+        for name, value in more.items():
+            self.sums[name] += value
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_walk(memory: memoryview, clock: Clock, seed: int) -> None:
+    """Jobs of all kinds, waits, passes and successors, against a model that remembers everything."""
+    draw = random.Random(seed)
+    naive, record = Naive(), Record(memory)
+    recorder, generation = Recorder(memory), 0
+    recorder.rest()
+
+    def let_pass(most: int = 100_000) -> int:
+        took = draw.randrange(most)
+        clock.now += took
+        return took
+
+    for seq in range(3 * ROWS):
+        event = draw.random()
+        if event < 0.02:  # a successor, which takes a while to come
+            let_pass(10**9)
+            recorder = Recorder(memory)
+            recorder.rest()
+        elif event < 0.04:  # a pause between two passes
+            let_pass(10**9)
+            generation += 1
+            recorder.begin_pass()
+            recorder.rest()
+        naive.add(idle=let_pass())
+        began = clock.now
+        slot, contents, samples, nbytes = draw.randrange(9), draw.choice([BATCH] * 9 + [FAULT, NOTHING]), 0, 0
+        recorder.begin(seq, slot, began)
+        paused = 0
+        if draw.random() < 0.1:
+            start = clock.now
+            paused = let_pass()
+            recorder.wait_at_gate(start)
+        fetch = let_pass()
+        if contents == BATCH:
+            samples, nbytes = draw.randrange(100), draw.randrange(1 << 40)
+        collates = draw.random() < 0.8 and contents == BATCH
+        if collates:
+            recorder.collating(lambda given: given, counts=True)(range(samples))
+        recorder.samples = samples
+        collate = let_pass() if collates else 0
+        room = 0
+        if draw.random() < 0.1:
+            start = clock.now
+            room = let_pass()
+            recorder.wait_for_room(start)
+            naive.add(asks=1)
+            collates = True
+        recorder.end(generation, contents, nbytes)
+        naive.add(
+            batches=contents == BATCH, samples=samples, nbytes=nbytes, fetch=fetch, collate=collate, room=room,
+            paused=paused,
+        )  # fmt: skip
+        row = record.rows()[-1]
+        assert row[:5] == (seq, slot, generation, contents, began)
+        assert (row.ended, row.waited) == (clock.now, paused + room)
+        assert row.fetched - row.began == fetch + paused + (0 if collates else collate)
+        naive.rows.append(row)
+        found = record.sums()
+        for name in ("batches", "samples", "nbytes", "fetch", "collate", "idle", "room", "paused", "asks"):
+            assert getattr(found, name) == naive.sums[name], name
+        assert 0 <= found.cpu <= found.cpu_work // 2 + 10 * clock.now  # of this clock
+    assert record.count == len(naive.rows)
+    assert record.rows() == naive.rows[-(ROWS - 1) :]
+    assert record.rows(record.count - 5) == naive.rows[-5:]
+    assert record.rows(record.count) == []
+    record.forget()
+    assert (record.count, record.rows(), record.sums(), record.slowest()) == (0, [], Sums(), [])
+
+
+def test_late_batches_are_what_took_several_times_the_mean(memory: memoryview, clock: Clock) -> None:
+    recorder, record = Recorder(memory), Record(memory)
+    recorder.rest()
+    for seq in range(200):
+        recorder.begin(seq, 0, clock.now)
+        recorder.indices = [seq, seq + 1]
+        clock.now += 100_000_000 if seq in (50, 120) else 10_000_000
+        recorder.end(0, BATCH, 1)
+    sums = record.sums()
+    assert sums.lates == 2
+    assert 0.9 * 180_000_000 < sums.late < 1.1 * 180_000_000
+    assert [slow.what for slow in record.slowest()] == ["the batch of [50, 51]", "the batch of [120, 121]"]
+    assert record.slowest()[0].seconds == 0.1
+    recorder.begin_pass()
+    assert record.slowest() == []
+
+
+@pytest.mark.parametrize("slow", [1_000, 100_000])
+def test_batches_that_take_alike_are_not_late(memory: memoryview, clock: Clock, slow: int) -> None:
+    draw = random.Random(slow)
+    recorder, record = Recorder(memory), Record(memory)
+    recorder.rest()
+    for seq in range(300):
+        recorder.begin(seq, 0, clock.now)
+        clock.now += draw.randrange(slow, 2 * slow)
+        recorder.end(0, BATCH, 1)
+    assert (record.sums().lates, record.slowest()) == (0, [])
+
+
+class Strange:
+    """An index that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+def test_the_slowest_are_told_as_text_of_any_index(memory: memoryview) -> None:
+    recorder, record = Recorder(memory), Record(memory)
+    for number, index in enumerate([3, "a\nb", Strange(), "long" * 1000, ("é", 7), 4]):
+        if recorder.is_slow(1000 * number):
+            recorder.note_slow(1000 * number, "index", index)
+    found = record.slowest()
+    assert [slow.what[:16] for slow in found] == ["index 4", "index ('é', 7)", "index 'longlongl", "index a Strange"]
+    assert all(len(slow.what) <= 100 for slow in found)
+    assert not recorder.is_slow(2000)
+
+
+def test_rows_are_whole_while_another_process_writes(memory: memoryview) -> None:
+    """Which is killed in the end; a successor goes on with its sums."""
+    record = Record(memory)
+    child = os.fork()
+    if not child:
+        recorder = Recorder(memory)
+        recorder.rest()
+        seq = 0
+        while True:
+            recorder.begin(seq, seq % 7, time.monotonic_ns())
+            recorder.samples = seq % 5
+            recorder.end(0, BATCH, seq)
+            seq += 1
+    try:
+        next_one, checked = 0, 0
+        while checked < 50 * ROWS:
+            rows = record.rows(next_one)
+            if rows:
+                next_one = rows[-1].seq + 1
+            for one, other in itertools.pairwise(rows):
+                assert (other.seq, other.slot) == (one.seq + 1, other.seq % 7)
+                assert other.work_sum - one.work_sum == other.ended - other.began
+                assert other.bytes_sum - one.bytes_sum == other.seq
+                assert other.samples_sum - one.samples_sum == other.seq % 5
+                assert one.ended <= other.began
+            checked += len(rows)
+            assert min(record.sums()) >= 0
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    before = record.sums()
+    successor = Recorder(memory)
+    successor.rest()
+    successor.begin(0, 0, time.monotonic_ns())
+    successor.samples = 2
+    successor.end(0, BATCH, 10)
+    after = record.sums()
+    assert after.samples == before.samples + 2
+    assert after.nbytes == before.nbytes + 10
+    assert after.batches == before.batches + 1
+
+
+class Numbers(Dataset[Any]):
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((3,), index)
+
+    def __len__(self) -> int:
+        return 50
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(torch.arange(23))
+
+
+@pytest.mark.usefixtures("_resource_tracker")
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"worker_type": "thread"}, {"multiprocessing_context": "spawn"}, {"persistent_workers": True}],
+    ids=["fork", "thread", "spawn", "persistent"],
+)
+def test_rows_of_a_loaders_batches(how: dict[str, Any]) -> None:
+    loader = ShmDataLoader(Numbers(), batch_size=4, num_workers=2, **how)
+    for epoch in range(2):
+        iterator: Any = iter(loader)
+        records = iterator._dispatcher.records()
+        started = time.monotonic_ns()
+        sizes = [len(batch) for batch in iterator]
+        now = time.monotonic_ns()
+        for worker, record in enumerate(records):
+            generation = epoch if "persistent_workers" in how else 0
+            rows = [row for row in record.rows() if row.generation == generation]
+            assert [row.seq for row in rows] == list(range(worker, 13, 2))
+            assert all(row.contents == BATCH and row.began <= row.fetched <= row.ended < now for row in rows)
+            assert epoch == 0 or generation == 0 or started - 10**10 < rows[0].began
+            assert all(one.ended <= other.began for one, other in itertools.pairwise(rows))
+            before = [0, *(row.samples_sum for row in record.rows())]
+            made = [one - other for one, other in zip(before[1:], before, strict=False)]
+            assert made[-len(rows) :] == sizes[worker::2]
+    del iterator, records, record
+
+
+def test_rows_of_a_stream_have_the_samples_that_there_were_and_its_end() -> None:
+    loader = ShmDataLoader(Stream(), batch_size=4, num_workers=1)
+    iterator: Any = iter(loader)
+    (record,) = iterator._dispatcher.records()
+    sizes = [len(batch) for batch in iterator]
+    assert sizes == [4, 4, 4, 4, 4, 3]
+    sums = record.sums()
+    assert (sums.batches, sums.samples) == (6, 23)
+    assert record.rows()[6].contents == NOTHING
