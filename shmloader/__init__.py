@@ -24,7 +24,9 @@ from .errors import (
 )
 from .job_queue import JobQueue
 from .loader import ShmDataLoader
+from .observe.figures import PassStatistics, SlowSample, WorkerStatistics
 from .observe.statistics import LoaderStatistics
+from .observe.verdict import Verdict
 from .producer import Producer
 from .version import __version__
 
@@ -39,17 +41,21 @@ __all__ = [
     "IdleWorkersWarning",
     "JobQueue",
     "LoaderStatistics",
+    "PassStatistics",
     "PermutationSampler",
     "PoolMemoryError",
     "Producer",
     "ProducerEndedError",
     "ResumeWarning",
     "ShmDataLoader",
+    "SlowSample",
     "SpecMismatchError",
     "StuckWorkerWarning",
     "TensorSpec",
+    "Verdict",
     "WorkerDiedError",
     "WorkerRestartWarning",
+    "WorkerStatistics",
     "WorkerTimeoutError",
     "__version__",
     "share",

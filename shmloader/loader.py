@@ -38,13 +38,15 @@ from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
-from .observe import statistics
+from .observe import processors, statistics
 from .observe.statistics import LoaderStatistics
+from .observe.verdict import Setting
 from .passes.epoch_stream import EpochIterator, SourceStream
 from .passes.epochs import Epochs
 from .passes.gates import Gate
 from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
+from .passes.meter import Meters
 from .passes.restarts import RestartCount
 from .passes.state import State, check_loader, from_dict, to_dict
 from .passes.tracking import Tracking, is_stream, set_permutation, state_before
@@ -245,6 +247,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._gate = Gate()
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
+        self._meters = Meters(self._restart_count)
         self._mover: DeviceIterator | None = None
         self._tracking: Tracking | None = None  # of the last iterator, which may be gone
         self._to_resume: State | None = None
@@ -301,13 +304,17 @@ class ShmDataLoader(DataLoader[T_co]):
             WorkerRestartWarning: a worker died and is replaced.
             StuckWorkerWarning: a worker thread was left behind.
         """
-        if self.epoch_size is None:
-            self._stream = None
-            return self._source_pass()
-        if self._stream is None:
-            self._stream = SourceStream(self.epoch_size, self._to_resume is not None)
-        given = None if self._to_resume is None else self._to_resume.given
-        return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size, given or 0)
+        began = self._meters.begin_pass()
+        try:
+            if self.epoch_size is None:
+                self._stream = None
+                return self._source_pass()
+            if self._stream is None:
+                self._stream = SourceStream(self.epoch_size, self._to_resume is not None)
+            given = None if self._to_resume is None else self._to_resume.given
+            return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size, given or 0)
+        finally:
+            self._meters.end_begin(began)
 
     def _start_over(self) -> BaseIterator:
         """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
@@ -354,8 +361,10 @@ class ShmDataLoader(DataLoader[T_co]):
         if self.num_workers == 0:
             place = self._new_tracking()
             if self._seeds_samples:
-                return self._tracked(SeededInProcessIterator(self, place, self._sample_spec, self._epochs), place)
-            return self._tracked(TrackedInProcessIterator(self, place, self._sample_spec), place)
+                return self._tracked(
+                    SeededInProcessIterator(self, place, self._sample_spec, self._meters, self._epochs), place
+                )
+            return self._tracked(TrackedInProcessIterator(self, place, self._sample_spec, self._meters), place)
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
@@ -375,6 +384,7 @@ class ShmDataLoader(DataLoader[T_co]):
             self._epochs,
             self._seeds_samples,
             self._gate,
+            self._meters,
         )
         return self._tracked(iterator, place)
 
@@ -469,17 +479,25 @@ class ShmDataLoader(DataLoader[T_co]):
         """
         return self._gate.opened()
 
-    def statistics(self) -> LoaderStatistics | None:
-        """Returns what the pool that was used last is and has done, and what the workers have gone through.
+    def statistics(self) -> LoaderStatistics:
+        """Returns what the loader has given and taken, in its life and in its last pass, and what limits the loop.
 
-        Does not block, and may be called at any time, also within a pass. A pool stays from pass to pass while the
-        loader's arguments do, and its figures with it; the restarts are counted over all passes.
+        Does not block, and may be called at any time and in any thread, also within a pass. It reads what workers have
+        written about themselves, which takes some hundred microseconds, and more with many workers. Printed, it is
+        a table.
 
         Returns:
-            The figures as they are now, or None if no pass has begun that has workers.
+            The figures as they are now. They are 0 before the first pass, and where torch's own loader has taken this
+            one's place.
         """
-        pool = self._pool_cache.last
-        return None if pool is None else statistics.collect(pool, self._restart_count, self.dataset)
+        setting = Setting(
+            num_workers=self.num_workers,
+            processors=processors.available(),
+            prefetch_factor=self.prefetch_factor or 0,
+            in_order=self.in_order,
+            stays=self.persistent_workers or self.epoch_size is not None,
+        )
+        return statistics.collect(self._meters, self._pool_cache.last, setting, self._fell_back)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.
@@ -582,13 +600,14 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume"
+        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume", "_meters"
         return {**self.__dict__, **dict.fromkeys(gone)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()
+        self._meters = Meters(self._restart_count)
         self._epochs = dataclasses.replace(self._epochs)
         self._gate = Gate()
 

@@ -33,10 +33,10 @@ HOUSE = [
 WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "observe": ["statistics"],
+    "observe": ["statistics", "table verdict processors", "figures"],
     "passes": [
         "iterator in_process delivery",
-        "dispatcher tracking",
+        "dispatcher tracking meter",
         "diagnosis growth_requests sampling state",
         "schedule restarts worker_progress lines progress epochs gates epoch_stream",
     ],

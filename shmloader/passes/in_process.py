@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from time import monotonic_ns
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from shmloader import interrupts
 from shmloader.collate import seeded
 from shmloader.collate.checked import CheckedCollate
+from shmloader.slots.shared_state import RECORD_BYTES
 from shmloader.torch_private import (
     BaseIterator,
     DatasetKind,
@@ -20,9 +23,12 @@ from shmloader.torch_private import (
     pin_memory,
 )
 from shmloader.workers import generators, seeding
+from shmloader.workers.batch_maker import Contents
+from shmloader.workers.recorder import Record, Recorder
 from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
 
 from .epochs import Epochs
+from .meter import Meter, Meters
 from .tracking import Tracking, is_stream
 
 
@@ -33,6 +39,7 @@ class TrackedInProcessIterator(InProcessIterator):
         loader: whose data to load.
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
+        meters: sum up what the loader's passes take.
 
     Raises:
         AssertionError: ``timeout`` is set, as in stock's iterator.
@@ -40,7 +47,9 @@ class TrackedInProcessIterator(InProcessIterator):
 
     _check: CheckedCollate | None = None
 
-    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any) -> None:
+    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters) -> None:
+        record = memoryview(bytearray(RECORD_BYTES))
+        self._recorder = Recorder(record)
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
         data = tracking.data
@@ -69,6 +78,11 @@ class TrackedInProcessIterator(InProcessIterator):
             tracking.ask = lambda is_over: state_of_dataset(dataset) if is_over else states_of(dataset, fetcher)
         if sample_spec is not None:
             self._check = fetcher.collate_fn = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
+        fetcher.collate_fn = self._recorder.collating(fetcher.collate_fn, self._auto_collation)
+        self._recorder.rest()
+        self._meter = Meter(meters, [Record(record)])
+        self._meter.begin()
+        self._at_drop = interrupts.at_drop(self._meter.close)
 
     def _begin_loading(self, loader: DataLoader[Any], shared_seed: int | None) -> None:
         """Does what stock's does when it is made, and reads nothing of the dataset before all is as it is to be.
@@ -96,12 +110,23 @@ class TrackedInProcessIterator(InProcessIterator):
         index = super()._next_index()  # type: ignore[no-untyped-call]
         if self._check is not None:
             self._check.indices = index
+        self._recorder.indices = index
         return index
+
+    def __next__(self) -> Any:
+        meter = self._meter
+        meter.entered = entered = monotonic_ns()
+        meter.outside += entered - meter.left
+        try:
+            return super().__next__()
+        finally:
+            meter.left = left = monotonic_ns()
+            meter.inside += left - entered
 
     def _next_data(self) -> Any:
         progress = self._tracking.progress
         try:
-            data = self._load()
+            data = self._make()
         except StopIteration:
             progress.end({})
             raise
@@ -113,6 +138,23 @@ class TrackedInProcessIterator(InProcessIterator):
         else:
             progress.take(progress.taken, 0)
         return data
+
+    def _make(self) -> Any:
+        """Returns the next batch, and records what it took."""
+        recorder, contents = self._recorder, Contents.FAULT
+        began = monotonic_ns()
+        recorder.begin(self._num_yielded, 0, began)
+        try:
+            data = self._load()
+            recorder.samples = recorder.samples or int(not self._auto_collation)
+            contents = Contents.BATCH
+            return data
+        except StopIteration:
+            contents = Contents.NOTHING
+            raise
+        finally:
+            self._meter.blocked(began)
+            recorder.end(0, contents, 0)
 
     def _load(self) -> Any:
         return super()._next_data()  # type: ignore[no-untyped-call]
@@ -128,12 +170,15 @@ class SeededInProcessIterator(TrackedInProcessIterator):
         loader: whose data to load.
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
+        meters: sum up what the loader's passes take.
         epochs: of the loader.
     """
 
-    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, epochs: Epochs) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters, epochs: Epochs
+    ) -> None:
         self._epochs = epochs
-        super().__init__(loader, tracking, sample_spec)
+        super().__init__(loader, tracking, sample_spec, meters)
 
     def _new_fetcher(self, dataset: Any) -> Any:
         seed = seeding.SampleSeeder(self._epochs.kept_seed(int(self._base_seed)), self._epochs.next)

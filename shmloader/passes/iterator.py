@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
+from time import monotonic_ns
 from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader
@@ -37,6 +38,7 @@ from shmloader.workers.snapshots import Stated
 from .dispatcher import Dispatcher, DispatchOptions
 from .epochs import Epochs
 from .gates import Gate
+from .meter import Meter, Meters
 from .restarts import RestartCount
 from .tracking import Tracking
 
@@ -58,6 +60,7 @@ class ShmIterator(BaseIterator):
         epochs: of the loader.
         seeds_samples: whether random generators are seeded for each sample.
         gate: of the loader; while it is shut, nothing is asked for ahead.
+        meters: sum up what the loader's passes take.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -83,6 +86,7 @@ class ShmIterator(BaseIterator):
         epochs: Epochs,
         seeds_samples: bool,
         gate: Gate,
+        meters: Meters,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -117,7 +121,10 @@ class ShmIterator(BaseIterator):
             except BaseException:
                 pool_cache.put(self._pool)
                 raise
-            self._at_drop = interrupts.at_drop(functools.partial(_end, self._dispatcher, pool_cache, self._pool))
+            self._meter = Meter(meters, self._dispatcher.records(), self._pool)
+            self._at_drop = interrupts.at_drop(
+                functools.partial(_end, self._dispatcher, pool_cache, self._pool, self._meter)
+            )
         try:
             with interrupts.deferred():
                 if not gate.is_open:
@@ -125,6 +132,7 @@ class ShmIterator(BaseIterator):
                 self._dispatcher.start()
             self._reset(loader, first_iter=True)
             self._make_again(0 if resumed is None else resumed.since)
+            self._meter.begin()
         except BaseException:
             self._shutdown_workers()
             raise
@@ -197,6 +205,7 @@ class ShmIterator(BaseIterator):
         with self._closing_on_failure():
             if not first_iter:
                 self._dispatcher.resume(self._shared_seed, self._epochs.next, self._timeout)
+                self._meter.begin_pass()
                 tracking.note_begins(self._dispatcher.begins)
             if resumed is not None:
                 self._dispatcher.begin_with(tracking.progress.state()[0].turn)
@@ -224,12 +233,19 @@ class ShmIterator(BaseIterator):
     # -- stepping ------------------------------------------------------------------------------------------------
 
     def __next__(self) -> Any:
-        limit = self._IterableDataset_len_called
-        if profiler_enabled() or (limit is not None and self._num_yielded >= limit):
-            return super().__next__()  # with a profiler's label, and the warning about a length that lied
-        data = self._next_data()
-        self._num_yielded += 1
-        return data
+        meter = self._meter
+        meter.entered = entered = monotonic_ns()
+        meter.outside += entered - meter.left
+        try:
+            limit = self._IterableDataset_len_called
+            if profiler_enabled() or (limit is not None and self._num_yielded >= limit):
+                return super().__next__()  # with a profiler's label, and the warning about a length that lied
+            data = self._next_data()
+            self._num_yielded += 1
+            return data
+        finally:
+            meter.left = left = monotonic_ns()
+            meter.inside += left - entered
 
     def _next_data(self) -> Any:
         try:
@@ -303,13 +319,18 @@ class ShmIterator(BaseIterator):
                 self._is_exhausted = True
                 self._tracking.progress.end(dispatcher.ends)
                 if not self._persistent_workers:
+                    began = monotonic_ns()
                     self._shutdown_workers()
+                    self._meter.ended(began)
                 raise StopIteration
+            began = monotonic_ns()
             try:
                 ended = dispatcher.receive(self._timeout)
             except WorkerDiedError:
                 self._shutdown_workers()
                 raise
+            finally:
+                self._meter.blocked(began)
             self._dispatch_for(ended)
         return result
 
@@ -372,10 +393,14 @@ class ShmIterator(BaseIterator):
 
         Blocks until the workers have ended, `interface.GRACE_SECONDS` if they are in the middle of a sample.
         """
-        _end(self._dispatcher, self._pool_cache, self._pool)
+        _end(self._dispatcher, self._pool_cache, self._pool, self._meter)
 
 
-def _end(dispatcher: Dispatcher, pool_cache: PoolCache, pool: Pool) -> None:
+def _end(dispatcher: Dispatcher, pool_cache: PoolCache, pool: Pool, meter: Meter) -> None:
     with interrupts.deferred():
-        if dispatcher.close():
+        try:
+            is_free = dispatcher.close()
+        finally:
+            meter.close()
+        if is_free:
             pool_cache.put(pool)

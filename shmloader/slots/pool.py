@@ -71,6 +71,9 @@ class Pool:
         arena: where slots lie.
         batches: batches handed out so far.
         copies: batches of those that were handed out as private copies, since the consumer held so many.
+        copies_for_room: those of them where slots were left, and the cap left no room to lend them.
+        samples: samples in the batches handed out.
+        nbytes: bytes that these took in their slots.
         populated_slots, populated_bytes: how many slots are resident from the start, and how much of each.
 
     Raises:
@@ -122,7 +125,8 @@ class Pool:
         )
         self._holds = Holds()
         self._unpacker = Unpacker(memory.lends_small_parts)
-        self.batches = self.copies = 0
+        self.batches = self.copies = self.copies_for_room = self.samples = self.nbytes = 0
+        self._samples = self.arena.shared_state.samples
         self.populated_slots = self.populated_bytes = 0
         self._copy_notice = CopyNotice(self._ledger, num_slots, self.cap_text, self._leases.other_holders, words)
         moved_storages.install()
@@ -138,6 +142,10 @@ class Pool:
         """How many slots' batches the consumer holds now."""
         self._drain()
         return self._ledger.leased
+
+    def states(self) -> dict[State, int]:
+        """Returns how many slots are in each state now."""
+        return {state: self._ledger.count(state) for state in State}
 
     def populate(self, slots: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.
@@ -341,13 +349,17 @@ class Pool:
             Exception: making the batch raised it; the job could not be sent; or what unpickling the batch raises.
         """
         if isinstance(result, Made) and not result.is_fault:
+            nbytes = result.tail_offset + result.tail_bytes
             self.batches += 1
+            self.samples += self._samples[result.slot]
+            self.nbytes += nbytes
             if self._ledger.lend(result.slot):
-                block = self.arena.block(result.slot, result.tail_offset + result.tail_bytes)
+                block = self.arena.block(result.slot, nbytes)
                 lease = self._leases.open(result.slot, block)
                 return self._unpacker.views(block, result.tail_offset, result.tail_bytes), lease
             self.copies += 1
-            self._copy_notice.note(result.tail_offset + result.tail_bytes)
+            self.copies_for_room += not self._ledger.is_leased_out
+            self._copy_notice.note(nbytes)
             return self._copy(result, result), None
         if isinstance(result, Unsent):
             raise result.error
@@ -356,6 +368,8 @@ class Pool:
             fault: WorkerFault = self._copy(packed, result)
             fault.reraise()
         self.batches += 1
+        self.samples += packed.samples if isinstance(packed, Spilled) else self._samples[packed.slot]
+        self.nbytes += packed.tail_offset + packed.tail_bytes
         return self._copy(packed, result), None
 
     def settle(self, lease: Lease) -> None:
@@ -369,7 +383,8 @@ class Pool:
         block, *_ = self._where(result)
         block = block.copy()
         self._free(result.slot)
-        return Spilled(block, result.tail_offset, result.tail_bytes, result.is_fault)
+        samples = self._samples[result.slot]
+        return Spilled(block, result.tail_offset, result.tail_bytes, result.is_fault, samples)
 
     def close(self) -> None:
         """Gives back all memory but that of leased slots, which follows as their leases end; see `orphans`.

@@ -44,12 +44,14 @@ class Spilled:
     Attributes:
         block: what was in the slot.
         tail_offset, tail_bytes, is_fault: see `Made`.
+        samples: how many samples it has.
     """
 
     block: Block
     tail_offset: int
     tail_bytes: int
     is_fault: bool
+    samples: int = 0
 
 
 @dataclass(slots=True, eq=False)

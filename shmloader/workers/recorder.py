@@ -32,6 +32,7 @@ _KINDS = 4  # contents of a slot, beside the generation in one word
 
 # A batch is late that takes so many times the mean of those before. The mean is looked at from time to time only.
 _LATE_FACTOR = 3
+_LEAST_ROWS = 4
 _EVERY = 16
 _LEAST_LATE_NS = 1_000_000  # below, it is the system's scheduling that makes batches late
 _NEVER = 1 << 62
@@ -292,7 +293,7 @@ class Recorder:
         self._words[_CPU] += cpu - self._cpu_at[0]
         self._words[_CPU_WORK] += work - self._cpu_at[1]
         self._cpu_at = cpu, work
-        if not count % _EVERY:
+        if count >= _LEAST_ROWS:
             net = self._work_sum - self._words[_ROOM] - self._words[_PAUSED] - self._words[_LATE]
             self._late_limit = max(_LATE_FACTOR * net // count, _LEAST_LATE_NS)
 

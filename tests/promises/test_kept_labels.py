@@ -53,7 +53,7 @@ def test_kept_labels_do_not_hold_their_images(num_slots: int | None) -> None:
     assert (statistics.batches, statistics.copies) == (LENGTH // SIZE, 0)
     assert torch.equal(torch.cat(labels), torch.arange(LENGTH))
     del images, its_labels
-    assert source.statistics().leased == 0  # type: ignore[union-attr]
+    assert source.statistics().leased == 0
 
 
 def test_kept_images_are_still_lent_and_never_written_over() -> None:
@@ -62,7 +62,7 @@ def test_kept_images_are_still_lent_and_never_written_over() -> None:
     kept = [next(iterator)[0] for _ in range(10)]
     for last in iterator:
         del last
-    assert source.statistics().leased == 10  # type: ignore[union-attr]
+    assert source.statistics().leased == 10
     for number, images in enumerate(kept):
         assert_same(images, torch.from_numpy(Images(LENGTH, (64, 64)).images[SIZE * number : SIZE * number + SIZE]))
 
@@ -110,7 +110,7 @@ def test_arrays_are_parts_too() -> None:
         assert not lies_in_a_slot(its_labels, iterator)
         its_labels += 1  # it is the loop's own
         labels.append(its_labels)
-    assert source.statistics().copies == 0  # type: ignore[union-attr]
+    assert source.statistics().copies == 0
     assert np.concatenate(labels).tolist() == list(range(1, LENGTH + 1))
 
 
@@ -193,7 +193,7 @@ def warned(source: ShmDataLoader[Any], hold: int) -> list[str]:
 def test_a_loop_that_holds_the_batches_of_one_step_is_not_warned(hold: int) -> None:
     source = loader()
     assert warned(source, hold) == []
-    assert source.statistics().copies == 0  # type: ignore[union-attr]
+    assert source.statistics().copies == 0
 
 
 @pytest.mark.parametrize("num_slots", [6, 9])

@@ -92,10 +92,11 @@ class Kills:
     def _watch(self, worker: int) -> None:
         begin, save, write = SharedState.begin, SharedState.save, Outbox.write
 
-        def watched_begin(state: SharedState, number: int, seq: int) -> None:
-            begin(state, number, seq)
+        def watched_begin(state: SharedState, number: int, seq: int) -> int:
+            began = begin(state, number, seq)
             self.at_batch = seq
             self.passes("begin", seq)
+            return began
 
         def watched_save(state: SharedState, number: int, tag: int, data: bytes) -> None:
             self.passes("save", self.at_batch)

@@ -1,0 +1,171 @@
+"""The figures of a loader, of one of its passes, and of its workers. Immutable; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shmloader.passes.meter import Totals
+from shmloader.workers.recorder import Slow, Sums
+
+_NANO = 1e9
+
+
+@dataclass(frozen=True)
+class SlowSample:
+    """One of the slowest samples of a pass.
+
+    Attributes:
+        seconds: how long it took.
+        what: its index; or the indices of its batch, where samples are too quick to be timed one by one.
+        worker: who has made it.
+    """
+
+    seconds: float
+    what: str
+    worker: int
+
+
+@dataclass(frozen=True)
+class WorkerStatistics:
+    """What one worker has done; and, with ``num_workers=0``, what the loop's process has done in its place.
+
+    Batches that were made and not handed out count too. The times do not overlap.
+
+    Attributes:
+        number: the worker's.
+        batches: batches made.
+        samples: samples in them.
+        bytes: what they take in their slots.
+        fetch_seconds: reading samples. Writing them into the slot too, where the dataset does that directly.
+        collate_seconds: collating, and packing what is not in the slot yet.
+        idle_seconds: waiting for a job, that is for the loop.
+        room_seconds: waiting for room in a slot.
+        paused_seconds: waiting because the loader is paused.
+        growth: how many batches needed more room than their slots had.
+        late_batches: batches that took more than three times the mean, and a millisecond.
+        late_seconds: by how much these took longer than the mean.
+        cpu_share: the part of its work in which it used a processor: near 1 where samples are computed, and less where
+            files or networks are waited for, or processors are short. None: not known yet.
+    """
+
+    number: int
+    batches: int = 0
+    samples: int = 0
+    bytes: int = 0
+    fetch_seconds: float = 0.0
+    collate_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    room_seconds: float = 0.0
+    paused_seconds: float = 0.0
+    growth: int = 0
+    late_batches: int = 0
+    late_seconds: float = 0.0
+    cpu_share: float | None = None
+
+    @property
+    def work_seconds(self) -> float:
+        """The time in which it made batches, waits left out."""
+        return self.fetch_seconds + self.collate_seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassStatistics:
+    """What one pass has given and taken, or all passes of a loader.
+
+    Attributes:
+        batches: batches handed out. With ``device``, those that are on their way there count.
+        samples: samples in them; items, where no batches are made.
+        bytes: what they took in their slots, descriptions included. 0 with ``num_workers=0``, where there are none.
+        copies: batches handed out as private copies, because the loop held so many or the cap left no room to lend
+            more. `HeldBatchesWarning` says which; raise ``num_slots`` or ``max_pool_bytes``, or clone what you keep.
+        copies_for_room: those of them because the cap left no room.
+        restarts: workers that died and were replaced.
+        seconds: all that follows together: the time from ``iter`` to the last ``next``. Not the time between passes.
+        start_seconds: beginning and ending passes: in ``iter``, until the first batch, and ending the workers.
+        wait_seconds: blocked in ``next`` until workers had a batch, the first included; with ``num_workers=0``, making
+            batches.
+        first_wait_seconds: the part of that before the first batch, which is in ``start_seconds`` too.
+        waits: how often ``next`` has blocked.
+        own_seconds: the loader's own work in ``next``: reading the sampler, taking batches from slots.
+        loop_seconds: what the loop did between one ``next`` and the following one.
+        workers: each worker, by number.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    bytes: int = 0
+    copies: int = 0
+    copies_for_room: int = 0
+    restarts: int = 0
+    seconds: float = 0.0
+    start_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    first_wait_seconds: float = 0.0
+    waits: int = 0
+    own_seconds: float = 0.0
+    loop_seconds: float = 0.0
+    workers: tuple[WorkerStatistics, ...] = ()
+
+    @property
+    def batches_per_second(self) -> float:
+        """Batches a second, from begin to end."""
+        return self.batches / self.seconds if self.seconds else 0.0
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples a second, from begin to end."""
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes a second, from begin to end."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def growth(self) -> int:
+        """How many batches needed more room than their slots had."""
+        return sum(worker.growth for worker in self.workers)
+
+
+def of_totals(totals: Totals) -> PassStatistics:
+    """Returns the figures of what was counted."""
+    return PassStatistics(
+        batches=totals.batches,
+        samples=totals.samples,
+        bytes=totals.nbytes,
+        copies=totals.copies,
+        copies_for_room=totals.copies_for_room,
+        restarts=totals.restarts,
+        seconds=(totals.starting + totals.inside + totals.outside) / _NANO,
+        start_seconds=(totals.starting + totals.ending + totals.first_wait) / _NANO,
+        wait_seconds=totals.wait / _NANO,
+        first_wait_seconds=totals.first_wait / _NANO,
+        waits=totals.waits,
+        own_seconds=(totals.inside - totals.wait - totals.ending) / _NANO,
+        loop_seconds=totals.outside / _NANO,
+        workers=tuple(_worker(number, sums) for number, sums in enumerate(totals.workers)),
+    )
+
+
+def of_slowest(slowest: Iterable[tuple[int, Slow]]) -> tuple[SlowSample, ...]:
+    """Returns the slowest samples."""
+    return tuple(SlowSample(slow.seconds, slow.what, worker) for worker, slow in slowest)
+
+
+def _worker(number: int, sums: Sums) -> WorkerStatistics:
+    return WorkerStatistics(
+        number=number,
+        batches=sums.batches,
+        samples=sums.samples,
+        bytes=sums.nbytes,
+        fetch_seconds=sums.fetch / _NANO,
+        collate_seconds=sums.collate / _NANO,
+        idle_seconds=sums.idle / _NANO,
+        room_seconds=sums.room / _NANO,
+        paused_seconds=sums.paused / _NANO,
+        growth=sums.asks,
+        late_batches=sums.lates,
+        late_seconds=sums.late / _NANO,
+        cpu_share=min(1.0, sums.cpu / sums.cpu_work) if sums.cpu_work > 0 else None,
+    )

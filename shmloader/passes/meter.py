@@ -1,0 +1,212 @@
+"""What the loop's side of a loader's passes has taken. What workers have done they record themselves.
+
+For each batch there are two looks at the clock, on entering `next` and on leaving it, and two more where it blocks. All
+else is counted anyway, or is read from the workers' records when somebody asks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from shmloader.slots.pool import Pool
+from shmloader.workers.recorder import Record, Slow, Sums
+
+from .restarts import RestartCount
+
+
+class Totals(NamedTuple):
+    """Sums over one pass, or over a loader's life. Times are in nanoseconds.
+
+    Attributes:
+        batches: batches handed out.
+        samples: samples in them.
+        nbytes: bytes of them in slots.
+        copies: batches handed out as private copies.
+        copies_for_room: those of them because the pool's cap left no room to lend more.
+        starting: in ``iter``.
+        ending: ending workers in the ``next`` that finds no more.
+        outside: between one ``next`` and the following one.
+        inside: in ``next``, `wait` and `ending` included.
+        wait: blocked until a worker said something. Without workers: making batches.
+        waits: how often ``next`` has blocked.
+        first_wait: the part of ``wait`` before the first batch of a pass.
+        restarts: workers that have died and were replaced.
+        workers: what workers have made, by number; also batches that were not handed out.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    nbytes: int = 0
+    copies: int = 0
+    copies_for_room: int = 0
+    starting: int = 0
+    ending: int = 0
+    outside: int = 0
+    inside: int = 0
+    wait: int = 0
+    waits: int = 0
+    first_wait: int = 0
+    restarts: int = 0
+    workers: tuple[Sums, ...] = ()
+
+    def __sub__(self, other: Totals) -> Totals:
+        """Returns what came between the two."""
+        before = (*other.workers, *[Sums()] * (len(self.workers) - len(other.workers)))
+        workers = tuple(now - then for now, then in zip(self.workers, before, strict=False))
+        return Totals._make((*(now - then for now, then in zip(self[:-1], other[:-1], strict=True)), workers))
+
+    def plus(self, other: Totals) -> Totals:
+        """Returns both together."""
+        count = max(len(self.workers), len(other.workers))
+        each = [[*one.workers, *[Sums()] * (count - len(one.workers))] for one in (self, other)]
+        workers = tuple(one.plus(two) for one, two in zip(*each, strict=True))
+        return Totals._make((*(one + two for one, two in zip(self[:-1], other[:-1], strict=True)), workers))
+
+
+class Meter:
+    """What one iterator has taken. Used in the thread that iterates.
+
+    Args:
+        meters: of the loader.
+        records: of the workers; sums in them from before do not count.
+        pool: of the iterator; None: there are no workers, and the only record is of what the loop's process makes.
+
+    Attributes:
+        entered: when ``next`` was entered last.
+        left: when it was left last, or the pass began.
+        outside, inside, wait, waits, first_wait: see `Totals`.
+    """
+
+    def __init__(self, meters: Meters, records: list[Record], pool: Pool | None = None) -> None:
+        self.entered = self.left = time.monotonic_ns()
+        self.outside = self.inside = self.wait = self.waits = self.first_wait = 0
+        self._meters = meters
+        self._records = records
+        self._pool = pool
+        self._at_begin = 0
+        self._before = Totals()
+
+    def begin(self) -> None:
+        """Has the loader count from here on; but of workers, whose records are new, all that they have done."""
+        self._before = self._counts()._replace(workers=())
+        self.outside = self.inside = self.wait = self.waits = self.first_wait = 0
+        self._at_begin = self._batches
+        self._meters.add(self)
+
+    def begin_pass(self) -> None:
+        """Notes that a pass begins, and that workers have done nothing for it."""
+        self._at_begin = self._batches
+        self._meters.begin_workers()
+
+    def blocked(self, began: int) -> None:
+        """Notes that ``next`` has waited for workers, since ``began``."""
+        took = time.monotonic_ns() - began
+        self.wait += took
+        self.waits += 1
+        if self._pool is not None and self._pool.batches == self._at_begin:
+            self.first_wait += took
+
+    @property
+    def _batches(self) -> int:
+        return 0 if self._pool is None else self._pool.batches
+
+    def _counts(self) -> Totals:
+        workers = tuple(record.sums() for record in self._records)
+        if self._pool is None:
+            made = workers[0]
+            return Totals(made.batches, made.samples, workers=workers)
+        pool = self._pool
+        return Totals(pool.batches, pool.samples, pool.nbytes, pool.copies, pool.copies_for_room, workers=workers)
+
+    def totals(self) -> Totals:
+        """Returns what it has taken so far."""
+        inside = self.inside
+        if self.entered > self.left:  # it is asked for within `next`
+            inside += time.monotonic_ns() - self.entered
+        return (self._counts() - self._before)._replace(
+            outside=self.outside, inside=inside, wait=self.wait, waits=self.waits, first_wait=self.first_wait
+        )
+
+    def slowest(self) -> list[tuple[int, Slow]]:
+        """Returns the slowest samples of the pass with the workers that made them, the slowest first."""
+        found = [(number, slow) for number, record in enumerate(self._records) for slow in record.slowest()]
+        return sorted(found, key=lambda one: -one[1].seconds)
+
+    def close(self) -> None:
+        """Leaves the sums to the loader, which holds neither pool nor records then. Safe to call again."""
+        self._meters.fold(self)
+
+    def ended(self, began: int) -> None:
+        """Notes that ``next`` has ended the workers, after `close`; it took since ``began``."""
+        self._meters.add_ending(time.monotonic_ns() - began)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What is known of a loader. It is replaced as a whole, since another thread may look at it at any time."""
+
+    past: Totals = field(default_factory=Totals)
+    live: tuple[Meter, ...] = ()
+    slowest: tuple[tuple[int, Slow], ...] = ()
+
+
+@dataclass
+class Meters:
+    """What all passes of a loader have taken. Used in the process that iterates; `total` from any thread.
+
+    Attributes:
+        restarts: counts workers that are replaced.
+        mark: the sums where the last pass began.
+        passes: how many have begun.
+    """
+
+    restarts: RestartCount = field(default_factory=RestartCount)
+    mark: Totals = field(default_factory=Totals)
+    passes: int = 0
+    _sum: _Sum = field(default_factory=_Sum)
+
+    def add(self, meter: Meter) -> None:
+        """Takes up a new iterator's."""
+        self._sum = replace(self._sum, live=(*self._sum.live, meter))
+
+    def fold(self, meter: Meter) -> None:
+        """Notes the sums of an iterator that has ended."""
+        if meter in self._sum.live:
+            live = tuple(one for one in self._sum.live if one is not meter)
+            self._sum = _Sum(self._sum.past.plus(meter.totals()), live, tuple(meter.slowest()))
+
+    def begin_pass(self) -> int:
+        """Notes that ``iter`` was called, and returns when that was."""
+        self.mark = self.total()
+        self.passes += 1
+        return time.monotonic_ns()
+
+    def begin_workers(self) -> None:
+        """Notes that what workers have done until now is not of this pass."""
+        self.mark = self.mark._replace(workers=self.total().workers)
+
+    def end_begin(self, began: int) -> None:
+        """Notes that ``iter`` returns."""
+        now = time.monotonic_ns()
+        self._sum = replace(self._sum, past=self._sum.past.plus(Totals(starting=now - began)))
+        for meter in self._sum.live:
+            meter.left = now
+
+    def add_ending(self, took: int) -> None:
+        """Notes that a pass has ended, and how long that took."""
+        self._sum = replace(self._sum, past=self._sum.past.plus(Totals(ending=took, inside=took)))
+
+    def total(self) -> Totals:
+        """Returns the sums of the loader's life. Does not block."""
+        known = self._sum
+        total = known.past._replace(restarts=self.restarts.total)
+        for meter in known.live:
+            total = total.plus(meter.totals())
+        return total
+
+    def slowest(self) -> tuple[tuple[int, Slow], ...]:
+        """Returns the slowest samples of the last pass, with the workers that made them, the slowest first."""
+        known = self._sum
+        return tuple(known.live[-1].slowest()) if known.live else known.slowest
