@@ -1,0 +1,184 @@
+"""Each verdict in its situation, with workers and a loop that take their time.
+
+What takes time here sleeps, so that it takes as long or longer on a busy machine, and the loop waits until batches are
+there where it is not to wait in `next`: what is said must not depend on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from shmloader import LoaderStatistics, ShmDataLoader
+from shmloader.observe import processors
+from shmloader.observe.verdict import Kind
+from shmloader.workers import recorder
+
+LENGTH = 160
+SIZE = 4
+
+
+class Sleepy(Dataset[Any]):
+    """Samples that take some seconds each."""
+
+    def __init__(self, seconds: Callable[[int], float] = lambda index: 0.0, floats: int = 4) -> None:
+        self.seconds = seconds
+        self.floats = floats
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> Any:
+        if seconds := self.seconds(index):
+            time.sleep(seconds)
+        return torch.full((self.floats,), float(index))
+
+
+def read(loader: ShmDataLoader[Any], step: Callable[[int], object] = lambda number: None) -> LoaderStatistics:
+    """Reads a pass, and returns the figures."""
+    for number, _ in enumerate(loader):
+        step(number)
+    return loader.statistics()
+
+
+def say(found: LoaderStatistics, kind: Kind) -> None:
+    """Fails with the table where another verdict is given, or the same of too few batches."""
+    assert found.verdict.kind is kind, f"{kind} expected\n{found}"
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+def test_loop_bound(worker_type: str) -> None:
+    loader = ShmDataLoader(Sleepy(), batch_size=SIZE, num_workers=2, worker_type=worker_type, persistent_workers=True)
+    iterator: Any = iter(loader)
+    for _ in iterator:
+        while not iterator.is_ready() and not iterator._dispatcher.is_done:
+            time.sleep(0.001)  # the loop's own time, which is what is asked of it here
+        time.sleep(0.005)
+    found = loader.statistics()
+    say(found, Kind.LOOP_BOUND)
+    assert found.last_pass.waits <= 2
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+def test_more_workers(worker_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "available", lambda: 64)
+    dataset = Sleepy(lambda index: 0.002)
+    loader = ShmDataLoader(dataset, batch_size=SIZE, num_workers=2, worker_type=worker_type, persistent_workers=True)
+    found = read(loader)
+    say(found, Kind.MORE_WORKERS)
+    assert "num_workers=" in found.verdict
+    assert sum(worker.fetch_seconds for worker in found.workers) >= 0.002 * LENGTH
+
+
+def test_a_slow_dataset_where_there_are_no_more_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        """A clock whose processes are at work all the time."""
+
+        monotonic_ns = staticmethod(time.monotonic_ns)
+        thread_time_ns = staticmethod(time.monotonic_ns)
+
+    monkeypatch.setattr(recorder, "time", Busy)  # which workers inherit
+    monkeypatch.setattr(processors, "available", lambda: 2)
+    found = read(ShmDataLoader(Sleepy(lambda index: 0.002), SIZE, num_workers=2, persistent_workers=True))
+    say(found, Kind.SLOW_DATASET)
+    assert "2 processors" in found.verdict
+
+
+def test_no_workers() -> None:
+    found = read(ShmDataLoader(Sleepy(lambda index: 0.001), SIZE, num_workers=0))
+    say(found, Kind.IN_PROCESS)
+    found = read(ShmDataLoader(Sleepy(), SIZE, num_workers=0), lambda number: time.sleep(0.01))
+    say(found, Kind.LOOP_BOUND)
+
+
+def test_start_up() -> None:
+    def init(worker: int) -> None:
+        time.sleep(0.3)
+
+    arguments: dict[str, Any] = {"batch_size": SIZE, "num_workers": 2, "worker_init_fn": init}
+    found = read(ShmDataLoader(Sleepy(), **arguments), lambda number: time.sleep(0.002))
+    say(found, Kind.START_UP)
+    loader = ShmDataLoader(Sleepy(), persistent_workers=True, **arguments)
+    assert read(loader).verdict.kind is not Kind.START_UP
+    assert read(loader).verdict.kind is not Kind.START_UP
+
+
+def test_start_up_of_short_passes() -> None:
+    """Each is too short for a verdict; all together are not."""
+    loader = ShmDataLoader(Sleepy(), SIZE, sampler=range(SIZE * 8), num_workers=2)
+    found = read(loader)
+    say(found, Kind.UNKNOWN)
+    for _ in range(9):
+        found = read(loader)
+    say(found, Kind.START_UP)
+
+
+@pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
+def test_held_batches() -> None:
+    loader = ShmDataLoader(Sleepy(lambda index: 0.002), SIZE, num_workers=2, num_slots=6, persistent_workers=True)
+    held = list(loader)
+    found = loader.statistics()
+    say(found, Kind.HELD_BATCHES)
+    assert "6 slots" in found.verdict
+    assert found.last_pass.copies == len(held) - 2
+    del held
+
+
+@pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
+def test_memory_cap() -> None:
+    """A batch is so large that no two can be lent."""
+    dataset = Sleepy(lambda index: 0.001, 1 << 18)
+    loader = ShmDataLoader(dataset, SIZE, num_workers=2, max_pool_bytes=13 << 20, persistent_workers=True)
+    found = read(loader)
+    say(found, Kind.MEMORY_CAP)
+    assert found.verdict.knob == "max_pool_bytes"
+    assert found.growth > 0
+
+
+def test_work_in_the_loops_process() -> None:
+    class Slow(Sampler[int]):
+        def __iter__(self) -> Iterator[int]:
+            for index in range(LENGTH):
+                time.sleep(0.002)
+                yield index
+
+    found = read(ShmDataLoader(Sleepy(), SIZE, sampler=Slow(), num_workers=2, persistent_workers=True))
+    say(found, Kind.OWN_WORK)
+
+
+def test_stragglers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples take a second, of some that take a millisecond; the loop is slower than all others."""
+    dataset = Sleepy(lambda index: 1.0 if index in (81, 121) else 0.001)
+    loader = ShmDataLoader(dataset, SIZE, num_workers=2, persistent_workers=True)
+    found = read(loader, lambda number: time.sleep(0.02))
+    say(found, Kind.STRAGGLERS)
+    assert {one.what for one in found.slowest[:2]} == {"index 81", "index 121"}
+    assert "index 81" in found.verdict
+    assert sum(worker.late_batches for worker in found.last_pass.workers) >= 2
+
+
+def test_one_slow_worker() -> None:
+    """Batches are dealt in turns, so that one worker has all that are odd."""
+    dataset = Sleepy(lambda index: 0.02 if index // SIZE % 2 else 0.002)
+    found = read(ShmDataLoader(dataset, SIZE, num_workers=2, persistent_workers=True))
+    say(found, Kind.SLOW_WORKER)
+    assert "worker 1 takes" in found.verdict
+
+
+def test_too_few_batches_ahead() -> None:
+    """The loop takes eight at once, and then rests until far more could have been made."""
+    loader = ShmDataLoader(Sleepy(lambda index: 0.005), SIZE, num_workers=2, prefetch_factor=1, persistent_workers=True)
+    found = read(loader, lambda number: time.sleep(0.0 if (number + 1) % 8 else 0.4))
+    say(found, Kind.SHORT_OF_SLOTS)
+    assert found.verdict.knob == "prefetch_factor"
+
+
+def test_nothing_is_said_of_few_batches() -> None:
+    found = read(ShmDataLoader(Sleepy(lambda index: 0.05), SIZE, sampler=range(40), num_workers=2))
+    say(found, Kind.UNKNOWN)
+    assert "10 batches" in found.verdict
