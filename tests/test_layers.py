@@ -33,7 +33,7 @@ HOUSE = [
 WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "observe": ["statistics", "table verdict processors", "figures"],
+    "observe": ["gathering", "statistics", "table verdict processors", "figures"],
     "passes": [
         "iterator in_process delivery",
         "dispatcher tracking meter",
@@ -84,13 +84,13 @@ PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
     "passes/lines.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
-    "data/cache_layout.py",
+    "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
-    "operator", "secrets", "struct", "typing", "weakref", "zlib", "numpy", "torch",
+    "operator", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy", "torch",
     "shmloader.batches.alignment", "shmloader.batches.dtypes",
-    "shmloader.batches.structure", "shmloader.errors",
+    "shmloader.batches.structure", "shmloader.errors", "shmloader.observe.figures",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -1,14 +1,8 @@
-"""The figures of a loader, of one of its passes, and of its workers. Immutable; nothing is measured here."""
+"""The figures of a loader, of one of its passes, and of its workers. Immutable, and pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from shmloader.passes.meter import Totals
-from shmloader.workers.recorder import Slow, Sums
-
-_NANO = 1e9
 
 
 @dataclass(frozen=True)
@@ -126,46 +120,3 @@ class PassStatistics:
     def growth(self) -> int:
         """How many batches needed more room than their slots had."""
         return sum(worker.growth for worker in self.workers)
-
-
-def of_totals(totals: Totals) -> PassStatistics:
-    """Returns the figures of what was counted."""
-    return PassStatistics(
-        batches=totals.batches,
-        samples=totals.samples,
-        bytes=totals.nbytes,
-        copies=totals.copies,
-        copies_for_room=totals.copies_for_room,
-        restarts=totals.restarts,
-        seconds=(totals.starting + totals.inside + totals.outside) / _NANO,
-        start_seconds=(totals.starting + totals.ending + totals.first_wait) / _NANO,
-        wait_seconds=totals.wait / _NANO,
-        first_wait_seconds=totals.first_wait / _NANO,
-        waits=totals.waits,
-        own_seconds=(totals.inside - totals.wait - totals.ending) / _NANO,
-        loop_seconds=totals.outside / _NANO,
-        workers=tuple(_worker(number, sums) for number, sums in enumerate(totals.workers)),
-    )
-
-
-def of_slowest(slowest: Iterable[tuple[int, Slow]]) -> tuple[SlowSample, ...]:
-    """Returns the slowest samples."""
-    return tuple(SlowSample(slow.seconds, slow.what, worker) for worker, slow in slowest)
-
-
-def _worker(number: int, sums: Sums) -> WorkerStatistics:
-    return WorkerStatistics(
-        number=number,
-        batches=sums.batches,
-        samples=sums.samples,
-        bytes=sums.nbytes,
-        fetch_seconds=sums.fetch / _NANO,
-        collate_seconds=sums.collate / _NANO,
-        idle_seconds=sums.idle / _NANO,
-        room_seconds=sums.room / _NANO,
-        paused_seconds=sums.paused / _NANO,
-        growth=sums.asks,
-        late_batches=sums.lates,
-        late_seconds=sums.late / _NANO,
-        cpu_share=min(1.0, sums.cpu / sums.cpu_work) if sums.cpu_work > 0 else None,
-    )

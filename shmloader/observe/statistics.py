@@ -1,4 +1,4 @@
-"""The figures of a loader, put together when somebody asks."""
+"""What `ShmDataLoader.statistics` returns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from shmloader.data.cached import CacheStatistics
-from shmloader.passes.meter import Meters
 from shmloader.slots.ledger import State
-from shmloader.slots.pool import Pool
 
 from . import table
-from .figures import PassStatistics, SlowSample, of_slowest, of_totals
-from .verdict import Setting, Verdict, is_enough, judge
+from .figures import PassStatistics, SlowSample
+from .verdict import Verdict
 
-_STOCK = Verdict("torch's own loader loads here (see FallbackWarning), and nothing is known of it.")
+STOCK = Verdict("torch's own loader loads here (see FallbackWarning), and nothing is known of it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,7 @@ class LoaderStatistics(PassStatistics):
     leased: int = 0
     slots: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     cache: CacheStatistics | None = None
-    verdict: Verdict = _STOCK
+    verdict: Verdict = STOCK
 
     @property
     def queue_depth(self) -> int:
@@ -80,38 +78,6 @@ class LoaderStatistics(PassStatistics):
 
 def _restored(values: dict[str, Any]) -> LoaderStatistics:
     return LoaderStatistics(**{**values, "slots": MappingProxyType(values["slots"])})
-
-
-def collect(
-    meters: Meters, pool: Pool | None, setting: Setting, is_stock: bool = False, name: str | None = None
-) -> LoaderStatistics:
-    """Returns the figures as they are now. Does not block.
-
-    Args:
-        meters: what the loader's passes have taken.
-        pool: the one used last.
-        setting: what the loader is; the pool's part is filled in here.
-        is_stock: whether torch's own loader has taken its place.
-        name: the loader's.
-    """
-    total = meters.total()
-    life, last = of_totals(total), of_totals(total - meters.mark)
-    slowest = of_slowest(meters.slowest())
-    pools: dict[str, Any] = {}
-    if pool is not None:
-        leased = pool.leased  # first: it frees what has ended
-        slots = MappingProxyType({state.value: count for state, count in pool.states().items()})
-        pools = {"num_slots": pool.num_slots, "max_bytes": pool.max_bytes, "resident_bytes": pool.resident_bytes}
-        pools |= {"leased": leased, "slots": slots}
-        setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)
-    verdict = _STOCK if is_stock else judge(last if is_enough(last) else life, setting, slowest)
-    return LoaderStatistics(
-        **_fields(life), **pools, name=name, last_pass=last, slowest=slowest, verdict=verdict
-    )  # fmt: skip
-
-
-def _fields(figures: PassStatistics) -> dict[str, Any]:
-    return {one.name: getattr(figures, one.name) for one in dataclasses.fields(figures)}
 
 
 def _of_passes(found: LoaderStatistics) -> list[list[str]]:

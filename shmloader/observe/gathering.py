@@ -1,0 +1,93 @@
+"""Puts the figures of a loader together, when somebody asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Any
+
+from shmloader.passes.meter import Meters, Totals
+from shmloader.slots.pool import Pool
+from shmloader.workers.recorder import Slow, Sums
+
+from .figures import PassStatistics, SlowSample, WorkerStatistics
+from .statistics import STOCK, LoaderStatistics
+from .verdict import Setting, is_enough, judge
+
+_NANO = 1e9
+
+
+def collect(
+    meters: Meters, pool: Pool | None, setting: Setting, is_stock: bool = False, name: str | None = None
+) -> LoaderStatistics:
+    """Returns the figures as they are now. Does not block.
+
+    Args:
+        meters: what the loader's passes have taken.
+        pool: the one used last.
+        setting: what the loader is; the pool's part is filled in here.
+        is_stock: whether torch's own loader has taken its place.
+        name: the loader's.
+    """
+    total = meters.total()
+    life, last = of_totals(total), of_totals(total - meters.mark)
+    slowest = of_slowest(meters.slowest())
+    pools: dict[str, Any] = {}
+    if pool is not None:
+        leased = pool.leased  # first: it frees what has ended
+        slots = MappingProxyType({state.value: count for state, count in pool.states().items()})
+        pools = {"num_slots": pool.num_slots, "max_bytes": pool.max_bytes, "resident_bytes": pool.resident_bytes}
+        pools |= {"leased": leased, "slots": slots}
+        setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)
+    verdict = STOCK if is_stock else judge(last if is_enough(last) else life, setting, slowest)
+    return LoaderStatistics(
+        **_fields(life), **pools, name=name, last_pass=last, slowest=slowest, verdict=verdict
+    )  # fmt: skip
+
+
+def _fields(figures: PassStatistics) -> dict[str, Any]:
+    return {one.name: getattr(figures, one.name) for one in dataclasses.fields(figures)}
+
+
+def of_totals(totals: Totals) -> PassStatistics:
+    """Returns the figures of what was counted."""
+    return PassStatistics(
+        batches=totals.batches,
+        samples=totals.samples,
+        bytes=totals.nbytes,
+        copies=totals.copies,
+        copies_for_room=totals.copies_for_room,
+        restarts=totals.restarts,
+        seconds=(totals.starting + totals.inside + totals.outside) / _NANO,
+        start_seconds=(totals.starting + totals.ending + totals.first_wait) / _NANO,
+        wait_seconds=totals.wait / _NANO,
+        first_wait_seconds=totals.first_wait / _NANO,
+        waits=totals.waits,
+        own_seconds=(totals.inside - totals.wait - totals.ending) / _NANO,
+        loop_seconds=totals.outside / _NANO,
+        workers=tuple(_worker(number, sums) for number, sums in enumerate(totals.workers)),
+    )
+
+
+def of_slowest(slowest: Iterable[tuple[int, Slow]]) -> tuple[SlowSample, ...]:
+    """Returns the slowest samples."""
+    return tuple(SlowSample(slow.seconds, slow.what, worker) for worker, slow in slowest)
+
+
+def _worker(number: int, sums: Sums) -> WorkerStatistics:
+    return WorkerStatistics(
+        number=number,
+        batches=sums.batches,
+        samples=sums.samples,
+        bytes=sums.nbytes,
+        fetch_seconds=sums.fetch / _NANO,
+        collate_seconds=sums.collate / _NANO,
+        idle_seconds=sums.idle / _NANO,
+        room_seconds=sums.room / _NANO,
+        paused_seconds=sums.paused / _NANO,
+        growth=sums.asks,
+        late_batches=sums.lates,
+        late_seconds=sums.late / _NANO,
+        cpu_share=min(1.0, sums.cpu / sums.cpu_work) if sums.cpu_work > 0 else None,
+    )
