@@ -497,7 +497,7 @@ class ShmDataLoader(DataLoader[T_co]):
             in_order=self.in_order,
             stays=self.persistent_workers or self.epoch_size is not None,
         )
-        return gathering.collect(self._meters, self._pool_cache.last, setting, self._fell_back)
+        return gathering.collect(self._meters, self._pool_cache.last, setting, self.dataset, self._fell_back)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any
 
+from shmloader.data.cache_statistics import sum_of_caches
+from shmloader.data.cached import CachedDataset
 from shmloader.passes.meter import Meters, Totals
 from shmloader.slots.pool import Pool
 from shmloader.workers.recorder import Slow, Sums
@@ -19,14 +21,20 @@ _NANO = 1e9
 
 
 def collect(
-    meters: Meters, pool: Pool | None, setting: Setting, is_stock: bool = False, name: str | None = None
+    meters: Meters,
+    pool: Pool | None,
+    setting: Setting,
+    dataset: Any,
+    is_stock: bool = False,
+    name: str | None = None,
 ) -> LoaderStatistics:
-    """Returns the figures as they are now. Does not block.
+    """Returns the figures as they are now. Does not block, but reads 9 bytes for each sample of a cached dataset.
 
     Args:
         meters: what the loader's passes have taken.
         pool: the one used last.
         setting: what the loader is; the pool's part is filled in here.
+        dataset: the loader's.
         is_stock: whether torch's own loader has taken its place.
         name: the loader's.
     """
@@ -42,8 +50,14 @@ def collect(
         setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)
     verdict = STOCK if is_stock else judge(last if is_enough(last) else life, setting, slowest)
     return LoaderStatistics(
-        **_fields(life), **pools, name=name, last_pass=last, slowest=slowest, verdict=verdict
-    )  # fmt: skip
+        **_fields(life),
+        **pools,
+        name=name,
+        last_pass=last,
+        slowest=slowest,
+        cache=sum_of_caches(dataset, CachedDataset),
+        verdict=verdict,
+    )
 
 
 def _fields(figures: PassStatistics) -> dict[str, Any]:

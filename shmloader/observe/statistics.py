@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from shmloader.data.cached import CacheStatistics
+from shmloader.data.cache_statistics import CacheStatistics
 from shmloader.slots.ledger import State
 
 from . import table
@@ -40,7 +40,8 @@ class LoaderStatistics(PassStatistics):
         leased: slots the loop holds: part of the batch is alive or, if page-locked, a device may still read it.
         slots: how many slots are in each state now: free, writing (asked for), ready (made, and not handed out), leased
             (the loop's), retained (held by code in a worker).
-        cache: what a `CachedDataset` has done, if the loader's dataset is or has one.
+        cache: what each `CachedDataset` that the loader's dataset is, wraps or has as an attribute has done, summed;
+            None where there is none.
         verdict: what limits the loop, in words, with the argument that would help; a str, see `Verdict`. It is of the
             last pass, or of all passes where that was short.
     """
@@ -68,6 +69,8 @@ class LoaderStatistics(PassStatistics):
             parts.append(table.columns(_of_workers(self.last_pass)))
         if self.num_slots:
             parts.append([_of_pool(self)])
+        if self.cache is not None:
+            parts.append([_of_cache(self.cache)])
         parts.append(table.wrapped(self.verdict))
         return "\n\n".join("\n".join(lines) for lines in parts)
 
@@ -113,3 +116,10 @@ def _of_workers(last: PassStatistics) -> list[list[str]]:
 def _of_pool(found: LoaderStatistics) -> str:
     states = ", ".join(f"{count} {state}" for state, count in found.slots.items() if count)
     return f"{states} slots, {table.size(found.resident_bytes)} of at most {table.size(found.max_bytes)}"
+
+
+def _of_cache(cache: CacheStatistics) -> str:
+    reads = f"{table.count(cache.hits)} hits, {table.count(cache.misses)} misses"
+    room = f"{table.size(cache.bytes)} of at most {table.size(cache.max_bytes)}"
+    did_not_fit = f", {table.count(cache.did_not_fit)} did not fit" if cache.did_not_fit else ""
+    return f"cache: {reads}; {table.count(cache.samples)} of {table.count(cache.length)} samples in {room}{did_not_fit}"
