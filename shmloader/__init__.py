@@ -25,6 +25,7 @@ from .errors import (
 from .job_queue import JobQueue
 from .loader import ShmDataLoader
 from .observe.figures import PassStatistics, SlowSample, WorkerStatistics
+from .observe.registry import close_all, live_loaders
 from .observe.statistics import LoaderStatistics
 from .observe.verdict import Verdict
 from .producer import Producer
@@ -58,6 +59,8 @@ __all__ = [
     "WorkerStatistics",
     "WorkerTimeoutError",
     "__version__",
+    "close_all",
+    "live_loaders",
     "share",
 ]
 

@@ -76,6 +76,31 @@ def checked_timeout(value: Any) -> float | None:
     return value
 
 
+def checked_name(name: Any) -> str | None:
+    """Returns what the argument ``name`` gives.
+
+    Raises:
+        TypeError: it is neither None nor a str.
+        ValueError: it is empty, or has a character that is not printable.
+    """
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, got {name!r}")
+    if name is not None and not (name and name.isprintable()):
+        raise ValueError(f"name must be one line of printable characters, got {name!r}")
+    return None if name is None else str(name)
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """Returns what an argument gives that is True or False.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def checked_callable(name: str, value: Any) -> Any:
     """Returns a function that an argument gives.
 

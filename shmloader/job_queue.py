@@ -25,10 +25,12 @@ from .arguments import (
     checked_callable,
     checked_count,
     checked_generator,
+    checked_name,
     checked_optional_count,
     checked_timeout,
 )
 from .errors import IdleWorkersWarning
+from .observe import registry
 from .passes.delivery import Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .passes.lines import Job, Line, Lines
@@ -99,6 +101,7 @@ class JobQueue:
         num_slots: results that the pool holds at a time, ``num_workers x prefetch_factor + 2`` at least; by default
             there are enough for a consumer that holds sixteen.
         generator: source of the workers' seed; by default torch's global one.
+        name: what this queue is called in errors and warnings; None: JobQueue.
 
     Raises:
         TypeError, ValueError: an argument cannot be; the error names it.
@@ -118,11 +121,15 @@ class JobQueue:
         max_pool_bytes: int | None = None,
         num_slots: int | None = None,
         generator: torch.Generator | None = None,
+        name: str | None = None,
     ) -> None:
         checked_callable("function", function)
         if worker_init_fn is not None:
             checked_callable("worker_init_fn", worker_init_fn)
         checked_generator(generator)
+        self.name = checked_name(name)
+        self._function = function
+        own_words = words.named(words.QUEUE, self.name)
         options = DispatchOptions(
             num_workers=checked_count("num_workers", num_workers, 1),
             prefetch_factor=checked_count("prefetch_factor", prefetch_factor, 1),
@@ -137,7 +144,7 @@ class JobQueue:
             num_slots=checked_optional_count("num_slots", num_slots, 1),
             max_bytes=checked_optional_count("max_pool_bytes", max_pool_bytes, 1),
             declared_bytes=0,
-            words=words.QUEUE,
+            words=own_words,
         )
         settings.check()
         workers = functools.partial(
@@ -147,13 +154,14 @@ class JobQueue:
             num_workers,
             options.look_ahead,
             can_wake=True,
-            words=words.QUEUE,
+            words=own_words,
         )
         requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers
         self._look_ahead = options.look_ahead
-        source = functools.partial(calls.source, function, worker_init_fn, generator)
+        source = functools.partial(calls.source, function, worker_init_fn, generator, own_words)
         self._delivery = Delivery("JobQueue", source, options, settings, workers)
+        registry.add(self, self._delivery)
         self._lines: Lines[Result] = Lines(options.look_ahead)
         self._caller = _Caller(self)
         self._was_put = False  # since the last get
@@ -326,6 +334,9 @@ class JobQueue:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {registry.label_of(self)!r} at {id(self):#x}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("a JobQueue cannot be pickled or copied: its workers are this process's")

@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from . import interrupts, requirements, torch_private
-from .arguments import checked_count, checked_optional_count, checked_seeding
+from . import interrupts, requirements, torch_private, words
+from .arguments import checked_count, checked_name, checked_optional_count, checked_seeding
 from .batches import spec
 from .batches.alignment import ALIGNMENT
 from .data.permutation import PermutationSampler
@@ -38,7 +38,7 @@ from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
-from .observe import gathering, processors
+from .observe import gathering, processors, registry
 from .observe.statistics import LoaderStatistics
 from .observe.verdict import Setting
 from .passes.epoch_stream import EpochIterator, SourceStream
@@ -53,6 +53,7 @@ from .passes.tracking import Tracking, is_stream, set_permutation, state_before
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .torch_private import BaseIterator
+from .words import Words
 from .workers import kinds
 from .workers.interface import Workers
 
@@ -155,6 +156,9 @@ class ShmDataLoader(DataLoader[T_co]):
             ahead is kept; workers stay. Where the dataset or the sampler ends it starts over, shuffled anew, also in
             the middle of a pass. Batches are those of ordinary passes one behind the other. None: a pass is what the
             dataset or the sampler gives.
+        name: what this loader is called: "train", say. Its errors, its warnings and a profiler's label then say
+            DataLoader 'train', and its figures have the name. None: texts are torch's, and figures have the name of the
+            dataset's class.
 
     Raises:
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
@@ -173,6 +177,7 @@ class ShmDataLoader(DataLoader[T_co]):
     snapshot_every_n_steps: int | None
     seeding: str
     epoch_size: int | None
+    name: str | None
 
     def __init__(
         self,
@@ -205,6 +210,7 @@ class ShmDataLoader(DataLoader[T_co]):
         snapshot_every_n_steps: int | None = 1,
         seeding: str = "worker",
         epoch_size: int | None = None,
+        name: str | None = None,
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -239,6 +245,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self.seeding = seeding
         self._check_seeding()
         self.epoch_size = checked_optional_count("epoch_size", epoch_size, 1)
+        self.name = checked_name(name)
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -386,6 +393,7 @@ class ShmDataLoader(DataLoader[T_co]):
             self._gate,
             self._meters,
         )
+        registry.add(self, iterator)
         return self._tracked(iterator, place)
 
     def _new_tracking(self) -> Tracking:
@@ -398,7 +406,10 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
         self.check_worker_number_rationality()
-        return functools.partial(kinds.new_workers, self.worker_type, self.multiprocessing_context)
+        return functools.partial(kinds.new_workers, self.worker_type, self.multiprocessing_context, words=self._words())
+
+    def _words(self) -> Words:
+        return words.named(words.LOADER, checked_name(self.name))
 
     def check_worker_number_rationality(self) -> None:
         """Warns of more worker processes than processors, as torch does. Of threads there may be more."""
@@ -437,6 +448,7 @@ class ShmDataLoader(DataLoader[T_co]):
             declared_bytes=self._declared_bytes(),
             memory=PinnedMemory() if is_pinned else SharedMemory(),
             on_the_way=self.device_prefetch if is_moved else 0,
+            words=self._words(),
         )
 
     def _declared_bytes(self) -> int:
@@ -444,6 +456,11 @@ class ShmDataLoader(DataLoader[T_co]):
             return 0
         batch_size: int = self.batch_size or getattr(self.batch_sampler, "batch_size", None) or 1
         return spec.batch_bytes(self._sample_spec, batch_size, ALIGNMENT) + _TAIL_BYTES
+
+    def __repr__(self) -> str:
+        label = registry.label_of(self)
+        known = [f"{one}={vars(self)[one]!r}" for one in ("batch_size", "num_workers") if one in vars(self)]
+        return f"<{' '.join([type(self).__name__, repr(label), *known])} at {id(self):#x}>"
 
     def __len__(self) -> int:
         return super().__len__() if self.epoch_size is None else self.epoch_size

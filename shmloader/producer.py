@@ -32,6 +32,7 @@ from .arguments import (
     checked_callable,
     checked_count,
     checked_generator,
+    checked_name,
     checked_optional_count,
     checked_timeout,
 )
@@ -39,11 +40,13 @@ from .batches import item_layout
 from .batches.alignment import ALIGNMENT
 from .batches.item_layout import ItemLayout
 from .errors import ProducerEndedError, WorkerDiedError
+from .observe import registry
 from .passes.delivery import ClosedError, Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .slots.pool_cache import PoolSettings
 from .slots.results import Result
 from .slots.writer import FAULT_BYTES
+from .words import Words
 from .workers import kinds, seeding
 from .workers.brief import TargetSource
 
@@ -117,6 +120,7 @@ class Producer:
             `WorkerDiedError`.
         max_pool_bytes: what the slots may take; by default half of the memory that this process may use.
         generator: source of the workers' base seed; by default torch's global one. Drawn from when workers are started.
+        name: what this producer is called in errors and warnings; None: Producer.
 
     Raises:
         TypeError: an argument is of a wrong type; so is a target that is a generator function, or a coroutine's.
@@ -139,6 +143,7 @@ class Producer:
         worker_restarts: int = 0,
         max_pool_bytes: int | None = None,
         generator: torch.Generator | None = None,
+        name: str | None = None,
     ) -> None:
         _check_callables(target, worker_init_fn)
         num_workers = checked_count("num_workers", num_workers, 1)
@@ -155,11 +160,14 @@ class Producer:
         context = kinds.checked_context(multiprocessing_context)
         worker_type = kinds.checked_worker_type(worker_type, context)
         requirements.require("Producer", worker_type)
+        self.name = checked_name(name)
+        self._function = target
+        own_words = words.named(words.PRODUCER, self.name)
         layout = item_layout.lay_out(specs, ALIGNMENT)
         arguments = _arguments(args), _keyword_arguments(kwargs)
         delivery = Delivery(
             "Producer",
-            functools.partial(_source, target, *arguments, layout, worker_init_fn, generator),
+            functools.partial(_source, target, *arguments, layout, worker_init_fn, generator, own_words),
             DispatchOptions(
                 num_workers=num_workers,
                 prefetch_factor=-(-num_slots // num_workers),
@@ -175,10 +183,10 @@ class Producer:
                 max_bytes=max_pool_bytes,
                 declared_bytes=layout.nbytes + FAULT_BYTES,
                 held_per_worker=_HELD_PER_WORKER,
-                words=words.PRODUCER,
+                words=own_words,
             ),
             functools.partial(
-                kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True, words=words.PRODUCER
+                kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True, words=own_words
             ),
         )
         self._delivery = delivery
@@ -186,6 +194,7 @@ class Producer:
         # These refer to the stream, which refers to neither: a producer that is dropped is gone at once.
         self._items = Outlet(stream.take, stream.ask)
         self._end = Outlet(stream.look_for_the_end, stream.ask)
+        registry.add(self, stream)
 
     # -- items ---------------------------------------------------------------------------------------------------
 
@@ -260,8 +269,7 @@ class Producer:
         Warns:
             StuckWorkerWarning: a worker thread was left behind.
         """
-        self._stream.end("this producer was stopped")
-        self._delivery.close()
+        self._stream.close()
 
     def join(self, timeout: float | None = None) -> None:
         """Blocks until all targets have returned, and ``timeout`` seconds at most.
@@ -307,6 +315,9 @@ class Producer:
     def __exit__(self, *raised: object) -> None:
         self.stop()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {registry.label_of(self)!r} at {id(self):#x}>"
+
     def __reduce__(self) -> Any:
         raise TypeError("a Producer cannot be pickled or copied: its workers are this process's")
 
@@ -316,7 +327,7 @@ class _TargetsReturnedError(Exception):
 
 
 class _Stream:
-    """What workers fill, in the order in which it comes. Its methods but the last two are called while one books.
+    """What workers fill, in the order in which it comes. What asks, takes and looks is called while one books.
 
     Args:
         delivery: of the workers.
@@ -332,6 +343,16 @@ class _Stream:
     def is_over(self) -> bool:
         """Whether there is no more to be had."""
         return bool(self._why_over)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there are workers, and they are this process's."""
+        return self._delivery.is_running
+
+    def close(self) -> None:
+        """Ends the stream, and the workers. Not while one books."""
+        self.end("this producer was stopped")
+        self._delivery.close()
 
     def ask(self) -> None:
         """Gives workers as many slots as may be under way."""
@@ -391,8 +412,9 @@ def _source(
     layout: ItemLayout,
     init_fn: Callable[[int], None] | None,
     generator: torch.Generator | None,
+    own_words: Words,
 ) -> TargetSource:
-    return TargetSource(target, args, kwargs, layout, init_fn, seeding.draw_base_seed(generator))
+    return TargetSource(target, args, kwargs, layout, init_fn, seeding.draw_base_seed(generator), own_words)
 
 
 def _check_callables(target: Any, init_fn: Any) -> None:

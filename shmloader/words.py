@@ -19,6 +19,7 @@ class Words(NamedTuple):
         fewer: the knobs that the number of slots follows from.
         less: those that lower what is in memory at a time; ``max_pool_bytes`` and ``num_workers`` are there always.
         smaller: how what lies in a slot becomes smaller.
+        is_named: whether ``owner`` has a name that tells it from others of its kind.
     """
 
     owner: str
@@ -30,6 +31,7 @@ class Words(NamedTuple):
     fewer: tuple[str, ...]
     less: tuple[str, ...]
     smaller: str
+    is_named: bool = False
 
 
 LOADER = Words(
@@ -65,6 +67,11 @@ QUEUE = Words(
     less=("prefetch_factor",),
     smaller="return smaller results",
 )
+
+
+def named(words: Words, name: str | None) -> Words:
+    """Returns the words of one that its user has given a name: DataLoader 'train'."""
+    return words if name is None else words._replace(owner=f"{words.owner} {name!r}", is_named=True)
 
 
 def alternatives(knobs: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ HOUSE = [
 WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "observe": ["gathering", "statistics", "table verdict processors", "figures"],
+    "observe": ["gathering registry", "statistics", "table verdict processors", "figures"],
     "passes": [
         "iterator in_process delivery",
         "dispatcher tracking meter",

@@ -139,6 +139,12 @@ class Delivery:
         return self._parts is not None
 
     @property
+    def is_running(self) -> bool:
+        """Whether there are workers, and they are this process's."""
+        parts = self._parts
+        return parts is not None and parts.dispatcher.is_open
+
+    @property
     def pool(self) -> Pool:
         """Where results lie. Only once the workers are started."""
         return self._running.pool

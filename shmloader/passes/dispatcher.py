@@ -355,6 +355,10 @@ class Dispatcher:
             raise WorkerTimeoutError(text) from None
         return self.act_on(tokens, dead)
 
+    def wake(self) -> None:
+        """Ends a `receive` that another thread is in, with nothing received. Does not block."""
+        self._workers.wake()
+
     def prepare_to_wait(self) -> None:
         """Does what is due before workers are waited for: answers those that wait themselves. Does not block."""
         if self._requests:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from time import monotonic_ns
 from typing import Any, NoReturn
@@ -32,7 +33,7 @@ from shmloader.torch_private import (
 )
 from shmloader.workers import generators
 from shmloader.workers.brief import BatchSource
-from shmloader.workers.interface import Workers
+from shmloader.workers.interface import GRACE_SECONDS, Workers
 from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
@@ -41,6 +42,8 @@ from .gates import Gate
 from .meter import Meter, Meters
 from .restarts import RestartCount
 from .tracking import Tracking
+
+get_ident = threading.get_ident  # for each batch
 
 
 class ShmIterator(BaseIterator):
@@ -102,7 +105,12 @@ class ShmIterator(BaseIterator):
         self._gate = gate
         self._put_off = 0
         self._is_exhausted = False
+        self._stepper = 0  # the thread that is in `next`
+        self._closing: threading.Event | None = None  # where another thread closes this; set when `next` is left
         self._pool_cache = pool_cache
+        self._words = settings.words
+        if self._words.is_named:
+            self._profile_name = f"enumerate({self._words.owner})#{type(self).__name__}.__next__"
         self.last_lease = None
         self._options = DispatchOptions(
             self._num_workers,
@@ -167,6 +175,7 @@ class ShmIterator(BaseIterator):
             sample_spec=sample_spec,
             sample_seed=self._epochs.kept_seed(int(self._base_seed)) if seeds_samples else None,
             epoch=self._epochs.next,
+            words=self._words,
         )
 
     @property
@@ -248,18 +257,25 @@ class ShmIterator(BaseIterator):
             meter.inside += left - entered
 
     def _next_data(self) -> Any:
+        self._stepper = get_ident()
         try:
             return self._step()
         except Exception as error:
             if not isinstance(error, StopIteration):
                 process_exit.wait_if_abandoned()
+                if self._closing is not None:
+                    self._raise_closed()
             raise
         except BaseException:
             self._dispatcher.give_up()
             raise
+        finally:
+            self._stepper = 0
+            if self._closing is not None:
+                self._closing.set()
 
     def _step(self) -> Any:
-        if not self._dispatcher.is_open:
+        if not self._dispatcher.is_open or self._closing is not None:
             self._raise_closed()
         self._pool.collect()
         result = self._take()
@@ -331,6 +347,8 @@ class ShmIterator(BaseIterator):
                 raise
             finally:
                 self._meter.blocked(began)
+            if self._closing is not None:
+                self._raise_closed()
             self._dispatch_for(ended)
         return result
 
@@ -387,6 +405,29 @@ class ShmIterator(BaseIterator):
         if self._is_exhausted:
             raise StopIteration
         raise RuntimeError("this iterator of ShmDataLoader is closed; make a new one with iter(loader)")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there are workers, and they are this process's."""
+        return self._dispatcher.is_open
+
+    def close(self) -> None:
+        """Ends the workers. From any thread; safe to call again.
+
+        Blocks as dropping the iterator does. If another thread is in `next`, that thread is waited for, a second more
+        at most where it waits for workers; it has a RuntimeError. If it is held up in code of the user's, in a sampler
+        say, workers end under it.
+        """
+        closing = self._closing = self._closing or threading.Event()  # before the look: whoever comes later sees it
+        if self._stepper in (0, get_ident()):
+            is_free = not self._stepper  # else this is called by something that `next` has called
+        else:
+            self._dispatcher.wake()
+            is_free = closing.wait(GRACE_SECONDS)
+        if is_free:
+            self._shutdown_workers()
+        else:
+            self._dispatcher.give_up()
 
     def _shutdown_workers(self) -> None:
         """Ends the workers and passes the pool on to the loader's next iterator. Safe to call again.

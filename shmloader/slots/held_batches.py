@@ -65,4 +65,5 @@ class CopyNotice:
         """
         if self._text and not self._is_announced:
             self._is_announced = True
-            warnings.warn(self._text, HeldBatchesWarning, stacklevel=6)
+            text = f"{self._words.owner}: {self._text}" if self._words.is_named else self._text
+            warnings.warn(text, HeldBatchesWarning, stacklevel=6)

@@ -60,6 +60,7 @@ class BatchSource:
         sample_spec: what `spec.declare` returned, or None.
         sample_seed: the base seed of what is seeded for each sample; None: generators are seeded for the worker only.
         epoch: the number of the pass, for those seeds.
+        words: for texts about these workers.
     """
 
     dataset: Any
@@ -73,11 +74,7 @@ class BatchSource:
     sample_spec: Any
     sample_seed: int | None = None
     epoch: int = 0
-
-    @property
-    def words(self) -> Words:
-        """Those of torch's loader."""
-        return LOADER
+    words: Words = LOADER
 
     @property
     def is_stream(self) -> bool:
@@ -109,6 +106,7 @@ class TargetSource:
         layout: what is in a slot.
         init_fn: called with the worker's number before anything else of the user's.
         base_seed: with the worker's number, what its random generators are seeded with.
+        words: for texts about these workers.
     """
 
     target: Callable[..., Any]
@@ -117,11 +115,7 @@ class TargetSource:
     layout: ItemLayout
     init_fn: Callable[[int], None] | None
     base_seed: int
-
-    @property
-    def words(self) -> Words:
-        """Those of a producer."""
-        return PRODUCER
+    words: Words = PRODUCER
 
     @property
     def is_stream(self) -> bool:

@@ -45,18 +45,16 @@ class _Call:
 
 class _Source(BatchSource):
     @property
-    def words(self) -> Words:
-        """Those of a job queue."""
-        return QUEUE
-
-    @property
     def parts(self) -> dict[str, Any]:
         """What of the user's goes to the workers, by the argument's name."""
         return {"function": self.collate_fn.function, "worker_init_fn": self.init_fn}  # type: ignore[attr-defined]
 
 
 def source(
-    function: Callable[..., Any], init_fn: Callable[[int], None] | None, generator: torch.Generator | None
+    function: Callable[..., Any],
+    init_fn: Callable[[int], None] | None,
+    generator: torch.Generator | None,
+    words: Words = QUEUE,
 ) -> BatchSource:
     """Returns what workers make that call a function. Called in the parent, when they are started.
 
@@ -64,6 +62,7 @@ def source(
         function: what is called.
         init_fn: called in each worker with its number.
         generator: what the base seed is drawn from; None: torch's global one.
+        words: for texts about the workers.
     """
     return _Source(
         dataset=_Arguments(),
@@ -75,6 +74,7 @@ def source(
         base_seed=seeding.draw_base_seed(generator),
         shared_seed=None,
         sample_spec=None,
+        words=words,
     )
 
 

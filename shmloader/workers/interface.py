@@ -71,8 +71,8 @@ class Workers(Protocol):
     def wake(self) -> None:
         """Ends a `wait`, which returns nothing then: the one that is under way, or else the next.
 
-        Only of workers that were made so that they can be woken. Does not block; safe from any thread and from signal
-        handlers, and after `stop`.
+        At once where the workers were made so that they can be woken, and within a second otherwise. Does not block;
+        safe from any thread and from signal handlers, and after `stop`.
         """
 
     def name(self, worker: int) -> str:

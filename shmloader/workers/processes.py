@@ -85,7 +85,7 @@ class ProcessWorkers:
         context: the multiprocessing context that makes processes.
         num_workers: how many.
         max_jobs: how many jobs may be under way to one worker.
-        can_wake: whether `wake` ends a wait; it takes a descriptor.
+        can_wake: whether `wake` ends a wait at once; it takes a descriptor.
         words: of whom the workers belong to.
 
     Raises:
@@ -101,6 +101,7 @@ class ProcessWorkers:
         self.num_workers = num_workers
         self._max_jobs = max_jobs
         self._members: list[_Member] = []
+        self._is_woken = False  # where there is no bell
         with contextlib.ExitStack() as undo:
             self._up, outbox = self._pipe()
             self._outbox = Outbox(outbox.fd)
@@ -244,6 +245,9 @@ class ProcessWorkers:
         # Reading first: where workers are ahead of the loop, that is the only system call.
         while not (tokens := self._up.read_ready()):
             ready = self._poll_once(deadline)
+            if self._is_woken:
+                self._is_woken = False
+                return [], []
             # The kernel looks at one descriptor after the other: what a worker wrote before it ended may have come in
             # after the pipe's turn. So that is read again before anybody is taken for dead.
             if tokens := self._up.read_ready():
@@ -264,6 +268,8 @@ class ProcessWorkers:
         with contextlib.suppress(ValueError):  # it is closed
             if self._bell is not None:
                 self._bell.write(_RING)
+            else:
+                self._is_woken = True
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
@@ -273,6 +279,8 @@ class ProcessWorkers:
         while True:
             if ready := [fd for fd, _ in self._poll.poll(deadlines.next_part(deadline))]:
                 return ready
+            if self._is_woken:
+                return []
             if deadlines.is_over(deadline):
                 raise SilenceError
 
