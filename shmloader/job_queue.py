@@ -24,6 +24,7 @@ from . import requirements, words
 from .arguments import (
     checked_callable,
     checked_count,
+    checked_flag,
     checked_generator,
     checked_name,
     checked_optional_count,
@@ -102,6 +103,8 @@ class JobQueue:
             there are enough for a consumer that holds sixteen.
         generator: source of the workers' seed; by default torch's global one.
         name: what this queue is called in errors and warnings; None: JobQueue.
+        forward_logs: whether what worker processes log is handed to the handlers of this process, as with a loader:
+            while this process waits for workers, before what they have made is returned, and when they end.
 
     Raises:
         TypeError, ValueError: an argument cannot be; the error names it.
@@ -122,6 +125,7 @@ class JobQueue:
         num_slots: int | None = None,
         generator: torch.Generator | None = None,
         name: str | None = None,
+        forward_logs: bool = False,
     ) -> None:
         checked_callable("function", function)
         if worker_init_fn is not None:
@@ -155,6 +159,7 @@ class JobQueue:
             options.look_ahead,
             can_wake=True,
             words=own_words,
+            forward_logs=checked_flag("forward_logs", forward_logs),
         )
         requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers

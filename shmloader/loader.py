@@ -30,7 +30,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import interrupts, requirements, torch_private, words
-from .arguments import checked_count, checked_name, checked_optional_count, checked_seeding
+from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding
 from .batches import spec
 from .batches.alignment import ALIGNMENT
 from .data.permutation import PermutationSampler
@@ -156,6 +156,11 @@ class ShmDataLoader(DataLoader[T_co]):
             ahead is kept; workers stay. Where the dataset or the sampler ends it starts over, shuffled anew, also in
             the middle of a pass. Batches are those of ordinary passes one behind the other. None: a pass is what the
             dataset or the sampler gives.
+        forward_logs: whether what worker processes log is handed to the handlers of this process, each record once, at
+            the levels that loggers had here when the workers started. That is done in the thread that iterates: before
+            ``next`` returns or raises, while it waits, and when workers end, also by death. Otherwise records wait, a
+            megabyte for each worker; what does not fit is dropped, and how much that was is logged. Forked workers lose
+            the handlers that they have inherited; what ``worker_init_fn`` adds stays. Threads log here as it is.
         name: what this loader is called: "train", say. Its errors, its warnings and a profiler's label then say
             DataLoader 'train', and its figures have the name. None: texts are torch's, and figures have the name of the
             dataset's class.
@@ -178,6 +183,7 @@ class ShmDataLoader(DataLoader[T_co]):
     seeding: str
     epoch_size: int | None
     name: str | None
+    forward_logs: bool
 
     def __init__(
         self,
@@ -211,6 +217,7 @@ class ShmDataLoader(DataLoader[T_co]):
         seeding: str = "worker",
         epoch_size: int | None = None,
         name: str | None = None,
+        forward_logs: bool = False,
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -246,6 +253,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._check_seeding()
         self.epoch_size = checked_optional_count("epoch_size", epoch_size, 1)
         self.name = checked_name(name)
+        self.forward_logs = checked_flag("forward_logs", forward_logs)
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -406,7 +414,13 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
         self.check_worker_number_rationality()
-        return functools.partial(kinds.new_workers, self.worker_type, self.multiprocessing_context, words=self._words())
+        return functools.partial(
+            kinds.new_workers,
+            self.worker_type,
+            self.multiprocessing_context,
+            words=self._words(),
+            forward_logs=checked_flag("forward_logs", self.forward_logs),
+        )
 
     def _words(self) -> Words:
         return words.named(words.LOADER, checked_name(self.name))

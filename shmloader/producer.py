@@ -31,6 +31,7 @@ from . import requirements, words
 from .arguments import (
     checked_callable,
     checked_count,
+    checked_flag,
     checked_generator,
     checked_name,
     checked_optional_count,
@@ -121,6 +122,8 @@ class Producer:
         max_pool_bytes: what the slots may take; by default half of the memory that this process may use.
         generator: source of the workers' base seed; by default torch's global one. Drawn from when workers are started.
         name: what this producer is called in errors and warnings; None: Producer.
+        forward_logs: whether what worker processes log is handed to the handlers of this process, as with a loader:
+            while this process waits for workers, before what they have made is returned, and when they end.
 
     Raises:
         TypeError: an argument is of a wrong type; so is a target that is a generator function, or a coroutine's.
@@ -144,6 +147,7 @@ class Producer:
         max_pool_bytes: int | None = None,
         generator: torch.Generator | None = None,
         name: str | None = None,
+        forward_logs: bool = False,
     ) -> None:
         _check_callables(target, worker_init_fn)
         num_workers = checked_count("num_workers", num_workers, 1)
@@ -186,7 +190,14 @@ class Producer:
                 words=own_words,
             ),
             functools.partial(
-                kinds.new_workers, worker_type, context, num_workers, num_slots, can_wake=True, words=own_words
+                kinds.new_workers,
+                worker_type,
+                context,
+                num_workers,
+                num_slots,
+                can_wake=True,
+                words=own_words,
+                forward_logs=checked_flag("forward_logs", forward_logs),
             ),
         )
         self._delivery = delivery

@@ -46,11 +46,12 @@ WINGS = {
         "process_main",
         "worker_loop",
         "job_loop target_loop",
-        "batch_maker target_slots interface process_start tracebacks",
+        "batch_maker target_slots interface process_start forwarded_logs tracebacks",
         "timed_gate",
         "calls fault_packing room_requests snapshots gate recorder",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
-        "generators sample_seeds",
+        "log_handler",
+        "generators sample_seeds log_ring log_records",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher seeded", "write_into", "default", "columns checked", "templates"],
@@ -83,6 +84,7 @@ WINGS = {
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
     "passes/lines.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
+    "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py",
 ]  # fmt: skip

@@ -99,6 +99,7 @@ class Delivery:
         self._is_led = False  # whether a thread waits for the workers
         self._followers: list[SimpleQueue[None]] = []
         self._parts: _Parts | None = None
+        self._forwards_logs = False
 
     # -- the workers ---------------------------------------------------------------------------------------------
 
@@ -115,6 +116,7 @@ class Delivery:
             self._check_open()
             if self._parts is None:
                 self._parts = self._started()
+                self._forwards_logs = self._parts.workers.forwards_logs
                 _open[id(self._parts.dispatcher)] = weakref.ref(self)
 
     def _started(self) -> _Parts:
@@ -230,6 +232,8 @@ class Delivery:
                     outcome = self._next(outlet, deadline, came)
                 if outcome is None:  # a signal came, and its handler did not mind
                     continue
+                if self._forwards_logs:
+                    self._running.workers.hear()
                 value, error = outcome
                 if error is None:
                     return value

@@ -359,6 +359,10 @@ class Dispatcher:
         """Ends a `receive` that another thread is in, with nothing received. Does not block."""
         self._workers.wake()
 
+    def hear(self) -> None:
+        """Hands what workers have logged to the handlers of this process."""
+        self._workers.hear()
+
     def prepare_to_wait(self) -> None:
         """Does what is due before workers are waited for: answers those that wait themselves. Does not block."""
         if self._requests:

@@ -125,6 +125,7 @@ class ShmIterator(BaseIterator):
             self._pool = pool_cache.take(settings)
             try:
                 workers = make_workers(self._num_workers, self._options.look_ahead)
+                self._forwards_logs = workers.forwards_logs
                 self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count, snapshots)
             except BaseException:
                 pool_cache.put(self._pool)
@@ -278,7 +279,11 @@ class ShmIterator(BaseIterator):
         if not self._dispatcher.is_open or self._closing is not None:
             self._raise_closed()
         self._pool.collect()
-        result = self._take()
+        try:
+            result = self._take()
+        finally:
+            if self._forwards_logs:
+                self._dispatcher.hear()
         states = None
         try:
             data, self.last_lease = self._pool.hand_over(result)

@@ -33,6 +33,10 @@ class Workers(Protocol):
     method: str
 
     @property
+    def forwards_logs(self) -> bool:
+        """Whether there may be anything to `hear`."""
+
+    @property
     def is_forked(self) -> bool:
         """Whether workers have all that this process has, so that nothing has to be pickled."""
 
@@ -73,6 +77,12 @@ class Workers(Protocol):
 
         At once where the workers were made so that they can be woken, and within a second otherwise. Does not block;
         safe from any thread and from signal handlers, and after `stop`.
+        """
+
+    def hear(self) -> None:
+        """Hands what workers have logged to the handlers of this process. `wait` and `stop` do so by themselves.
+
+        Blocks as these handlers do.
         """
 
     def name(self, worker: int) -> str:

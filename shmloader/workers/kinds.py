@@ -63,7 +63,13 @@ def context_for(context: Any) -> Any:
 
 
 def new_workers(
-    worker_type: str, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False, words: Words = LOADER
+    worker_type: str,
+    context: Any,
+    num_workers: int,
+    max_jobs: int,
+    can_wake: bool = False,
+    words: Words = LOADER,
+    forward_logs: bool = False,
 ) -> Workers:
     """Returns workers that are not started yet.
 
@@ -74,10 +80,11 @@ def new_workers(
         max_jobs: how many jobs may be under way to one of them.
         can_wake: whether `Workers.wake` is needed; it takes processes a descriptor.
         words: of whom the workers belong to.
+        forward_logs: whether what processes log is handed to the handlers of this one.
 
     Raises:
         ValueError: there cannot be so many jobs.
     """
     if worker_type == "thread":
         return ThreadWorkers(num_workers)
-    return ProcessWorkers(context_for(context), num_workers, max_jobs, can_wake, words)
+    return ProcessWorkers(context_for(context), num_workers, max_jobs, can_wake, words, forward_logs)

@@ -24,12 +24,20 @@ from shmloader.slots import moved_storages
 from . import parent_watch, seeding, tracebacks, worker_loop
 from .brief import Brief
 from .cpu_policy import PolicyTrial
+from .log_handler import LogOutlet
 from .wire import Inbox, Link
 
 
-def run(orders: tuple[Brief, Link]) -> None:
-    """Works until told to stop or the parent has ended. The target of the worker process."""
+def run(orders: tuple[Brief, Link], logs: LogOutlet | None = None) -> None:
+    """Works until told to stop or the parent has ended. The target of the worker process.
+
+    Args:
+        orders: what it does, and how it and the parent reach each other.
+        logs: where its log records go, if that is not settled already; None: nowhere.
+    """
     brief, link = orders
+    if logs is not None:
+        logs.install()
     # What was inherited is left out of garbage collections: looking at an object writes to it, which would copy every
     # page that the parent has objects on.
     gc.freeze()

@@ -18,6 +18,8 @@ from typing import Any
 
 from shmloader.errors import WorkerDiedError
 
+from .log_handler import LogOutlet
+
 # What multiprocessing's pipe takes of a brief; 64 KB are there, and what else it sends needs some.
 _MAX_BRIEF_BYTES = 1 << 15
 
@@ -29,12 +31,17 @@ class Parcel:
     that cannot import the main module, the write would block for ever, or meet a pipe that nobody reads: so what a pipe
     does not hold goes into a file in memory.
 
+    Args:
+        brief: what is sent.
+        logs: what is installed there before the brief is unpickled, since modules that are imported for that may log.
+
     Attributes:
         is_packed: whether it has been pickled.
     """
 
-    def __init__(self, brief: Any) -> None:
+    def __init__(self, brief: Any, logs: LogOutlet | None = None) -> None:
         self._brief = brief
+        self._logs = logs
         self._fd = -1
         self.is_packed = False
 
@@ -43,7 +50,7 @@ class Parcel:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+    def __reduce__(self) -> tuple[Callable[[Any, Any], Any], tuple[Any, Any]]:
         data = reduction.ForkingPickler.dumps(self._brief)
         self.is_packed = True
         if len(data) > _MAX_BRIEF_BYTES:
@@ -51,15 +58,21 @@ class Parcel:
                 self._fd = os.memfd_create("shmloader-brief", os.MFD_CLOEXEC)
                 with open(self._fd, "wb", closefd=False) as file:
                     file.write(data)
-                return _unpack_file, (reduction.DupFd(self._fd),)
-        return pickle.loads, (bytes(data),)
+                return _unpack_file, (self._logs, reduction.DupFd(self._fd))
+        return _unpack, (self._logs, bytes(data))
 
 
-def _unpack_file(duplicate: Any) -> Any:
+def _unpack(logs: LogOutlet | None, data: bytes | mmap.mmap) -> Any:
+    if logs is not None:
+        logs.install()
+    return pickle.loads(data)
+
+
+def _unpack_file(logs: LogOutlet | None, duplicate: Any) -> Any:
     fd = duplicate.detach()
     try:
         with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
-            return pickle.loads(data)
+            return _unpack(logs, data)
     finally:
         os.close(fd)
 

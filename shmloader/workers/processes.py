@@ -29,6 +29,7 @@ from shmloader.words import LOADER, Words
 
 from . import kernel_state, parent_watch, process_ends, process_main, process_start
 from .brief import Brief
+from .forwarded_logs import ForwardedLogs
 from .interface import SilenceError
 from .tracebacks import TracebackPipe
 from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
@@ -87,13 +88,21 @@ class ProcessWorkers:
         max_jobs: how many jobs may be under way to one worker.
         can_wake: whether `wake` ends a wait at once; it takes a descriptor.
         words: of whom the workers belong to.
+        forward_logs: whether what they log is handed to the handlers of this process; it takes three descriptors, and a
+            megabyte for each worker that says so much.
 
     Raises:
         ValueError: so many jobs do not fit into a pipe.
     """
 
     def __init__(
-        self, context: Any, num_workers: int, max_jobs: int, can_wake: bool = False, words: Words = LOADER
+        self,
+        context: Any,
+        num_workers: int,
+        max_jobs: int,
+        can_wake: bool = False,
+        words: Words = LOADER,
+        forward_logs: bool = False,
     ) -> None:
         self._words = words
         self._context = context
@@ -119,8 +128,17 @@ class ProcessWorkers:
                 # A file, and not a bare number: whoever rings while it is being closed must not write to another file.
                 self._bell = io.FileIO(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+")
                 self._poll.register(self._bell.fileno(), select.EPOLLIN)
+            self._logs = ForwardedLogs(num_workers, words) if forward_logs else None
+            if self._logs is not None:
+                undo.callback(self._logs.close)
+                self._poll.register(self._logs.bell_fd, select.EPOLLIN)
             undo.pop_all()
         self._oom_kills_before = oom_kills()
+
+    @property
+    def forwards_logs(self) -> bool:
+        """Whether there may be anything to `hear`."""
+        return self._logs is not None
 
     @property
     def processes(self) -> list[BaseProcess]:
@@ -176,12 +194,13 @@ class ProcessWorkers:
             close_first=[*self._foreign_descriptors(), down.fd] if self.is_forked else [],
         )
         process = None
+        logs = None if self._logs is None else self._logs.outlet(brief.worker, self.is_forked)
         try:
             if self.is_forked:
-                process = self._context.Process(target=process_main.run, args=((brief, link),), daemon=True)
+                process = self._context.Process(target=process_main.run, args=((brief, link), logs), daemon=True)
                 pidfd = process_start.start(process)
             else:
-                with contextlib.closing(process_start.Parcel((brief, link))) as parcel:
+                with contextlib.closing(process_start.Parcel((brief, link), logs)) as parcel:
                     process = self._context.Process(target=process_main.run, args=(parcel,), daemon=True)
                     name = f"{self._words.owner} worker {brief.worker} of {self.num_workers}"
                     pidfd = process_start.start_elsewhere(process, self.method, parcel, name)
@@ -252,6 +271,7 @@ class ProcessWorkers:
             # after the pipe's turn. So that is read again before anybody is taken for dead.
             if tokens := self._up.read_ready():
                 break
+            self.hear()  # in particular of those that have ended, before that is known
             ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
             dead = [worker for worker in ended if not self._members[worker].is_leaving]
             if dead:
@@ -270,6 +290,11 @@ class ProcessWorkers:
                 self._bell.write(_RING)
             else:
                 self._is_woken = True
+
+    def hear(self) -> None:
+        """Hands what workers have logged to the handlers of this process."""
+        if self._logs is not None:
+            self._logs.hear()
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
@@ -331,6 +356,8 @@ class ProcessWorkers:
             self._up.close()
             self._outbox.close()
             self._tracebacks.close()
+            if self._logs is not None:
+                self._logs.close()
 
     def left_behind(self, act: Callable[[], object]) -> bool:
         """Whether `stop` has left workers that go on: never, since a process can be killed."""

@@ -115,6 +115,11 @@ class ThreadWorkers:
         """There are none."""
         return []
 
+    @property
+    def forwards_logs(self) -> bool:
+        """Never: threads log to the handlers of their process as it is."""
+        return False
+
     def start(self, briefs: list[Brief]) -> None:
         """Starts the threads, one for each brief, in the order of their numbers.
 
@@ -203,6 +208,9 @@ class ThreadWorkers:
     def wake(self) -> None:
         """Ends a wait: the one that is under way, or else the next. Does not block; safe in signal handlers too."""
         self._up.put(_Sign.WAKE)
+
+    def hear(self) -> None:
+        """Does nothing: what a thread logs is logged."""
 
     def _sort(self, news: _News) -> None:
         if isinstance(news, Token):

@@ -237,6 +237,8 @@ OWN_ARGUMENTS = (
     "worker_type",
     "seeding",
     "epoch_size",
+    "name",
+    "forward_logs",
 )
 
 

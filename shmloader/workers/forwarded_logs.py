@@ -1,0 +1,125 @@
+"""The parent's side of workers' logging: it reads their rings, and hands the records to the loggers here.
+
+There is no thread. Records are handed over in the thread that iterates: before `next` returns or raises, while it waits
+(a record wakes it), and when workers have ended. So what a worker said while it made a batch is there before the
+batch, and what it said before it died is there before the error. While the loop does not call `next`, records wait in
+the rings; what does not fit is dropped by the worker, and how much that was is said with the next ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+
+from shmloader.words import Words
+
+from .log_handler import RING_BYTES, LogOutlet, LogSettings
+from .log_records import unpacked
+from .log_ring import LogRing
+
+_logger = logging.getLogger("shmloader")
+_BELL_BYTES = 8
+
+
+class ForwardedLogs:
+    """The rings of all workers of one iterator. Used in the parent.
+
+    Args:
+        num_workers: how many there are.
+        words: of whom the workers belong to.
+
+    Attributes:
+        bell_fd: becomes readable when a worker has written a record.
+    """
+
+    def __init__(self, num_workers: int, words: Words) -> None:
+        self._words = words
+        self._memory_fd = os.memfd_create("shmloader-logs", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self._memory_fd, max(1, num_workers) * RING_BYTES)
+            memory = memoryview(mmap.mmap(self._memory_fd, max(1, num_workers) * RING_BYTES))
+            self.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except BaseException:
+            os.close(self._memory_fd)
+            raise
+        self._rings = [LogRing(memory[i * RING_BYTES : (i + 1) * RING_BYTES]) for i in range(num_workers)]
+        self._told = [0] * num_workers  # how many dropped records were told of
+        self._in_turn = threading.Lock()  # nobody waits for it
+
+    def outlet(self, worker: int, is_forked: bool) -> LogOutlet:
+        """Returns what a worker is given, which goes on behind what its predecessor has written."""
+        settings = None if is_forked else LogSettings.of_this_process()
+        return LogOutlet(worker, self._memory_fd, self.bell_fd, settings)
+
+    def hear(self) -> None:
+        """Hands over the records that are there, of all workers in the order in which they were made.
+
+        Does nothing where a handler calls it, or where another thread is in it already.
+        """
+        if self._memory_fd < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.bell_fd, _BELL_BYTES)
+        if not self._in_turn.acquire(blocking=False):
+            return
+        try:
+            if any(ring.has_any for ring in self._rings):
+                self._hand_over()
+            self._tell_of_the_dropped()
+        finally:
+            self._in_turn.release()
+
+    def _hand_over(self) -> None:
+        records: list[logging.LogRecord] = []
+        for worker, ring in enumerate(self._rings):
+            for data in ring.take():
+                with _errors_printed():
+                    records.append(unpacked(data))
+                    records[-1].shmloader_worker = worker  # for formatters
+        for record in sorted(records, key=lambda record: record.created):
+            with _errors_printed():
+                _handle(record)
+
+    def _tell_of_the_dropped(self) -> None:
+        for worker, ring in enumerate(self._rings):
+            new = ring.dropped - self._told[worker]
+            if new:
+                self._told[worker] += new
+                many = "record was" if new == 1 else "records were"
+                with _errors_printed():
+                    _logger.warning(
+                        "%d log %s lost of worker %d of this %s: there was no room for more until the loop took a %s",
+                        *(new, many, worker, self._words.owner, self._words.made),
+                    )
+
+    def close(self) -> None:
+        """Hands over what is there, after the workers have ended, and gives the memory back. Safe to call again."""
+        if self._memory_fd >= 0:
+            self.hear()
+            memory_fd, self._memory_fd = self._memory_fd, -1
+            os.close(memory_fd)
+            os.close(self.bell_fd)
+            self._rings = []  # and with them their mapping, when nobody reads it any more
+
+
+def _handle(record: logging.LogRecord) -> None:
+    """Gives a record to the logger of its name, as if it had been made here."""
+    logger = logging.getLogger(record.name if record.name != "root" else None)
+    if logger.isEnabledFor(record.levelno):
+        logger.handle(record)
+
+
+@contextlib.contextmanager
+def _errors_printed() -> Iterator[None]:
+    """Prints what a handler, a filter or a record's factory raises, as `logging.Handler.handleError` does."""
+    try:
+        yield
+    except Exception:
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc(file=sys.stderr)
