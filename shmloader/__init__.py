@@ -26,6 +26,8 @@ from .job_queue import JobQueue
 from .loader import ShmDataLoader
 from .observe.figures import PassStatistics, SlowSample, WorkerStatistics
 from .observe.registry import close_all, live_loaders
+from .observe.report import report
+from .observe.sinks import CsvSink, LogSink, TensorBoardSink, TqdmSink
 from .observe.statistics import LoaderStatistics
 from .observe.verdict import Verdict
 from .producer import Producer
@@ -37,11 +39,13 @@ __all__ = [
     "CacheStatistics",
     "CachedDataset",
     "ChunkedDataset",
+    "CsvSink",
     "FallbackWarning",
     "HeldBatchesWarning",
     "IdleWorkersWarning",
     "JobQueue",
     "LoaderStatistics",
+    "LogSink",
     "PassStatistics",
     "PermutationSampler",
     "PoolMemoryError",
@@ -52,7 +56,9 @@ __all__ = [
     "SlowSample",
     "SpecMismatchError",
     "StuckWorkerWarning",
+    "TensorBoardSink",
     "TensorSpec",
+    "TqdmSink",
     "Verdict",
     "WorkerDiedError",
     "WorkerRestartWarning",
@@ -61,6 +67,7 @@ __all__ = [
     "__version__",
     "close_all",
     "live_loaders",
+    "report",
     "share",
 ]
 

@@ -49,6 +49,7 @@ from .passes.iterator import ShmIterator
 from .passes.meter import Meters
 from .passes.restarts import RestartCount
 from .passes.state import State, check_loader, from_dict, to_dict
+from .passes.steps import Steps
 from .passes.tracking import Tracking, is_stream, set_permutation, state_before
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
@@ -260,6 +261,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
         self._epochs = Epochs()
         self._gate = Gate()
+        self._steps = Steps()
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._meters = Meters(self._restart_count)
@@ -377,9 +379,12 @@ class ShmDataLoader(DataLoader[T_co]):
             place = self._new_tracking()
             if self._seeds_samples:
                 return self._tracked(
-                    SeededInProcessIterator(self, place, self._sample_spec, self._meters, self._epochs), place
+                    SeededInProcessIterator(self, place, self._sample_spec, self._meters, self._steps, self._epochs),
+                    place,
                 )
-            return self._tracked(TrackedInProcessIterator(self, place, self._sample_spec, self._meters), place)
+            return self._tracked(
+                TrackedInProcessIterator(self, place, self._sample_spec, self._meters, self._steps), place
+            )
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
@@ -400,6 +405,7 @@ class ShmDataLoader(DataLoader[T_co]):
             self._seeds_samples,
             self._gate,
             self._meters,
+            self._steps,
         )
         registry.add(self, iterator)
         return self._tracked(iterator, place)
@@ -528,7 +534,7 @@ class ShmDataLoader(DataLoader[T_co]):
             in_order=self.in_order,
             stays=self.persistent_workers or self.epoch_size is not None,
         )
-        return gathering.collect(self._meters, self._pool_cache.last, setting, self.dataset, self._fell_back)
+        return gathering.collect(self._meters, self._pool_cache.last, setting, self.dataset, self._fell_back, self.name)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.
@@ -631,7 +637,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume", "_meters"
+        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume", "_meters", "_steps"
         return {**self.__dict__, **dict.fromkeys(gone)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -641,6 +647,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._meters = Meters(self._restart_count)
         self._epochs = dataclasses.replace(self._epochs)
         self._gate = Gate()
+        self._steps = Steps()
 
 
 def _ranks_of(sampler: Any) -> int | None:

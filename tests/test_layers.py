@@ -33,12 +33,12 @@ HOUSE = [
 WINGS = {
     "cli": ["main", "bench", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "observe": ["gathering registry", "statistics", "table verdict processors", "figures"],
+    "observe": ["report", "gathering sinks registry", "statistics", "table verdict processors", "figures"],
     "passes": [
         "iterator in_process delivery",
         "dispatcher tracking meter",
         "diagnosis growth_requests sampling state",
-        "schedule restarts worker_progress lines progress epochs gates epoch_stream",
+        "schedule restarts worker_progress lines progress epochs gates epoch_stream steps",
     ],
     "workers": [
         "kinds",
@@ -83,7 +83,7 @@ WINGS = {
 
 PURE = [
     "slots/ledger.py", "slots/holds.py", "passes/schedule.py", "passes/restarts.py", "passes/worker_progress.py",
-    "passes/lines.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
+    "passes/lines.py", "passes/steps.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py",

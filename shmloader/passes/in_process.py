@@ -29,6 +29,7 @@ from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterat
 
 from .epochs import Epochs
 from .meter import Meter, Meters
+from .steps import Steps
 from .tracking import Tracking, is_stream
 
 
@@ -40,6 +41,7 @@ class TrackedInProcessIterator(InProcessIterator):
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
         meters: sum up what the loader's passes take.
+        steps: who is told of each.
 
     Raises:
         AssertionError: ``timeout`` is set, as in stock's iterator.
@@ -47,7 +49,10 @@ class TrackedInProcessIterator(InProcessIterator):
 
     _check: CheckedCollate | None = None
 
-    def __init__(self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters, steps: Steps
+    ) -> None:
+        self._steps = steps
         record = memoryview(bytearray(RECORD_BYTES))
         self._recorder = Recorder(record)
         resumed = tracking.resumed
@@ -114,6 +119,7 @@ class TrackedInProcessIterator(InProcessIterator):
         return index
 
     def __next__(self) -> Any:
+        self._steps.tell()
         meter = self._meter
         meter.entered = entered = monotonic_ns()
         meter.outside += entered - meter.left
@@ -129,6 +135,7 @@ class TrackedInProcessIterator(InProcessIterator):
             data = self._make()
         except StopIteration:
             progress.end({})
+            self._steps.tell_end()
             raise
         except Exception:
             progress.take(progress.taken, 0)
@@ -171,14 +178,21 @@ class SeededInProcessIterator(TrackedInProcessIterator):
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
         meters: sum up what the loader's passes take.
+        steps: who is told of each.
         epochs: of the loader.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters, epochs: Epochs
+        self,
+        loader: DataLoader[Any],
+        tracking: Tracking,
+        sample_spec: Any,
+        meters: Meters,
+        steps: Steps,
+        epochs: Epochs,
     ) -> None:
         self._epochs = epochs
-        super().__init__(loader, tracking, sample_spec, meters)
+        super().__init__(loader, tracking, sample_spec, meters, steps)
 
     def _new_fetcher(self, dataset: Any) -> Any:
         seed = seeding.SampleSeeder(self._epochs.kept_seed(int(self._base_seed)), self._epochs.next)

@@ -41,6 +41,7 @@ from .epochs import Epochs
 from .gates import Gate
 from .meter import Meter, Meters
 from .restarts import RestartCount
+from .steps import Steps
 from .tracking import Tracking
 
 get_ident = threading.get_ident  # for each batch
@@ -64,6 +65,7 @@ class ShmIterator(BaseIterator):
         seeds_samples: whether random generators are seeded for each sample.
         gate: of the loader; while it is shut, nothing is asked for ahead.
         meters: sum up what the loader's passes take.
+        steps: who is told of each.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -90,6 +92,7 @@ class ShmIterator(BaseIterator):
         seeds_samples: bool,
         gate: Gate,
         meters: Meters,
+        steps: Steps,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -103,6 +106,7 @@ class ShmIterator(BaseIterator):
         self._owner_pid = os.getpid()
         self._epochs = epochs
         self._gate = gate
+        self._steps = steps
         self._put_off = 0
         self._is_exhausted = False
         self._stepper = 0  # the thread that is in `next`
@@ -243,6 +247,8 @@ class ShmIterator(BaseIterator):
     # -- stepping ------------------------------------------------------------------------------------------------
 
     def __next__(self) -> Any:
+        if self._steps.watchers:  # before anything is taken, which an interrupt in there would lose
+            self._steps.tell()
         meter = self._meter
         meter.entered = entered = monotonic_ns()
         meter.outside += entered - meter.left
@@ -343,6 +349,7 @@ class ShmIterator(BaseIterator):
                     began = monotonic_ns()
                     self._shutdown_workers()
                     self._meter.ended(began)
+                self._steps.tell_end()
                 raise StopIteration
             began = monotonic_ns()
             try:

@@ -1,0 +1,161 @@
+"""Where a report's figures may go: functions of a loader's statistics.
+
+They know the fields of the statistics by looking at them, so that new ones arrive by themselves. They import nothing:
+what they write to is given.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .statistics import LoaderStatistics
+
+
+def flat(statistics: LoaderStatistics) -> dict[str, Any]:
+    """Returns all figures by name, numbers and texts; those within others as ``workers/0/batches``."""
+    return dict(_leaves("", statistics))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    parts: Mapping[Any, Any] | None = None
+    if dataclasses.is_dataclass(value):
+        parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, (tuple, list)):
+        parts = dict(enumerate(value))
+    if parts is None:
+        yield path, value
+        return
+    for name, part in parts.items():
+        yield from _leaves(f"{path}/{name}" if path else str(name), part)
+
+
+def _numbers(statistics: LoaderStatistics) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in flat(statistics).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def _name_of(statistics: LoaderStatistics) -> str:
+    return str(getattr(statistics, "name", None) or "loader")
+
+
+class TensorBoardSink:
+    """Writes each number of a loader's statistics as a scalar.
+
+    The tag is ``shmloader/NAME/FIELD``, the step is how many batches the loader has handed out.
+
+    Args:
+        writer: a ``SummaryWriter`` of torch's or tensorboardX's, or what else has ``add_scalar(tag, value, step)``.
+
+    Raises:
+        TypeError: it has no such method.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        if not callable(getattr(writer, "add_scalar", None)):
+            raise TypeError(f"TensorBoardSink takes a writer that has add_scalar, got {writer!r}")
+        self._writer = writer
+
+    def __call__(self, statistics: LoaderStatistics) -> None:
+        """Writes the figures."""
+        name = _name_of(statistics)
+        for field, value in _numbers(statistics).items():
+            self._writer.add_scalar(f"shmloader/{name}/{field}", value, statistics.batches)
+
+
+class LogSink:
+    """Calls a function with the numbers of a loader's statistics in one dict, as Weights & Biases has them.
+
+    Keys are ``shmloader/NAME/FIELD``. For example: ``LogSink(wandb.log)``.
+
+    Args:
+        log: the function.
+        arguments: given with each call, by name; ``commit=False``, say.
+
+    Raises:
+        TypeError: it cannot be called.
+    """
+
+    def __init__(self, log: Callable[..., object], **arguments: Any) -> None:
+        if not callable(log):
+            raise TypeError(f"LogSink takes a function of a dict, got {log!r}")
+        self._log = log
+        self._arguments = arguments
+
+    def __call__(self, statistics: LoaderStatistics) -> None:
+        """Calls the function."""
+        name = _name_of(statistics)
+        figures = {f"shmloader/{name}/{field}": value for field, value in _numbers(statistics).items()}
+        self._log(figures, **self._arguments)
+
+
+class CsvSink:
+    """Appends a row to a file of comma-separated values.
+
+    The first row has the names: ``time`` (seconds since 1970) and the fields of the statistics. Later rows have what
+    is under these names; a figure that there was not at first, of one worker more, say, is left out. The file is opened
+    for each row, so that each is on disk, and the file may be moved away meanwhile.
+
+    Args:
+        path: the file. One that is there is gone on with.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+
+    def __call__(self, statistics: LoaderStatistics) -> None:
+        """Appends a row.
+
+        Raises:
+            OSError: the file cannot be written to.
+            ValueError: the file has other names in its first row.
+        """
+        row = {"time": f"{time.time():.3f}", **flat(statistics)}
+        with self._path.open("a+", newline="", encoding="utf-8") as file:
+            file.seek(0)
+            names = next(csv.reader(file), None)
+            if names is not None and names[:1] != ["time"]:
+                raise ValueError(f"{self._path} is not a file of CsvSink's: its first row does not begin with 'time'")
+            file.seek(0, os.SEEK_END)
+            writer = csv.DictWriter(file, names or list(row), restval="", extrasaction="ignore")
+            if names is None:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class TqdmSink:
+    """Shows figures behind a progress bar: how long the loop has waited, and copies and restarts if there are any.
+
+    Args:
+        bar: a bar of tqdm's, or what else has ``set_postfix(dict, refresh)``.
+
+    Raises:
+        TypeError: it has no such method.
+    """
+
+    def __init__(self, bar: Any) -> None:
+        if not callable(getattr(bar, "set_postfix", None)):
+            raise TypeError(f"TqdmSink takes a bar that has set_postfix, got {bar!r}")
+        self._bar = bar
+
+    def __call__(self, statistics: LoaderStatistics) -> None:
+        """Sets what is shown with the bar's next update."""
+        self._bar.set_postfix(postfix(statistics), refresh=False)
+
+
+def postfix(statistics: LoaderStatistics) -> dict[str, str]:
+    """Returns a few figures as text, for the end of a line."""
+    waited = getattr(statistics, "wait_seconds", None)
+    shown = {} if waited is None else {"waited": f"{waited:.1f}s"}
+    counts = {"copies": statistics.copies, "restarts": statistics.restarts}
+    return shown | {name: str(count) for name, count in counts.items() if count}
