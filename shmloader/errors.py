@@ -77,6 +77,10 @@ class CacheFullWarning(UserWarning):
     """Less than half of the samples fit into a `CachedDataset`, or its file cannot be written to."""
 
 
+class TraceWarning(UserWarning):
+    """A trace lacks what has happened from some point on: it is full, or cannot be written to; see `trace`."""
+
+
 class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +40,7 @@ from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
 from .errors import FallbackWarning
-from .observe import gathering, processors, registry
+from .observe import gathering, processors, registry, trace
 from .observe.statistics import LoaderStatistics
 from .observe.verdict import Setting
 from .passes.epoch_stream import EpochIterator, SourceStream
@@ -51,6 +53,7 @@ from .passes.restarts import RestartCount
 from .passes.state import State, check_loader, from_dict, to_dict
 from .passes.steps import Steps
 from .passes.tracking import Tracking, is_stream, set_permutation, state_before
+from .passes.watching import Watch
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
 from .torch_private import BaseIterator
@@ -262,6 +265,7 @@ class ShmDataLoader(DataLoader[T_co]):
         self._epochs = Epochs()
         self._gate = Gate()
         self._steps = Steps()
+        self._watch = Watch()
         self._pool_cache = PoolCache()
         self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
         self._meters = Meters(self._restart_count)
@@ -406,6 +410,7 @@ class ShmDataLoader(DataLoader[T_co]):
             self._gate,
             self._meters,
             self._steps,
+            self._watch,
         )
         registry.add(self, iterator)
         return self._tracked(iterator, place)
@@ -416,6 +421,8 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _tracked(self, iterator: BaseIterator, place: Tracking) -> BaseIterator:
         self._tracking, self._to_resume = place, None
+        if isinstance(iterator, TrackedInProcessIterator):
+            self._watch.add(iterator)
         return iterator
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
@@ -536,6 +543,42 @@ class ShmDataLoader(DataLoader[T_co]):
         )
         return gathering.collect(self._meters, self._pool_cache.last, setting, self.dataset, self._fell_back, self.name)
 
+    def trace(
+        self, path: str | os.PathLike[str], *, max_bytes: int = trace.DEFAULT_BYTES
+    ) -> AbstractContextManager[None]:
+        """Writes the life of every slot to a file, within a ``with`` block, as Chrome's trace events.
+
+        Perfetto (ui.perfetto.dev) and chrome://tracing open it; ``python -m shmloader trace FILE`` sums it up or draws
+        it. There is a track for the loop, with its steps and waits, one for each worker, and one for each slot. Passes
+        that are under way are traced from here on, and so are all that begin within the block.
+
+        The file is written by the thread that iterates, each second or every few thousand batches, which takes some
+        milliseconds then. It is whole JSON after each write, and so also if the process is killed. One that ends in
+        ``.gz`` is compressed, which takes more time; of a killed process it lacks its end, and ``zcat`` reads it up to
+        there. Forked processes write nothing. Times count as those of torch's profiler do.
+
+        Args:
+            path: the file; one that is there is overwritten.
+            max_bytes: the most that it may take, 64 KiB at least. A batch takes about a kilobyte, uncompressed. What
+                comes when it is full is counted in the file's last event.
+
+        Returns:
+            The context manager, to be entered once.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; or, when it is entered, ``path`` is not a regular file.
+            RuntimeError: when it is entered; the loader is being traced already.
+            OSError: when it is entered; the file cannot be opened or written to.
+
+        Warns:
+            TraceWarning: once; the file is full, or the disk is, in a later step or at the block's end. Nothing but the
+                trace ends then.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be a str or an os.PathLike, got {path!r}")
+        checked_count("max_bytes", max_bytes, 1)
+        return trace.traced(self._watch, Path(path), max_bytes, registry.label_of(self))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.
 
@@ -637,8 +680,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        gone = "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_tracking", "_to_resume", "_meters", "_steps"
-        return {**self.__dict__, **dict.fromkeys(gone)}
+        return {**self.__dict__, **dict.fromkeys(_OF_THIS_PROCESS)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -648,6 +690,12 @@ class ShmDataLoader(DataLoader[T_co]):
         self._epochs = dataclasses.replace(self._epochs)
         self._gate = Gate()
         self._steps = Steps()
+        self._watch = Watch()
+
+
+_OF_THIS_PROCESS = (
+    "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_watch", "_tracking", "_to_resume", "_meters", "_steps"
+)  # fmt: skip
 
 
 def _ranks_of(sampler: Any) -> int | None:

@@ -31,14 +31,21 @@ HOUSE = [
     "version",
 ]
 WINGS = {
-    "cli": ["main", "bench", "console machine"],
+    "cli": ["main", "bench trace", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "observe": ["report", "gathering sinks registry", "statistics", "table verdict processors", "figures"],
+    "cli.trace": ["timeline", "reading"],
+    "observe": [
+        "report trace",
+        "gathering sinks registry trace_file trace_log",
+        "statistics trace_spans",
+        "table verdict processors trace_lines",
+        "figures",
+    ],
     "passes": [
         "iterator in_process delivery",
         "dispatcher tracking meter",
         "diagnosis growth_requests sampling state",
-        "schedule restarts worker_progress lines progress epochs gates epoch_stream steps",
+        "schedule restarts worker_progress lines progress epochs gates epoch_stream steps watching",
     ],
     "workers": [
         "kinds",
@@ -86,13 +93,14 @@ PURE = [
     "passes/lines.py", "passes/steps.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
-    "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py",
+    "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py", "observe/trace_lines.py",
+    "observe/trace_spans.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
-    "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "math",
-    "operator", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy", "torch",
-    "shmloader.batches.alignment", "shmloader.batches.dtypes",
-    "shmloader.batches.structure", "shmloader.errors", "shmloader.observe.figures",
+    "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "json",
+    "math", "numpy.typing", "operator", "re", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy",
+    "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes", "shmloader.batches.structure",
+    "shmloader.errors", "shmloader.observe.figures", "shmloader.observe.trace_lines",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from . import diagnosis
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
 from .schedule import Schedule, Task
+from .watching import Watcher
 from .worker_progress import WorkerProgress
 
 # What workers may take to end after a Ctrl-C, before they are ended; the user is waiting.
@@ -79,9 +81,11 @@ class Dispatcher:
         begins: what each worker has noted at the beginning of a pass with the same workers.
         ends: what workers have noted when they had no more data in this pass.
         last: the batch that was taken last.
+        watcher: who is told what happens; None: nobody.
     """
 
     last: Task[Result]
+    watcher: Watcher | None = None
 
     def __init__(
         self,
@@ -124,6 +128,11 @@ class Dispatcher:
         """Returns what each worker writes of what it does; it holds the pool's memory."""
         return [Record(self._shared_state.record(number)) for number in range(self._options.num_workers)]
 
+    @property
+    def workers(self) -> Workers:
+        """The workers, for those who only look."""
+        return self._workers
+
     def _new_schedule(self) -> Schedule[Result]:
         options = self._options
         return Schedule(options.num_workers, options.prefetch_factor, options.in_order, options.to_the_free)
@@ -160,6 +169,8 @@ class Dispatcher:
         Raises:
             WorkerTimeoutError, WorkerDiedError: as `receive`.
         """
+        if self.watcher is not None:
+            self.watcher.note("a pass begins")
         self._source_before = self._source
         assert isinstance(self._source, BatchSource)
         self._source = dataclasses.replace(self._source, shared_seed=shared_seed, epoch=epoch)
@@ -185,6 +196,16 @@ class Dispatcher:
             self._pool.release(task.result)
             self._schedule.forget(task.seq)
         self._send_all(self._requests.refuse_all())
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tells ``watcher`` from now on what happens, and at once of what is under way; None: nobody."""
+        self.watcher = watcher
+        if watcher is not None:
+            for task in self._schedule.tasks():
+                if task.slot != NO_SLOT:
+                    watcher.is_assigned(task.seq, task.worker, task.slot)
+                    if isinstance(task.result, (Made, Retained)):
+                        watcher.is_ready(task.slot)
 
     # -- the gate ------------------------------------------------------------------------------------------------
 
@@ -280,6 +301,8 @@ class Dispatcher:
         self._last_job = job
         task = self._schedule.send(number, job, slot)
         generation = self._progress.generation
+        if self.watcher is not None:
+            self.watcher.is_assigned(task.seq, number, slot)
         self._workers.send(number, (wire.JOB, 0, number, generation, slot, task.seq, room, 0, len(job)))
 
     def dismiss_idle(self) -> None:
@@ -349,7 +372,10 @@ class Dispatcher:
         if self._is_shut:
             self._let_through()
         try:
-            tokens, dead = self._workers.wait(timeout or None)
+            if self.watcher is None:
+                tokens, dead = self._workers.wait(timeout or None)
+            else:
+                tokens, dead = self._watched_wait(self.watcher, timeout or None)
         except SilenceError:
             text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state, self._source.words)
             raise WorkerTimeoutError(text) from None
@@ -362,6 +388,13 @@ class Dispatcher:
     def hear(self) -> None:
         """Hands what workers have logged to the handlers of this process."""
         self._workers.hear()
+
+    def _watched_wait(self, watcher: Watcher, timeout: float | None) -> tuple[list[Token], list[int]]:
+        began = time.monotonic_ns()
+        try:
+            return self._workers.wait(timeout)
+        finally:
+            watcher.has_waited(began)
 
     def prepare_to_wait(self) -> None:
         """Does what is due before workers are waited for: answers those that wait themselves. Does not block."""
@@ -393,6 +426,7 @@ class Dispatcher:
                 self._arrive(token, is_current)
             elif token.kind == wire.ASK:
                 self._requests.add(token)
+                self._say("asks for room", token.worker, token.seq)
             elif token.kind == wire.ENDED:
                 self._end_worker(token)
                 ended += is_current
@@ -423,7 +457,13 @@ class Dispatcher:
             self.begins[number] = self._shared_state.noted_at_begin(number)
         self._shared_state.idle(number)  # what it began last was another pass's
 
+    def _say(self, what: str, worker: int, seq: int | None = None) -> None:
+        """Tells whoever watches of what happens rarely."""
+        if self.watcher is not None:
+            self.watcher.note(what, worker, seq)
+
     def _end_worker(self, token: Token) -> None:
+        self._say("has no more data", token.worker)
         self._progress.end(token.worker)
         is_current = token.generation == self._progress.generation
         if is_current and self._snapshots is not None and self._note_lengths[token.slot]:
@@ -437,6 +477,8 @@ class Dispatcher:
             self._workers.dismiss(token.worker, self._stop_token(token.worker))
 
     def _tell(self, number: int, kind: int, slot: int = 0, seq: int = 0, room: int = 0) -> None:
+        if kind == wire.GRANT:
+            self._say("gets room" if room else "gets no room", number, seq)
         self._workers.send(number, (kind, 0, number, self._progress.generation, slot, seq, room, 0, 0))
 
     def _send_all(self, replies: list[Reply]) -> None:
@@ -468,6 +510,7 @@ class Dispatcher:
         """Replaces a worker that has ended, if it may."""
         text = diagnosis.death(number, self._workers, self._schedule, self._shared_state, self._source.words)
         at = diagnosis.current(number, self._schedule, self._shared_state)
+        self._say("died", number, None if at is None else at[0].seq)
         batch = at[0].seq if at is not None and self._source.repeats_jobs else None
         refusal = self._restarts.refusal(batch, self._progress.generation_of(number), self._source.words.made)
         if refusal is not None:
@@ -511,6 +554,7 @@ class Dispatcher:
         self._calls[number] = 0
         self._shared_state.forget_calls(number)
         self._workers.replace(brief)
+        self._say("was replaced", number)
         for task in owed:
             self._send_again(task, generation)
         if is_behind:
@@ -524,6 +568,8 @@ class Dispatcher:
             task.slot = NO_SLOT
             self._schedule.arrive(task.seq, Unsent(error))
             return
+        if self.watcher is not None:
+            self.watcher.is_assigned(task.seq, task.worker, task.slot)
         head = wire.JOB, 0, task.worker, generation
         self._workers.send(task.worker, (*head, task.slot, task.seq, room, 0, len(task.job)))
 
@@ -559,6 +605,8 @@ class Dispatcher:
                     self._shared_state.stopped = True
                 finally:
                     self._workers.stop(token, grace)
+                    if self.watcher is not None:
+                        self.watcher.is_over()
             finally:
                 # What workers are left that go on may write to their slots.
                 is_free = not self._workers.left_behind(self._close_pool) and self._dispose_of_pool(may_be_used)

@@ -31,6 +31,7 @@ from .epochs import Epochs
 from .meter import Meter, Meters
 from .steps import Steps
 from .tracking import Tracking, is_stream
+from .watching import NO_BATCH, Watcher, WatcherFor
 
 
 class TrackedInProcessIterator(InProcessIterator):
@@ -48,6 +49,7 @@ class TrackedInProcessIterator(InProcessIterator):
     """
 
     _check: CheckedCollate | None = None
+    _watcher: Watcher | None = None
 
     def __init__(
         self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters, steps: Steps
@@ -132,7 +134,7 @@ class TrackedInProcessIterator(InProcessIterator):
     def _next_data(self) -> Any:
         progress = self._tracking.progress
         try:
-            data = self._make()
+            data = self._make() if self._watcher is None else self._watched_make(self._watcher)
         except StopIteration:
             progress.end({})
             self._steps.tell_end()
@@ -162,6 +164,21 @@ class TrackedInProcessIterator(InProcessIterator):
         finally:
             self._meter.blocked(began)
             recorder.end(0, contents, 0)
+
+    def watched_by(self, watcher_for: WatcherFor | None) -> None:
+        """Tells who ``watcher_for`` says what happens in this pass from now on."""
+        self._watcher = None if watcher_for is None else watcher_for(None, None)
+
+    def _watched_make(self, watcher: Watcher) -> Any:
+        watcher.announce()
+        began = monotonic_ns()
+        seq = NO_BATCH
+        try:
+            data = self._make()
+            seq = self._tracking.progress.taken
+            return data
+        finally:
+            watcher.has_stepped(began, seq)
 
     def _load(self) -> Any:
         return super()._next_data()  # type: ignore[no-untyped-call]

@@ -43,6 +43,7 @@ from .meter import Meter, Meters
 from .restarts import RestartCount
 from .steps import Steps
 from .tracking import Tracking
+from .watching import NO_BATCH, Team, Watch, Watcher, WatcherFor
 
 get_ident = threading.get_ident  # for each batch
 
@@ -66,6 +67,7 @@ class ShmIterator(BaseIterator):
         gate: of the loader; while it is shut, nothing is asked for ahead.
         meters: sum up what the loader's passes take.
         steps: who is told of each.
+        watch: of the loader: who is told of what happens.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -93,6 +95,7 @@ class ShmIterator(BaseIterator):
         gate: Gate,
         meters: Meters,
         steps: Steps,
+        watch: Watch,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -108,6 +111,7 @@ class ShmIterator(BaseIterator):
         self._gate = gate
         self._steps = steps
         self._put_off = 0
+        self._watcher: Watcher | None = None
         self._is_exhausted = False
         self._stepper = 0  # the thread that is in `next`
         self._closing: threading.Event | None = None  # where another thread closes this; set when `next` is left
@@ -143,6 +147,7 @@ class ShmIterator(BaseIterator):
                 if not gate.is_open:
                     self._dispatcher.shut_gate()
                 self._dispatcher.start()
+            watch.add(self)
             self._reset(loader, first_iter=True)
             self._make_again(0 if resumed is None else resumed.since)
             self._meter.begin()
@@ -246,6 +251,17 @@ class ShmIterator(BaseIterator):
 
     # -- stepping ------------------------------------------------------------------------------------------------
 
+    def watched_by(self, watcher_for: WatcherFor | None) -> None:
+        """Tells who ``watcher_for`` says what happens from now on, in later passes with the same workers too."""
+        watcher = None
+        if watcher_for is not None:
+            if not self._dispatcher.is_open:  # so that its pool may be another pass's
+                return
+            watcher = watcher_for(self._pool, Team(self._dispatcher.workers, self._dispatcher.records()))
+            self._pool.watch(watcher)
+        self._watcher = watcher
+        self._dispatcher.watch(watcher)
+
     def __next__(self) -> Any:
         if self._steps.watchers:  # before anything is taken, which an interrupt in there would lose
             self._steps.tell()
@@ -266,7 +282,7 @@ class ShmIterator(BaseIterator):
     def _next_data(self) -> Any:
         self._stepper = get_ident()
         try:
-            return self._step()
+            return self._step() if self._watcher is None else self._watched_step(self._watcher)
         except Exception as error:
             if not isinstance(error, StopIteration):
                 process_exit.wait_if_abandoned()
@@ -280,6 +296,17 @@ class ShmIterator(BaseIterator):
             self._stepper = 0
             if self._closing is not None:
                 self._closing.set()
+
+    def _watched_step(self, watcher: Watcher) -> Any:
+        watcher.announce()
+        began = monotonic_ns()
+        seq = NO_BATCH
+        try:
+            data = self._step()
+            seq = self._dispatcher.last.seq
+            return data
+        finally:
+            watcher.has_stepped(began, seq)
 
     def _step(self) -> Any:
         if not self._dispatcher.is_open or self._closing is not None:

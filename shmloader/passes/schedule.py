@@ -172,6 +172,10 @@ class Schedule(Generic[Result]):
         """Returns the batches that were made and not handed out, oldest first."""
         return [task for task in self._tasks.values() if task.result is not None]
 
+    def tasks(self) -> list[Task[Result]]:
+        """Returns the batches that were asked for and not handed out, oldest first."""
+        return list(self._tasks.values())
+
     def stuck_behind(self, seqs: Collection[int]) -> list[Task[Result]]:
         """Returns the batches that are not begun, since their workers are at earlier ones, namely ``seqs``."""
         at = {self._tasks[seq].worker: seq for seq in seqs}

@@ -12,6 +12,7 @@ the cap.
 from __future__ import annotations
 
 from enum import Enum
+from typing import Protocol
 
 # Room for a job and for an exception's text, which must arrive however small the cap is.
 MIN_SLOT_BYTES = 64 * 1024
@@ -36,6 +37,22 @@ class State(Enum):
 _FREE, _WRITING, _READY, _LEASED, _RETAINED = State  # in this order
 
 
+class SlotWatcher(Protocol):
+    """Who is told what becomes of slots, at once. It decides nothing, and does not raise."""
+
+    def is_ready(self, slot: int) -> None:
+        """WRITING -> READY."""
+
+    def is_lent(self, slot: int) -> None:
+        """READY -> LEASED."""
+
+    def is_retained(self, slot: int) -> None:
+        """READY or LEASED -> RETAINED."""
+
+    def is_free(self, slot: int) -> None:
+        """Any state but FREE -> FREE."""
+
+
 class _Slot:
     __slots__ = ("allowance", "last_used", "number", "resident", "state")
 
@@ -57,7 +74,12 @@ class Ledger:
         max_leased: how many may be LEASED; by default all but ``in_flight``.
         slot_cap: bytes that one slot may take; by default all of ``cap``.
         may_be_held: how many batches workers may come to hold: lending leaves room for them.
+
+    Attributes:
+        watcher: who is told what becomes of slots, but for claims, whose jobs the ledger does not know. None: nobody.
     """
+
+    watcher: SlotWatcher | None = None
 
     def __init__(
         self,
@@ -189,6 +211,8 @@ class Ledger:
         self._batches += 1
         if touched > self._largest:
             self._largest = touched
+        if self.watcher is not None:
+            self.watcher.is_ready(number)
 
     def lend(self, number: int) -> bool:
         """READY -> LEASED, the batch is the consumer's; or returns False, where too little would be left to go on.
@@ -206,6 +230,8 @@ class Ledger:
         slot.state = _LEASED
         self._leased += 1
         self._held_bytes = held_bytes
+        if self.watcher is not None:
+            self.watcher.is_lent(number)
         return True
 
     def retain(self, number: int) -> None:
@@ -217,6 +243,8 @@ class Ledger:
             self._expect(number, _READY)
             self._held_bytes += slot.allowance
         slot.state = _RETAINED
+        if self.watcher is not None:
+            self.watcher.is_retained(number)
 
     def free(self, number: int) -> None:
         """Any state but FREE -> FREE: nobody reads or writes the slot any more.
@@ -236,6 +264,8 @@ class Ledger:
         self._free.append(slot)
         if slot.resident > self._largest and self._is_oversized(slot):
             self._oversized.append(slot)
+        if self.watcher is not None:
+            self.watcher.is_free(number)
 
     def empty(self, number: int) -> None:
         """Notes that the memory of a FREE slot was given back."""

@@ -19,7 +19,7 @@ from .arena import ADDRESS_SPACE_LIMIT, Arena, tight_limit
 from .held_batches import CopyNotice
 from .holds import Holds
 from .leases import Lease, Leases
-from .ledger import MIN_SLOT_BYTES, Ledger, State
+from .ledger import MIN_SLOT_BYTES, Ledger, SlotWatcher, State
 from .results import Made, Result, Retained, Spilled, Unsent
 from .writer import Hold
 
@@ -146,6 +146,10 @@ class Pool:
     def states(self) -> dict[State, int]:
         """Returns how many slots are in each state now."""
         return {state: self._ledger.count(state) for state in State}
+
+    def watch(self, watcher: SlotWatcher | None) -> None:
+        """Tells ``watcher`` from now on what becomes of slots, and nobody else; None: nobody."""
+        self._ledger.watcher = watcher
 
     def populate(self, slots: int, nbytes: int) -> None:
         """Makes the first ``nbytes`` bytes of the ``slots`` slots that will be used first resident.

@@ -26,9 +26,9 @@ SLOW_BYTES = 1024 - _SLOW_START  # the text about the slowest
 _ROWS_START = 1024  # of RECORD_BYTES
 _ROW = struct.Struct("@11q")
 _ROW_BYTES = 96
+ROW_WORDS = _ROW_BYTES // _WORD
+KINDS = 4  # contents of a slot, beside the generation in one word
 ROWS = (RECORD_BYTES - _ROWS_START) // _ROW_BYTES
-
-_KINDS = 4  # contents of a slot, beside the generation in one word
 
 # A batch is late that takes so many times the mean of those before. The mean is looked at from time to time only.
 _LATE_FACTOR = 3
@@ -251,7 +251,7 @@ class Recorder:
             _ROWS_START + count % ROWS * _ROW_BYTES,
             self.seq,
             self._slot,
-            generation * _KINDS + contents,
+            generation * KINDS + contents,
             self._began,
             fetched,
             ended,
@@ -351,6 +351,23 @@ class Record:
         gone = self.count - ROWS + 1 - numbers.start  # written over meanwhile, or about to be
         return rows[max(0, gone) :]
 
+    def raw_rows(self, first: int) -> tuple[int, bytes]:
+        """Returns the same rows as `rows`, ROW_WORDS words each, for those who read many.
+
+        The words are the batch, the slot, generation and contents, and the times from ``began`` to ``waited``.
+
+        Returns:
+            The number of the first one that is there, and these rows.
+        """
+        count = self.count
+        start = max(first, count - ROWS + 1, 0)
+        begin, end = start % ROWS, count % ROWS
+        ring = self._record[_ROWS_START : _ROWS_START + ROWS * _ROW_BYTES]
+        parts = [(begin, end)] if begin <= end else [(begin, ROWS), (0, end)]
+        data = b"".join(ring[one * _ROW_BYTES : other * _ROW_BYTES] for one, other in parts)
+        gone = max(0, min(self.count - ROWS + 1, count) - start)
+        return start + gone, data[gone * _ROW_BYTES :]
+
     def sums(self) -> Sums:
         """Returns what was done so far."""
         count = self.count
@@ -386,7 +403,7 @@ class Record:
 
 def _row(record: memoryview, number: int) -> Row:
     seq, slot, kind, *others = _ROW.unpack_from(record, _ROWS_START + number % ROWS * _ROW_BYTES)
-    return Row(seq, slot, *divmod(kind, _KINDS), *others)
+    return Row(seq, slot, *divmod(kind, KINDS), *others)
 
 
 def _idle(words: memoryview, last: Row) -> int:

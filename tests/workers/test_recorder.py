@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import signal
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset
 import shmloader.workers.recorder as module
 from shmloader import ShmDataLoader
 from shmloader.slots.shared_state import RECORD_BYTES
-from shmloader.workers.recorder import ROWS, Record, Recorder, Row, Sums
+from shmloader.workers.recorder import KINDS, ROW_WORDS, ROWS, Record, Recorder, Row, Sums
 
 BATCH, FAULT, NOTHING = range(3)
 
@@ -127,6 +128,12 @@ def test_random_walk(memory: memoryview, clock: Clock, seed: int) -> None:
     assert record.rows() == naive.rows[-(ROWS - 1) :]
     assert record.rows(record.count - 5) == naive.rows[-5:]
     assert record.rows(record.count) == []
+    for first in (0, record.count - 5, record.count):
+        start, data = record.raw_rows(first)
+        raw = [words[:7] for words in struct.iter_unpack(f"@{ROW_WORDS}q", data)]
+        rows = record.rows(first)
+        assert raw == [(row.seq, row.slot, row.generation * KINDS + row.contents, *row[4:8]) for row in rows]
+        assert start + len(rows) == record.count
     record.forget()
     assert (record.count, record.rows(), record.sums(), record.slowest()) == (0, [], Sums(), [])
 

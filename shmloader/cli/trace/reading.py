@@ -1,0 +1,95 @@
+"""Files of Chrome's trace events, whole or as a killed process has left them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shmloader.cli.console import UsageError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP = 16 + zlib.MAX_WBITS
+_END = "shmloader_trace"  # the name of a file's last event
+_LOST = "shmloader_lost"
+
+Event = dict[str, Any]
+
+
+@dataclass
+class TraceEvents:
+    """What stands in a file.
+
+    Attributes:
+        events: all of them.
+        rest: what else the file says, where it is an object with the events in it.
+        is_whole: whether the file has its end.
+    """
+
+    events: list[Event]
+    rest: dict[str, Any] = field(default_factory=dict)
+    is_whole: bool = True
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """What a file of ours says of itself in its last event; empty where there is none."""
+        return next((event["args"] for event in reversed(self.events) if event.get("name") == _END), {})
+
+    @property
+    def lost(self) -> int:
+        """Batches of which nobody knows what the worker did when."""
+        return sum(event["args"]["batches"] for event in self.events if event.get("name") == _LOST)
+
+    @property
+    def base(self) -> int:
+        """Nanoseconds since 1970 from which times count."""
+        return int(self.rest.get("baseTimeNanoseconds", self.end.get("baseTimeNanoseconds", 0)))
+
+
+def read(path: Path) -> TraceEvents:
+    """Reads a file; one without its end up to the last event that is whole.
+
+    Raises:
+        UsageError: there is none, or it has no trace events.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if data.startswith(_GZIP_MAGIC):
+        data = _unpacked(data, path)
+    try:
+        return _parsed(json.loads(data), path)
+    except ValueError:
+        return _salvaged(data, path)
+
+
+def _unpacked(data: bytes, path: Path) -> bytes:
+    stream = zlib.decompressobj(_GZIP)
+    try:
+        return stream.decompress(data)  # of one without its end, what is there
+    except zlib.error as error:
+        raise UsageError(f"{path} cannot be unpacked: {error}") from None
+
+
+def _parsed(found: Any, path: Path) -> TraceEvents:
+    rest: dict[str, Any] = {}
+    if isinstance(found, dict):
+        found, rest = found.get("traceEvents"), {name: what for name, what in found.items() if name != "traceEvents"}
+    if not isinstance(found, list) or not all(isinstance(event, dict) for event in found):
+        raise UsageError(f"{path} has no trace events")
+    return TraceEvents(found, rest)
+
+
+def _salvaged(data: bytes, path: Path) -> TraceEvents:
+    """Reads an event a line, as ours are written."""
+    first, _, body = data.partition(b"\n")
+    if first.strip() != b"[":
+        raise UsageError(f"{path} is neither JSON nor a trace without its end")
+    body = body[: body.rfind(b"\n") + 1].rstrip(b"\n,")
+    try:
+        return TraceEvents(_parsed(json.loads(b"[" + body + b"]"), path).events, is_whole=False)
+    except ValueError as error:
+        raise UsageError(f"{path} is not a trace: {error}") from None

@@ -1,0 +1,107 @@
+"""Whose tracks a trace has, and what is on them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .reading import Event
+
+_LOOP, _WORKERS, _SLOTS = ": the loop", ": workers", ": slots"
+
+
+class Span(NamedTuple):
+    """Something that lasted.
+
+    Attributes:
+        name: what.
+        began, ended: seconds on the trace's clock.
+        batch: the batch's number in its pass, or None.
+    """
+
+    name: str
+    began: float
+    ended: float
+    batch: int | None
+
+    @property
+    def seconds(self) -> float:
+        """How long."""
+        return self.ended - self.began
+
+
+@dataclass
+class Timeline:
+    """The tracks of one loader's pool.
+
+    Attributes:
+        label: how they are called.
+        loop: the loop's steps and waits, by their beginning; so are the others.
+        workers: what each worker did.
+        slots: what each slot was.
+        instants: what happened at one time: seconds, what, and on which worker's track or None.
+    """
+
+    label: str
+    loop: list[Span] = field(default_factory=list)
+    workers: dict[int, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    slots: dict[int, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    instants: list[tuple[float, str, int | None]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[Span]:
+        """The loop's steps that gave a batch."""
+        return [span for span in self.loop if span.name == "next" and span.batch is not None]
+
+    @property
+    def spans(self) -> Iterable[Span]:
+        """All of them."""
+        yield from self.loop
+        for tracks in (self.workers, self.slots):
+            for track in tracks.values():
+                yield from track
+
+    @property
+    def begin(self) -> float:
+        """When the first of it began."""
+        return min((span.began for span in self.spans), default=0.0)
+
+    @property
+    def end(self) -> float:
+        """When the last of it ended."""
+        return max((span.ended for span in self.spans), default=0.0)
+
+
+def timelines(events: list[Event]) -> list[Timeline]:
+    """Returns the tracks of each pool; those of others, as torch's profiler, are left out."""
+    found: dict[str, Timeline] = {}
+    tracks: dict[tuple[Any, Any], tuple[Timeline, str]] = {}  # by process and thread; None: all of that process
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") in ("thread_name", "process_name"):
+            label, colon, suffix = str(event["args"]["name"]).rpartition(": ")
+            if colon + suffix in (_LOOP, _WORKERS, _SLOTS):
+                timeline = found.setdefault(label, Timeline(label))
+                thread = event["tid"] if colon + suffix == _LOOP else None
+                tracks[event["pid"], thread] = timeline, colon + suffix
+    for event in events:
+        pid = event.get("pid")
+        if (track := tracks.get((pid, event.get("tid")), tracks.get((pid, None)))) is not None:
+            _add(*track, event)
+    for timeline in found.values():
+        for spans in (timeline.loop, *timeline.workers.values(), *timeline.slots.values()):
+            spans.sort(key=lambda span: (span.began, -span.ended))
+    return list(found.values())
+
+
+def _add(timeline: Timeline, what: str, event: Event) -> None:
+    at = event.get("ts", 0) / 1e6
+    if event["ph"] == "i":
+        timeline.instants.append((at, event["name"], event["tid"] if what == _WORKERS else None))
+    elif event["ph"] == "X":
+        span = Span(event["name"], at, at + event["dur"] / 1e6, event.get("args", {}).get("batch"))
+        if what == _LOOP:
+            timeline.loop.append(span)
+        else:
+            (timeline.workers if what == _WORKERS else timeline.slots)[event["tid"]].append(span)

@@ -1,0 +1,154 @@
+"""A trace of every slot's life, and of what loop and workers did meanwhile, for viewers of Chrome's trace events."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from shmloader import interrupts, process_exit
+from shmloader.errors import TraceWarning
+from shmloader.passes.watching import Team, Watch
+from shmloader.slots.pool import Pool
+from shmloader.version import __version__
+
+from .trace_file import LEAST_BYTES, TraceFile
+from .trace_log import TraceLog
+from .trace_spans import Clock, Lines, Spans, Tracks, event
+
+DEFAULT_BYTES = 256 << 20
+
+# torch's profiler counts times from the beginning of such an interval, about three months long. So do we: events of
+# both may be put into one file as they are, if the interval is the same, and either file says which it is.
+_INTERVAL_SECONDS = 7_889_238
+
+# Numbers of tracks, above any that the system gives a process or a thread.
+_FIRST_TRACK = 10_000_000
+_TRACKS_OF_A_PROCESS = 100
+_numbers = itertools.count()
+
+
+def clock() -> Clock:
+    """Returns how CLOCK_MONOTONIC's times are written.
+
+    Once for a trace is enough: both clocks are slewed alike, and differ by a constant until the time of day is set.
+    """
+    # The system may run something else between two readings: the closest of some counts.
+    readings = [(time.monotonic_ns(), time.time_ns(), time.monotonic_ns()) for _ in range(5)]
+    before, now, after = min(readings, key=lambda reading: reading[2] - reading[0])
+    base = now - now % (_INTERVAL_SECONDS * 1_000_000_000)
+    return Clock(now - (before + after) // 2 - base, base)
+
+
+class Trace:
+    """One file, and what is watched for it. Used in the process that made it.
+
+    Args:
+        path, max_bytes: of the file.
+        label: how its tracks are called.
+
+    Raises:
+        OSError, ValueError: as `TraceFile`.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, label: str) -> None:
+        self._clock = clock()
+        self._label = label
+        self._file = TraceFile(path, max_bytes, {"shmloader": __version__, "baseTimeNanoseconds": self._clock.base})
+        self._logs: dict[int, TraceLog] = {}  # by their pools' numbers; those of pools that are gone stay
+        self._pools: dict[int, Pool | None] = {}
+        self._news = ""
+        self._has_told = False
+
+    def watcher_for(self, pool: Pool | None, team: Team | None) -> TraceLog:
+        """Returns what watches them: for a pool that has one, the same; and for all passes without workers."""
+        key = id(pool)
+        if key not in self._logs:
+            spans = Spans(self._tracks(), self._clock)
+            self._logs[key] = TraceLog(pool, spans, self._write, self.announce)
+            self._pools[key] = pool  # so that no other gets its number
+        self._logs[key].follow(team)
+        return self._logs[key]
+
+    def _tracks(self) -> Tracks:
+        pid, number = os.getpid(), next(_numbers)
+        label = self._label if not self._logs else f"{self._label} ({len(self._logs) + 1})"
+        group = _FIRST_TRACK + pid * _TRACKS_OF_A_PROCESS + 2 * number % _TRACKS_OF_A_PROCESS
+        return Tracks(pid, _FIRST_TRACK + number, group, group + 1, label)
+
+    def _write(self, lines: Lines) -> None:
+        self._file.write(*lines)
+        if self._file.error is not None and not self._has_told:
+            self._news = f"the trace {self._file.path} ends here, since it cannot be written to: {self._file.error}"
+        elif self._file.is_full and not self._has_told:
+            limit = self._file.max_bytes
+            self._news = f"the trace {self._file.path} is full (max_bytes={limit}), and what follows is only counted"
+
+    def announce(self, stacklevel: int = 5) -> None:
+        """Says once that something is not in the file.
+
+        Warns:
+            TraceWarning: as above.
+        """
+        if self._news and not self._has_told:
+            self._has_told = True
+            warnings.warn(self._news, TraceWarning, stacklevel=stacklevel)
+
+    def close(self) -> None:
+        """Writes what is left, and closes the file. Safe to call again."""
+        for log in self._logs.values():
+            log.close()
+        if lost := sum(log.lost for log in self._logs.values()):
+            self._file.write(*event(ph="M", name="shmloader_lost", pid=os.getpid(), tid=0, args={"batches": lost}))
+        self._file.close()
+        self._logs.clear()
+        self._pools.clear()
+
+    def disown(self) -> None:
+        """Leaves the file to the process that this one was forked from."""
+        if self._file.is_open:
+            self._file.disown()
+        self._logs.clear()
+
+
+@contextlib.contextmanager
+def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[None]:
+    """Traces a loader within a block; see `ShmDataLoader.trace`."""
+    if max_bytes < LEAST_BYTES:
+        raise ValueError(f"max_bytes must be {LEAST_BYTES} or more, got {max_bytes}")
+    if watch.is_kept:
+        raise RuntimeError("this loader is being traced already; end that trace first")
+    with interrupts.AllDeferred():
+        trace = Trace(path, max_bytes, label)
+        _open[id(trace)] = trace, watch
+        watch.begin(trace.watcher_for)
+    failure = None
+    try:
+        yield
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        with interrupts.AllDeferred():
+            _open.pop(id(trace), None)
+            watch.end()
+            trace.close()
+        with contextlib.suppress(*([TraceWarning] if failure is not None else [])):  # where warnings are errors
+            trace.announce(stacklevel=4)
+
+
+_open: dict[int, tuple[Trace, Watch]] = {}
+
+
+def _disown_in_child() -> None:
+    for trace, watch in _open.values():
+        trace.disown()
+        watch.end()
+    _open.clear()
+
+
+process_exit.in_child(process_exit.InChild.DISOWN_PASSES, _disown_in_child)

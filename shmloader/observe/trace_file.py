@@ -1,0 +1,199 @@
+"""A file of trace events that is bounded, and that can be read at any time.
+
+It is Chrome's JSON array format, an event a line. Behind the events comes the end of the file, which says how many
+there are; the next write overwrites it. So what is on the disk is whole JSON after each write, also when the process
+is killed. A compressed file is one stream, which cannot be overwritten: it has its end when it is closed, and what a
+killed process leaves can be read up to its last write, by ``zcat`` for instance.
+
+All writes are by descriptor and place: nothing lies in a buffer that a forked child could write once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+LEAST_BYTES = 1 << 16
+_END_BYTES = 1024  # the most that the end takes
+_GZIP = 16 + zlib.MAX_WBITS
+_LEVEL = 1
+
+
+class _Encoding(Protocol):
+    def body(self, data: bytes) -> bytes:
+        """Returns what stands in the file for events."""
+
+    def end(self, data: bytes, is_last: bool) -> bytes:
+        """Returns what stands in it for the end."""
+
+    def copy(self) -> _Encoding:
+        """Returns one that goes on from here."""
+
+
+class _Plain:
+    def body(self, data: bytes) -> bytes:
+        return data
+
+    def end(self, data: bytes, is_last: bool) -> bytes:
+        return data
+
+    def copy(self) -> _Encoding:
+        return self
+
+
+class _Gzip:
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream or zlib.compressobj(_LEVEL, wbits=_GZIP)
+
+    def body(self, data: bytes) -> bytes:
+        packed: bytes = self._stream.compress(data) + self._stream.flush(zlib.Z_SYNC_FLUSH)
+        return packed
+
+    def end(self, data: bytes, is_last: bool) -> bytes:
+        packed: bytes = self._stream.compress(data) + self._stream.flush() if is_last else b""
+        return packed
+
+    def copy(self) -> _Encoding:
+        return _Gzip(self._stream.copy())
+
+
+class TraceFile:
+    """Used in one process, by one thread at a time. A write blocks as long as the disk does.
+
+    Args:
+        path: a regular file, or where there is none yet. One that ends in .gz is compressed.
+        max_bytes: the most that it may take, `LEAST_BYTES` at least.
+        facts: what the end says beside the counts; short.
+
+    Attributes:
+        path: as above.
+        max_bytes: as above.
+        written: events in the file.
+        dropped: events for which there was no room, or no disk.
+        error: what ended the writing, or None.
+
+    Raises:
+        OSError: it cannot be opened, or written to.
+        ValueError: it is no regular file.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self.written = self.dropped = 0
+        self.error: OSError | None = None
+        self._facts = facts
+        self._pid = os.getpid()
+        self._encoding: _Encoding = _Gzip() if path.suffix == ".gz" else _Plain()
+        self._place = 0
+        self._fd = _open(path)
+        try:
+            os.ftruncate(self._fd, 0)
+            self._put(b"[\n")
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be written to."""
+        return self._fd >= 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether events were dropped, so that all that come are."""
+        return self.dropped > 0
+
+    def write(self, lines: bytes, count: int) -> None:
+        """Adds events, whole lines; those for which there is no room are counted. Does not raise.
+
+        Args:
+            lines: the events, each with a comma and a newline at its end.
+            count: how many.
+        """
+        if not self.is_open or self.error is not None:
+            self.dropped += count
+            return
+        kept = b"" if self.is_full else self._that_fit(lines)
+        kept_count = count if len(kept) == len(lines) else kept.count(b"\n")
+        self.dropped += count - kept_count
+        before = self._encoding.copy()
+        try:
+            self._put(kept, kept_count)
+        except OSError as error:
+            self.error = error
+            self.dropped += kept_count
+            self._encoding = before
+            self._mend()
+
+    def close(self) -> None:
+        """Writes the end, and closes the file. Does not raise. Safe to call again."""
+        if not self.is_open:
+            return
+        if self._pid == os.getpid():
+            with contextlib.suppress(OSError):
+                self._put_end(is_last=True)
+        self.disown()
+
+    def disown(self) -> None:
+        """Closes the descriptor and writes nothing: the file is another process's."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def _that_fit(self, lines: bytes) -> bytes:
+        room = self.max_bytes - _END_BYTES - self._place
+        if isinstance(self._encoding, _Gzip):
+            return lines if len(self._encoding.copy().body(lines)) <= room else b""
+        return lines if len(lines) <= room else lines[: lines.rfind(b"\n", 0, max(room, 0)) + 1]
+
+    def _put(self, lines: bytes, count: int = 0) -> None:
+        body = self._encoding.body(lines) if lines else b""
+        self.written += count
+        try:
+            # In one call with the end, so that there is hardly a moment in which there is none.
+            _write_all(self._fd, body + self._encoding.end(self._end(False), False), self._place)
+        except OSError:
+            self.written -= count
+            raise
+        self._place += len(body)
+
+    def _put_end(self, is_last: bool) -> None:
+        end = self._encoding.end(self._end(is_last), is_last)
+        _write_all(self._fd, end, self._place)
+        os.ftruncate(self._fd, self._place + len(end))
+
+    def _mend(self) -> None:
+        """Puts the end back where a write that has failed has overwritten it; there was room for it before."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, self._place)
+            self._put_end(is_last=False)
+
+    def _end(self, is_last: bool) -> bytes:
+        """Returns the event that says how the file has come out, and the end of the array."""
+        counts: dict[str, Any] = {"events": self.written, "dropped": self.dropped, "is_complete": is_last}
+        if self.error is not None:
+            counts["error"] = errno.errorcode.get(self.error.errno or 0, "OSError")
+        event = {"ph": "M", "name": "shmloader_trace", "pid": self._pid, "tid": 0, "args": {**self._facts, **counts}}
+        return json.dumps(event).encode() + b"\n]\n"
+
+
+def _open(path: Path) -> int:
+    # Not blocking: to open a pipe that nobody reads would wait for a reader.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"a trace is written to a regular file, and {str(path)!r} is none")
+    return fd
+
+
+def _write_all(fd: int, data: bytes, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, place)
+        view, place = view[done:], place + done

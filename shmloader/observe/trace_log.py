@@ -1,0 +1,185 @@
+"""What a watched pass tells, noted in some hundred nanoseconds each, and written to a trace when there is time.
+
+To write an event takes microseconds in Python, and fast loops take tens of them for a batch. So what happens is noted
+as four numbers in a list, and thousands of such rows are made lines of at once (`trace_lines`). Even that is a few
+microseconds for a batch. So a log takes a fiftieth of the loop's time for it, and what is not written by then stays in
+memory until the loop is slower, or the trace ends. There is a limit to what may stay; where that is reached, writing
+takes the time that it needs.
+
+What workers do they record themselves, in a ring of some hundred rows each (`workers.recorder`), which is copied often
+enough for fast loops.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from shmloader import interrupts
+from shmloader.passes.watching import NO_BATCH, Team
+from shmloader.slots.pool import Pool
+from shmloader.workers.recorder import KINDS, ROW_WORDS
+
+from .trace_spans import COLUMNS, FLUSH, FREE, HELD, NEXT, READY, RETAINED, WAIT, WRITING, Lines, Spans, joined
+
+# A wait that is shorter is only a look whether there is anything.
+_BRIEF_NANOSECONDS = 5_000
+
+# How many rows are made lines of at once, some milliseconds' work; and how many may stay, at 64 bytes each.
+_ROWS = 1 << 14
+_MOST_ROWS = 1 << 20
+
+# How soon all is written again, and how many times longer than writing the loop goes on in between.
+_INTERVAL_NANOSECONDS = 500_000_000
+_PAUSE_PER_WRITE = 50
+
+# Workers' records are copied behind each batch whose number has none of these bits: before a worker can have made as
+# many batches as its record has rows, also where one worker makes all.
+_COPY_MASK = 127
+
+
+class TraceLog:
+    """Watches one pool and the workers that write to it, or a loader without workers. See `passes.watching.Watcher`.
+
+    Used in the thread that iterates; `close` in any.
+
+    Args:
+        pool: the pool; None: there are no workers.
+        spans: makes lines of rows.
+        write: writes lines. It does not raise.
+        announce: raises warnings that are due.
+
+    Attributes:
+        lost: batches of which a worker's record was written over before it was copied.
+    """
+
+    def __init__(
+        self, pool: Pool | None, spans: Spans, write: Callable[[Lines], object], announce: Callable[[], None]
+    ) -> None:
+        self.announce = announce
+        self.lost = 0
+        self._pool = None if pool is None else weakref.ref(pool)
+        self._spans = spans
+        self._write = write
+        self._lock = threading.Lock()  # a trace may end in another thread than its loader iterates in
+        self._rows: list[int] = []
+        self._add = self._rows.extend
+        self._copied: deque[tuple[int, bytes]] = deque()  # workers' rows
+        self._copied_up_to: list[int] = []
+        self._due = time.monotonic_ns() + _INTERVAL_NANOSECONDS
+        self._notes = [spans.name_groups(pool is not None)]
+        self._team: Team | None = None
+
+    def follow(self, team: Team | None) -> None:
+        """Notes that a pass begins, or is under way, with other workers perhaps."""
+        self._team = team
+        if team is not None:
+            self._copied_up_to = [record.count for record in team.records]
+            self._notes += [self._spans.name_worker(number) for number in range(len(team.records))]
+        self.note("a pass begins")
+
+    # -- what is told: see `Watcher` -----------------------------------------------------------------------------
+
+    def is_assigned(self, seq: int, worker: int, slot: int) -> None:
+        """A worker was asked for a batch."""
+        self._add((time.monotonic_ns(), WRITING, slot, seq))
+
+    def is_ready(self, slot: int) -> None:
+        """A batch is in its slot."""
+        self._add((time.monotonic_ns(), READY, slot, NO_BATCH))
+
+    def is_lent(self, slot: int) -> None:
+        """The loop has it."""
+        self._add((time.monotonic_ns(), HELD, slot, NO_BATCH))
+
+    def is_retained(self, slot: int) -> None:
+        """Code in a worker has it, and nobody else."""
+        self._add((time.monotonic_ns(), RETAINED, slot, NO_BATCH))
+
+    def is_free(self, slot: int) -> None:
+        """Nobody has it."""
+        self._add((time.monotonic_ns(), FREE, slot, NO_BATCH))
+
+    def has_waited(self, began: int) -> None:
+        """The loop has waited for workers."""
+        ended = time.monotonic_ns()
+        if ended - began >= _BRIEF_NANOSECONDS:
+            self._add((began, WAIT, ended, NO_BATCH))
+
+    def has_stepped(self, began: int, seq: int) -> None:
+        """The loop has its batch, or an exception."""
+        ended = time.monotonic_ns()
+        self._add((began, NEXT, ended, seq))
+        if not seq & _COPY_MASK:
+            self._copy_records()
+        if ended >= self._due or len(self._rows) >= COLUMNS * _MOST_ROWS:
+            self.flush()
+
+    def is_over(self) -> None:
+        """The workers have ended."""
+        self._copy_records()
+        self._team = None
+
+    def note(self, what: str, worker: int | None = None, seq: int | None = None) -> None:
+        """Something rare has happened."""
+        args: dict[str, object] = {} if seq is None else {"batch": seq}
+        if worker is not None and self._team is not None:
+            args["who"] = self._team.workers.name(worker)
+        self._notes.append(self._spans.instant(time.monotonic_ns(), what, worker, **args))
+
+    def _copy_records(self) -> None:
+        for worker, record in enumerate(self._team.records if self._team is not None else ()):
+            first, data = record.raw_rows(self._copied_up_to[worker])
+            self.lost += first - self._copied_up_to[worker]
+            self._copied_up_to[worker] = first + len(data) // (8 * ROW_WORDS)
+            if data:
+                self._copied.append((worker, data))
+
+    # -- what is written -----------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Writes some of what was noted, and says when to be called again. Takes milliseconds.
+
+        No signal's handler runs meanwhile: one that raises would leave half a line.
+        """
+        with interrupts.AllDeferred(), self._lock:
+            began = time.monotonic_ns()
+            self._copy_records()
+            self._flush()
+            ended = time.monotonic_ns()
+            self._add((began, FLUSH, ended, NO_BATCH))
+            pause = _PAUSE_PER_WRITE * (ended - began)
+            self._due = ended + (pause if len(self._rows) > COLUMNS * _ROWS else max(pause, _INTERVAL_NANOSECONDS))
+
+    def close(self) -> None:
+        """Writes all there is, slots' states up to now included, and watches no more."""
+        pool = None if self._pool is None else self._pool()
+        if pool is not None:
+            pool.watch(None)
+        with interrupts.AllDeferred(), self._lock:
+            self._copy_records()
+            self._team = None
+            while self._rows or self._notes or self._copied:
+                self._flush()
+            self._write(self._spans.close(time.monotonic_ns()))
+
+    def _flush(self) -> None:
+        notes, self._notes = self._notes, []
+        rows = np.array(self._rows[: COLUMNS * _ROWS], np.int64).reshape(-1, COLUMNS)
+        del self._rows[: rows.size]
+        self._write(joined([*notes, *self._of_workers(), self._spans.of_parent(rows)]))
+
+    def _of_workers(self) -> list[Lines]:
+        found: list[Lines] = []
+        rows = 0
+        while self._copied and rows < _ROWS // COLUMNS:
+            worker, data = self._copied.popleft()
+            words = np.frombuffer(data, np.int64).reshape(-1, ROW_WORDS)
+            rows += len(words)
+            found.append(self._spans.of_worker(worker, words, KINDS))
+        return found
