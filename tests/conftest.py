@@ -85,6 +85,17 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[simulated.Driver]:
     assert driver.calls_elsewhere == 0
 
 
+@pytest.fixture(scope="session")
+def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Matplotlib, which keeps the files of its fonts open once it has drawn."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure()).subplots()
+    axes.set_title("Title", fontweight="bold")
+    figure.savefig(tmp_path_factory.mktemp("chart") / "first.png")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     seen: Counter[str] = Counter()

@@ -33,7 +33,7 @@ HOUSE = [
 WINGS = {
     "cli": ["main", "bench trace", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
-    "cli.trace": ["timeline", "reading"],
+    "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "observe": [
         "report trace",
         "gathering sinks registry trace_file trace_log",

@@ -12,6 +12,7 @@ from shmloader.version import __version__
 
 from .bench import command as bench
 from .console import Parser, UsageError
+from .trace import command as trace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"shmloader {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     bench.add_command(commands)
+    trace.add_command(commands)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

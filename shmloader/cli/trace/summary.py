@@ -1,0 +1,114 @@
+"""A trace in figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from .reading import TraceEvents
+from .timeline import Span, Timeline
+
+_SLOWEST = 5
+
+
+def lines(trace: TraceEvents, timelines: list[Timeline]) -> Iterator[str]:
+    """Returns the summary of a file, line by line."""
+    for timeline in timelines:
+        yield from _of_loader(timeline)
+        yield ""
+    if not timelines:
+        yield "no pass of a loader is in this trace"
+    yield from _lacks(trace)
+
+
+def _lacks(trace: TraceEvents) -> Iterator[str]:
+    end = trace.end
+    if not trace.is_whole or not end.get("is_complete", True):
+        yield "The program ended within the traced block: what came after the last write is not here."
+    if end.get("error"):
+        yield f"The trace ends early: it could not be written to ({end['error']})."
+    if end.get("dropped"):
+        yield f"{end['dropped']} events were dropped, for which there was no room (max_bytes)."
+    if trace.lost:
+        yield f"Of {trace.lost} batches it is not known what their workers did when."
+
+
+def _of_loader(timeline: Timeline) -> Iterator[str]:
+    seconds = timeline.end - timeline.begin
+    count = len(timeline.steps)
+    yield f"{timeline.label}: {count} batches in {time(seconds)}, {count / seconds if seconds else 0:.4g} a second"
+    rows = [*_loop(timeline, seconds), *_workers(timeline, seconds), *_slots(timeline)]
+    rows += [("seen", f"{what} x {times}") for what, times in Counter(what for _, what, _ in timeline.instants).items()]
+    yield from (f"  {name:<12}{text}" for name, text in rows)
+    slowest = list(_slowest(timeline))
+    if slowest:
+        yield "  slowest batches"
+        yield from (f"    {line}" for line in slowest)
+
+
+def _loop(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
+    waited, stepped, wrote = (total(timeline.loop, name) for name in ("wait", "next", "writing the trace"))
+    yield "the loop", f"waited for workers {part(waited, seconds)}, {time(waited)}"
+    yield "", f"other work of the loader {part(stepped - waited, seconds)}, {time(max(stepped - waited, 0))}"
+    yield "", f"its own {part(seconds - stepped - wrote, seconds)}, {time(max(seconds - stepped - wrote, 0))}"
+    if wrote:
+        yield "", f"writing this trace {part(wrote, seconds)}, {time(wrote)}"
+
+
+def _workers(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
+    for number, track in sorted(timeline.workers.items()):
+        fetch, collate, raising = (total(track, name) for name in ("fetch", "collate", "raising"))
+        paused = total(track, "waiting for room or at the gate")
+        batches = sum(span.name in ("fetch", "raising") for span in track)
+        busy = fetch + collate + raising - paused
+        text = f"busy {part(busy, seconds)}: {batches} batches, fetching {time(fetch)}, collating {time(collate)}"
+        yield f"worker {number}", text + (f", waiting for room or at the gate {time(paused)}" if paused else "")
+
+
+def _slots(timeline: Timeline) -> Iterator[tuple[str, str]]:
+    spans = [span for track in timeline.slots.values() for span in track]
+    if spans:
+        most = {name: _at_once(span for span in spans if span.name == name) for name in ("ready", "held")}
+        yield "slots", f"{len(timeline.slots)} used; at once at most {most['ready']} ready, {most['held']} held"
+
+
+def _slowest(timeline: Timeline) -> Iterator[str]:
+    found = []
+    for number, track in timeline.workers.items():
+        # A fetch is followed by the collation of the same batch, if that is there at all.
+        for span, following in zip(track, [*track[1:], None], strict=True):
+            if span.name in ("fetch", "raising"):
+                is_same = following is not None and following.name == "collate" and following.batch == span.batch
+                found.append((span.seconds, following.seconds if is_same and following else 0.0, number, span.batch))
+    found.sort(key=lambda one: -(one[0] + one[1]))
+    for fetch, collate, number, batch in found[:_SLOWEST]:
+        yield f"batch {batch}, worker {number}: {time(fetch + collate)} (fetch {time(fetch)}, collate {time(collate)})"
+
+
+def _at_once(spans: Iterable[Span]) -> int:
+    """Returns how many spans there were at a time, at most."""
+    # Ends come first: a slot is nobody's for a moment.
+    edges = sorted(edge for span in spans for edge in ((span.began, 1), (span.ended, -1)))
+    most = now = 0
+    for _, step in edges:
+        now += step
+        most = max(most, now)
+    return most
+
+
+def total(spans: Iterable[Span], name: str) -> float:
+    """Returns how many seconds all spans of that name took."""
+    return sum(span.seconds for span in spans if span.name == name)
+
+
+def part(seconds: float, of: float) -> str:
+    """Writes a share of time."""
+    return f"{100 * max(seconds, 0) / of if of else 0:.0f} %"
+
+
+def time(seconds: float) -> str:
+    """Writes a time with three digits, in the unit that it needs."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
