@@ -12,7 +12,22 @@ from typing import Protocol
 from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
-from . import cached, calls, edges, gpu, growth, hidden, producers, resuming, samplers, seeding, shared, suite, threads
+from . import (
+    cached,
+    calls,
+    edges,
+    gpu,
+    growth,
+    hidden,
+    producers,
+    resuming,
+    samplers,
+    seeding,
+    shared,
+    suite,
+    threads,
+    tracing,
+)
 from .output import Found, chart_folder
 
 
@@ -43,10 +58,11 @@ _COMMANDS: dict[str, Command] = {
     "shared": shared,
     "cached": cached,
     "gpu": gpu,
+    "trace": tracing,
 }
 
 # Those that draw charts.
-_DRAWN = (_DEFAULT, "growth")
+_DRAWN = (_DEFAULT, "growth", "trace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
