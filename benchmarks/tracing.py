@@ -34,6 +34,7 @@ _DRAWN = _CELLS["jpeg224"]
 _DRAWN_BATCHES = 48
 _NUM_WORKERS = 2
 _WARM_UP_SECONDS = 0.2
+_LEAST_BATCHES = 64  # many more than are loaded ahead
 
 # The network of the picture sees every fourth pixel: its steps take about as long as the workers take for a batch.
 _STRIDE = 4
@@ -47,11 +48,15 @@ class Cost:
     Attributes:
         untraced: without a trace.
         traced: with one.
+        cpu_untraced: processor time of the main process, without a trace.
+        cpu_traced: with one.
         left: what was written when the trace ended.
     """
 
     untraced: Figure
     traced: Figure
+    cpu_untraced: Figure
+    cpu_traced: Figure
     left: Figure
 
     @property
@@ -72,18 +77,16 @@ class Tracing(Found):
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything, for JSON."""
-        return {
-            name: as_dicts({"untraced": cost.untraced, "traced": cost.traced, "left": cost.left, "ratio": cost.ratio})
-            for name, cost in self.costs.items()
-        }
+        return {name: as_dicts(vars(cost) | {"ratio": cost.ratio}) for name, cost in self.costs.items()}
 
     def lines(self) -> list[str]:
         """Returns a table."""
         rows = [
-            (name, micros(cost.untraced), micros(cost.traced), cost.ratio.text("{:.3f}".format), micros(cost.left))
+            (name, cost.ratio.text("{:.3f}".format), *map(micros, vars(cost).values()))
             for name, cost in self.costs.items()
         ]
-        return markdown(("cell", "untraced us/batch", "traced us/batch", "ratio", "written at the end us/batch"), rows)
+        times = "untraced", "traced", "CPU untraced", "CPU traced", "written at the end"
+        return markdown(("cell", "traced / untraced", *(f"{name} us/batch" for name in times)), rows)
 
     def draw(self, folder: Path, notes: Sequence[str]) -> None:
         """Trains on pictures for some batches, and draws the trace of that."""
@@ -119,8 +122,8 @@ def measure(args: argparse.Namespace) -> Tracing:
 def _cost(cell: Cell, path: Path, rounds: int, milliseconds: int, done: Any) -> Cost:
     loader = _loader(cell)
     batches = iter(loader)
-    count = _in(batches, _WARM_UP_SECONDS) * milliseconds // int(_WARM_UP_SECONDS * 1000) or 1
-    taken: dict[bool, list[float]] = {False: [], True: []}
+    count = max(_in(batches, _WARM_UP_SECONDS) * milliseconds // int(_WARM_UP_SECONDS * 1000), _LEAST_BATCHES)
+    taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     left = []
     for number in range(rounds):
         for is_traced in (number % 2 == 0, number % 2 == 1):  # neither is always the first
@@ -132,7 +135,9 @@ def _cost(cell: Cell, path: Path, rounds: int, milliseconds: int, done: Any) -> 
             if is_traced:
                 left.append((time.perf_counter() - ended) / count)
         done()
-    return Cost(figure(taken[False]), figure(taken[True]), figure(left))
+    untraced, cpu_untraced = zip(*taken[False], strict=True)
+    traced, cpu_traced = zip(*taken[True], strict=True)
+    return Cost(*map(figure, (untraced, traced, cpu_untraced, cpu_traced, left)))
 
 
 def _loader(cell: Cell) -> ShmDataLoader[Any]:
@@ -145,11 +150,12 @@ def _in(batches: Iterator[Any], seconds: float) -> int:
     return next(number for number, _ in enumerate(batches) if time.perf_counter() > end)
 
 
-def _seconds(batches: Iterator[Any], count: int) -> float:
-    start = time.perf_counter()
+def _seconds(batches: Iterator[Any], count: int) -> tuple[float, float]:
+    """Returns the time a batch, and the processor time of this process."""
+    cpu, start = time.process_time(), time.perf_counter()
     for _ in itertools.islice(batches, count):
         pass
-    return (time.perf_counter() - start) / count
+    return (time.perf_counter() - start) / count, (time.process_time() - cpu) / count
 
 
 def _train(path: Path) -> None:

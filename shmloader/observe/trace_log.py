@@ -27,6 +27,8 @@ from shmloader.workers.recorder import KINDS, ROW_WORDS
 
 from .trace_spans import COLUMNS, FLUSH, FREE, HELD, NEXT, READY, RETAINED, WAIT, WRITING, Lines, Spans, joined
 
+_now = time.monotonic_ns  # looked up for each row
+
 # A wait that is shorter is only a look whether there is anything.
 _BRIEF_NANOSECONDS = 5_000
 
@@ -71,7 +73,7 @@ class TraceLog:
         self._add = self._rows.extend
         self._copied: deque[tuple[int, bytes]] = deque()  # workers' rows
         self._copied_up_to: list[int] = []
-        self._due = time.monotonic_ns() + _INTERVAL_NANOSECONDS
+        self._due = _now() + _INTERVAL_NANOSECONDS
         self._notes = [spans.name_groups(pool is not None)]
         self._team: Team | None = None
 
@@ -87,33 +89,33 @@ class TraceLog:
 
     def is_assigned(self, seq: int, worker: int, slot: int) -> None:
         """A worker was asked for a batch."""
-        self._add((time.monotonic_ns(), WRITING, slot, seq))
+        self._add((_now(), WRITING, slot, seq))
 
     def is_ready(self, slot: int) -> None:
         """A batch is in its slot."""
-        self._add((time.monotonic_ns(), READY, slot, NO_BATCH))
+        self._add((_now(), READY, slot, NO_BATCH))
 
     def is_lent(self, slot: int) -> None:
         """The loop has it."""
-        self._add((time.monotonic_ns(), HELD, slot, NO_BATCH))
+        self._add((_now(), HELD, slot, NO_BATCH))
 
     def is_retained(self, slot: int) -> None:
         """Code in a worker has it, and nobody else."""
-        self._add((time.monotonic_ns(), RETAINED, slot, NO_BATCH))
+        self._add((_now(), RETAINED, slot, NO_BATCH))
 
     def is_free(self, slot: int) -> None:
         """Nobody has it."""
-        self._add((time.monotonic_ns(), FREE, slot, NO_BATCH))
+        self._add((_now(), FREE, slot, NO_BATCH))
 
     def has_waited(self, began: int) -> None:
         """The loop has waited for workers."""
-        ended = time.monotonic_ns()
+        ended = _now()
         if ended - began >= _BRIEF_NANOSECONDS:
             self._add((began, WAIT, ended, NO_BATCH))
 
     def has_stepped(self, began: int, seq: int) -> None:
         """The loop has its batch, or an exception."""
-        ended = time.monotonic_ns()
+        ended = _now()
         self._add((began, NEXT, ended, seq))
         if not seq & _COPY_MASK:
             self._copy_records()
@@ -130,7 +132,7 @@ class TraceLog:
         args: dict[str, object] = {} if seq is None else {"batch": seq}
         if worker is not None and self._team is not None:
             args["who"] = self._team.workers.name(worker)
-        self._notes.append(self._spans.instant(time.monotonic_ns(), what, worker, **args))
+        self._notes.append(self._spans.instant(_now(), what, worker, **args))
 
     def _copy_records(self) -> None:
         for worker, record in enumerate(self._team.records if self._team is not None else ()):
@@ -148,10 +150,10 @@ class TraceLog:
         No signal's handler runs meanwhile: one that raises would leave half a line.
         """
         with interrupts.AllDeferred(), self._lock:
-            began = time.monotonic_ns()
+            began = _now()
             self._copy_records()
             self._flush()
-            ended = time.monotonic_ns()
+            ended = _now()
             self._add((began, FLUSH, ended, NO_BATCH))
             pause = _PAUSE_PER_WRITE * (ended - began)
             self._due = ended + (pause if len(self._rows) > COLUMNS * _ROWS else max(pause, _INTERVAL_NANOSECONDS))
@@ -166,7 +168,7 @@ class TraceLog:
             self._team = None
             while self._rows or self._notes or self._copied:
                 self._flush()
-            self._write(self._spans.close(time.monotonic_ns()))
+            self._write(self._spans.close(_now()))
 
     def _flush(self) -> None:
         notes, self._notes = self._notes, []

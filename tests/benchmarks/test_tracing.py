@@ -21,11 +21,12 @@ def test_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     add_options(parser)
     found = measure(parser.parse_args(["--rounds", "2", "--milliseconds", "5"]))
     cost = found.costs["gray28"]
-    assert all(len(one.rounds) == 2 and one.median > 0 for one in (cost.untraced, cost.traced, cost.left))
+    assert all(len(one.rounds) == 2 and one.median >= 0 for one in vars(cost).values())
 
 
 def test_the_ratio_is_that_of_pairs() -> None:
-    found = Tracing({"cell": Cost(figure([1e-6, 2e-6]), figure([2e-6, 8e-6]), figure([1e-6]))})
+    others = figure([1e-6]), figure([1e-6]), figure([1e-6])
+    found = Tracing({"cell": Cost(figure([1e-6, 2e-6]), figure([2e-6, 8e-6]), *others)})
     assert found.costs["cell"].ratio.median == pytest.approx(3)
     assert "| cell |" in found.lines()[2]
     assert json.loads(json.dumps(found.as_dict()))["cell"]["ratio"]["median"] == pytest.approx(3)
