@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from shmloader import interrupts, process_exit
 from shmloader.errors import TraceWarning
-from shmloader.passes.watching import Team, Watch
+from shmloader.passes.watching import Watch
 from shmloader.slots.pool import Pool
 from shmloader.version import __version__
 
@@ -61,17 +62,17 @@ class Trace:
         self._file = TraceFile(path, max_bytes, {"shmloader": __version__, "baseTimeNanoseconds": self._clock.base})
         self._logs: dict[int, TraceLog] = {}  # by their pools' numbers; those of pools that are gone stay
         self._pools: dict[int, Pool | None] = {}
+        self._lock = threading.Lock()
         self._news = ""
         self._has_told = False
 
-    def watcher_for(self, pool: Pool | None, team: Team | None) -> TraceLog:
-        """Returns what watches them: for a pool that has one, the same; and for all passes without workers."""
+    def watcher_for(self, pool: Pool | None) -> TraceLog:
+        """Returns what watches it: for a pool that has one, the same; and for all passes without workers."""
         key = id(pool)
         if key not in self._logs:
             spans = Spans(self._tracks(), self._clock)
-            self._logs[key] = TraceLog(pool, spans, self._write, self.announce)
+            self._logs[key] = TraceLog(pool, spans, self._write, self.announce, self._lock)
             self._pools[key] = pool  # so that no other gets its number
-        self._logs[key].follow(team)
         return self._logs[key]
 
     def _tracks(self) -> Tracks:
@@ -122,23 +123,28 @@ def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[Non
         raise ValueError(f"max_bytes must be {LEAST_BYTES} or more, got {max_bytes}")
     if watch.is_kept:
         raise RuntimeError("this loader is being traced already; end that trace first")
-    with interrupts.AllDeferred():
-        trace = Trace(path, max_bytes, label)
-        _open[id(trace)] = trace, watch
-        watch.begin(trace.watcher_for)
-    failure = None
+    trace, failure = None, None
     try:
+        with interrupts.AllDeferred():  # behind which a signal's handler may raise
+            trace = Trace(path, max_bytes, label)
+            _open[id(trace)] = trace, watch
+            watch.begin(trace.watcher_for)
         yield
     except BaseException as error:
         failure = error
         raise
     finally:
-        with interrupts.AllDeferred():
-            _open.pop(id(trace), None)
-            watch.end()
-            trace.close()
-        with contextlib.suppress(*([TraceWarning] if failure is not None else [])):  # where warnings are errors
-            trace.announce(stacklevel=4)
+        if trace is not None:
+            _end(trace, watch)
+            with contextlib.suppress(*([TraceWarning] if failure is not None else [])):  # where warnings are errors
+                trace.announce(stacklevel=4)
+
+
+def _end(trace: Trace, watch: Watch) -> None:
+    with interrupts.AllDeferred():
+        _open.pop(id(trace), None)
+        watch.end()
+        trace.close()
 
 
 _open: dict[int, tuple[Trace, Watch]] = {}

@@ -55,31 +55,38 @@ class TraceLog:
         spans: makes lines of rows.
         write: writes lines. It does not raise.
         announce: raises warnings that are due.
+        lock: of all logs of a file. Passes may be iterated in several threads, and a trace may end in another one.
 
     Attributes:
         lost: batches of which a worker's record was written over before it was copied.
     """
 
     def __init__(
-        self, pool: Pool | None, spans: Spans, write: Callable[[Lines], object], announce: Callable[[], None]
+        self,
+        pool: Pool | None,
+        spans: Spans,
+        write: Callable[[Lines], object],
+        announce: Callable[[], None],
+        lock: threading.Lock,
     ) -> None:
         self.announce = announce
         self.lost = 0
         self._pool = None if pool is None else weakref.ref(pool)
         self._spans = spans
         self._write = write
-        self._lock = threading.Lock()  # a trace may end in another thread than its loader iterates in
+        self._lock = lock
         self._rows: list[int] = []
         self._add = self._rows.extend
-        self._copied: deque[tuple[int, bytes]] = deque()  # workers' rows
+        self._copied: deque[tuple[int, int, bytes]] = deque()  # workers' rows, and since when they are looked at
+        self._since = 0
         self._copied_up_to: list[int] = []
         self._due = _now() + _INTERVAL_NANOSECONDS
         self._notes = [spans.name_groups(pool is not None)]
         self._team: Team | None = None
 
     def follow(self, team: Team | None) -> None:
-        """Notes that a pass begins, or is under way, with other workers perhaps."""
-        self._team = team
+        """A pass begins, or is under way, with other workers perhaps."""
+        self._team, self._since = team, _now()
         if team is not None:
             self._copied_up_to = [record.count for record in team.records]
             self._notes += [self._spans.name_worker(number) for number in range(len(team.records))]
@@ -140,7 +147,7 @@ class TraceLog:
             self.lost += first - self._copied_up_to[worker]
             self._copied_up_to[worker] = first + len(data) // (8 * ROW_WORDS)
             if data:
-                self._copied.append((worker, data))
+                self._copied.append((worker, self._since, data))
 
     # -- what is written -----------------------------------------------------------------------------------------
 
@@ -180,8 +187,8 @@ class TraceLog:
         found: list[Lines] = []
         rows = 0
         while self._copied and rows < _ROWS // COLUMNS:
-            worker, data = self._copied.popleft()
+            worker, since, data = self._copied.popleft()
             words = np.frombuffer(data, np.int64).reshape(-1, ROW_WORDS)
             rows += len(words)
-            found.append(self._spans.of_worker(worker, words, KINDS))
+            found.append(self._spans.of_worker(worker, words, KINDS, since))
         return found

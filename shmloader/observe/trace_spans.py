@@ -134,15 +134,18 @@ class Spans:
         kind = np.where((kind == NEXT) & (seq == NO_BATCH), _NOTHING, kind)
         return self._of_slots(rows[is_slots]) + self._lines(self._on_loop, kind, began, ended, seq=seq)
 
-    def of_worker(self, worker: int, rows: Column, kinds: int) -> Lines:
+    def of_worker(self, worker: int, rows: Column, kinds: int, since: int) -> Lines:
         """Returns the spans of a worker, on its track and on those of the slots that it wrote to.
 
         Args:
             worker: its number.
             rows: (n, 7 or more): batch, slot, generation and contents, began, fetched, ended, waited.
             kinds: how many kinds of contents there are, which generations are multiplied by.
+            since: what was before is not drawn.
         """
-        seq, slot, what, began, fetched, ended, waited = rows.T[:7]
+        seq, slot, what = rows.T[:3]
+        began, fetched, ended = np.maximum(rows.T[3:6], since)
+        waited = np.minimum(rows.T[6], ended - began)
         contents = what % kinds
         is_batch, waits = contents == _BATCH, (waited > 0) & (contents <= _FAULT)
         those = [is_batch, is_batch & (ended > fetched), waits, contents == _FAULT]

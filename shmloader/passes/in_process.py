@@ -167,7 +167,9 @@ class TrackedInProcessIterator(InProcessIterator):
 
     def watched_by(self, watcher_for: WatcherFor | None) -> None:
         """Tells who ``watcher_for`` says what happens in this pass from now on."""
-        self._watcher = None if watcher_for is None else watcher_for(None, None)
+        self._watcher = None if watcher_for is None else watcher_for(None)
+        if self._watcher is not None:
+            self._watcher.follow(None)
 
     def _watched_make(self, watcher: Watcher) -> Any:
         watcher.announce()

@@ -257,10 +257,12 @@ class ShmIterator(BaseIterator):
         if watcher_for is not None:
             if not self._dispatcher.is_open:  # so that its pool may be another pass's
                 return
-            watcher = watcher_for(self._pool, Team(self._dispatcher.workers, self._dispatcher.records()))
+            watcher = watcher_for(self._pool)
             self._pool.watch(watcher)
         self._watcher = watcher
         self._dispatcher.watch(watcher)
+        if watcher is not None:
+            watcher.follow(Team(self._dispatcher.workers, self._dispatcher.records()))
 
     def __next__(self) -> Any:
         if self._steps.watchers:  # before anything is taken, which an interrupt in there would lose

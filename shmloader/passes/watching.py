@@ -18,11 +18,30 @@ from shmloader.workers.recorder import Record
 NO_BATCH = -1  # the number of no batch
 
 
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The workers of a pass.
+
+    Attributes:
+        workers: who they are.
+        records: what each of them writes of what it does. They hold the pool's memory.
+    """
+
+    workers: Workers
+    records: list[Record]
+
+
 class Watcher(SlotWatcher, Protocol):
     """Who is told, at once, in the thread that iterates. It blocks for no longer than a write to a file takes.
 
     Times are CLOCK_MONOTONIC's, in nanoseconds; what has just ended ends now.
     """
+
+    def follow(self, team: Team | None) -> None:
+        """A pass begins with these workers, or is under way, and all that was assigned was told; None: there are none.
+
+        What is in their records from before is not new.
+        """
 
     def is_assigned(self, seq: int, worker: int, slot: int) -> None:
         """A worker was asked for batch ``seq``; the slot is WRITING."""
@@ -47,21 +66,8 @@ class Watcher(SlotWatcher, Protocol):
         """
 
 
-@dataclasses.dataclass(frozen=True)
-class Team:
-    """The workers of a pass.
-
-    Attributes:
-        workers: who they are.
-        records: what each of them writes of what it does. They hold the pool's memory.
-    """
-
-    workers: Workers
-    records: list[Record]
-
-
-# Returns who watches workers that write to a pool; without workers there are neither.
-WatcherFor = Callable[["Pool | None", "Team | None"], Watcher]
+# Returns who watches a pool; None: there is none without workers.
+WatcherFor = Callable[["Pool | None"], Watcher]
 
 
 class Watched(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -19,7 +20,8 @@ from shmloader.cli.trace.reading import read
 from shmloader.cli.trace.timeline import Timeline, timelines
 from shmloader.observe.trace_file import LEAST_BYTES
 from tests.helpers.datasets import Images, Mapped, Shards
-from tests.helpers.support import detached, run_file
+from tests.helpers.signals import SignalAt
+from tests.helpers.support import detached, in_threads, run_file
 from tests.observe.test_trace_file import FullDisk
 
 
@@ -431,3 +433,42 @@ def test_a_copy_of_the_loader_is_not_traced(tmp_path: Path) -> None:
         with other.trace(tmp_path / "other.json"):
             next(iter(other))
     assert timelines(read(tmp_path / "trace.json").events) == []
+
+
+def test_passes_in_several_threads_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shmloader.observe.trace_log._INTERVAL_NANOSECONDS", 0)
+    monkeypatch.setattr("shmloader.observe.trace_log._PAUSE_PER_WRITE", 0)
+    loader = ShmDataLoader(Images(80), batch_size=4, num_workers=1)
+    iterators = [iter(loader) for _ in range(3)]
+    counts: list[int] = []
+    with loader.trace(tmp_path / "trace.json"):
+        in_threads(*(lambda iterator=iterator: counts.append(sum(1 for _ in iterator)) for iterator in iterators))
+    assert counts == [20, 20, 20]
+    found = read(tmp_path / "trace.json")
+    assert found.end["events"] == len(found.events) - 1
+    assert [len(line.steps) for line in timelines(found.events)] == [20, 20, 20]
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("moment", range(0, 1500, 60))
+def test_an_interrupt_at_any_moment_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    monkeypatch.setattr("shmloader.observe.trace_log._INTERVAL_NANOSECONDS", 0)
+    monkeypatch.setattr("shmloader.observe.trace_log._PAUSE_PER_WRITE", 0)
+    loader = ShmDataLoader(Images(400), batch_size=4, num_workers=1)
+    iterator = iter(loader)
+    with contextlib.suppress(KeyboardInterrupt), loader.trace(tmp_path / "trace.json"):
+        next(iterator)
+        before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+        sys.settrace(SignalAt(moment))
+        try:
+            for _ in iterator:
+                pass
+        finally:
+            sys.settrace(None)
+            signal.signal(signal.SIGUSR1, before)
+    del iterator
+    line = timeline(tmp_path / "trace.json")
+    assert len(line.steps) <= 100
+    assert_in_turn(line)
