@@ -10,13 +10,18 @@ from collections.abc import Callable
 from . import torch_private
 
 
-def missing_on_this_platform(worker_type: str = "process") -> str:
-    """Names what pool and workers are made of and this platform does not have; empty where all is there."""
+def attempts(worker_type: str = "process") -> dict[str, Callable[[], object]]:
+    """Returns what pool and workers are made of, by name, and for each a function that tries it; see `is_missing`."""
     needed: dict[str, Callable[[], object]] = {"os.memfd_create": lambda: os.close(os.memfd_create("shmloader"))}
     if worker_type == "process":
         needed["os.pidfd_open"] = lambda: os.close(os.pidfd_open(os.getpid()))
         needed["os.fork"] = lambda: os.fork
-    names = [name for name, attempt in needed.items() if _is_missing(attempt)]
+    return needed
+
+
+def missing_on_this_platform(worker_type: str = "process") -> str:
+    """Names what pool and workers are made of and this platform does not have; empty where all is there."""
+    names = [name for name, attempt in attempts(worker_type).items() if is_missing(attempt)]
     return ", ".join(names if sys.platform == "linux" else ["Linux", *names])
 
 
@@ -38,7 +43,8 @@ def require(name: str, worker_type: str = "process") -> None:
         raise RuntimeError(f"{name} cannot work here: {reason}")
 
 
-def _is_missing(attempt: Callable[[], object]) -> bool:
+def is_missing(attempt: Callable[[], object]) -> bool:
+    """Whether the platform lacks what one of `attempts` tries. What it has may still fail, for want of descriptors."""
     try:
         attempt()
     except AttributeError:
