@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import NoReturn, TextIO
@@ -41,6 +42,21 @@ def natural(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return number
+
+
+def printed(text: str) -> bool:
+    """Prints ``text`` on stdout, and returns whether whoever reads it was still there."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who has ended the reader knows; Python would try once more at its exit, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+# What shells report of a program that Ctrl-C has ended.
+INTERRUPTED = 130
 
 
 class Progress:

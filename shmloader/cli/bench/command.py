@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
-from shmloader.cli.console import Progress, natural, positive, shown
+from shmloader.cli.console import INTERRUPTED, Progress, natural, positive, printed, shown
 from shmloader.cli.machine import machine, machine_line
 
 from . import memory, source
@@ -43,9 +42,6 @@ batches equal       a pass of each from the same seed, compared bit for bit (up 
 
 The keys of the JSON: python -m pydoc shmloader.cli.bench.report
 """
-
-# What shells report of a program that Ctrl-C has ended.
-_INTERRUPTED = 130
 
 _SEEDS = 1 << 64  # how many torch's generators know
 
@@ -92,14 +88,12 @@ def _run(args: argparse.Namespace) -> int:
         with noise:
             report = _measure(args)
     except KeyboardInterrupt:
-        return _INTERRUPTED  # who ends it knows where, and needs no traceback
-    try:
-        print(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
-        sys.stdout.flush()
-    except BrokenPipeError:  # who has ended the reader knows; Python would try once more at its exit, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return 0
+        return INTERRUPTED  # who ends it knows where, and needs no traceback
+    return (
+        0
+        if printed(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
+        else 1
+    )
 
 
 def _measure(args: argparse.Namespace) -> Report:
