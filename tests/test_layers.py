@@ -31,8 +31,9 @@ HOUSE = [
     "version",
 ]
 WINGS = {
-    "cli": ["main", "bench trace", "console machine"],
+    "cli": ["main", "bench doctor trace", "console machine"],
     "cli.bench": ["command", "report source", "measure verify", "compare memory", "figures"],
+    "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "observe": [
         "report trace",
@@ -94,13 +95,13 @@ PURE = [
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py", "observe/trace_lines.py",
-    "observe/trace_spans.py",
+    "observe/trace_spans.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "json",
     "math", "numpy.typing", "operator", "re", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy",
     "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes", "shmloader.batches.structure",
-    "shmloader.errors", "shmloader.observe.figures", "shmloader.observe.trace_lines",
+    "shmloader.cli.doctor.finding", "shmloader.errors", "shmloader.observe.figures", "shmloader.observe.trace_lines",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -3,6 +3,7 @@
 - `main`: finds the command that was named, and runs it;
 - `bench`: torch's DataLoader and shmloader side by side;
 - `trace`: a loader's trace, summed up or drawn;
+- `doctor`: what this machine has of what the loader wants;
 - `console`: parsing with errors of one line, and progress on a terminal;
 - `machine`: what a figure was measured on.
 """

@@ -12,6 +12,7 @@ from shmloader.version import __version__
 
 from .bench import command as bench
 from .console import Parser, UsageError
+from .doctor import command as doctor
 from .trace import command as trace
 
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     bench.add_command(commands)
     trace.add_command(commands)
+    doctor.add_command(commands)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
