@@ -44,6 +44,14 @@ def natural(text: str) -> int:
     return number
 
 
+def naturals(text: str) -> tuple[int, ...]:
+    """Reads whole numbers with commas between them, 0 or more each, and returns them in order."""
+    numbers = sorted(map(natural, text.split(",")))
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError("names a number twice")
+    return tuple(numbers)
+
+
 def printed(text: str) -> bool:
     """Prints ``text`` on stdout, and returns whether whoever reads it was still there."""
     try:

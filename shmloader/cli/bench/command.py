@@ -7,20 +7,24 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
-from shmloader.cli.console import INTERRUPTED, Progress, natural, positive, printed, shown
+from shmloader.cli.console import INTERRUPTED, Progress, natural, naturals, positive, printed, shown
 from shmloader.cli.machine import machine, machine_line
 
-from . import memory, source
+from . import memory, plot, source
 from .measure import Round, Track, calibrate, interleave
 from .memory import Memory
 from .report import LoaderReport, Report
-from .verify import Verdict, seed_all, verify
+from .sweep import Sweep
+from .verify import Make, Verdict, seed_all, verify
 
 _DESCRIPTION = """\
 Runs a dataset through torch's DataLoader and through ShmDataLoader, in turn, and prints what a batch takes with
@@ -40,7 +44,9 @@ in transit          shared memory that no process had mapped at that moment, whi
                     between a worker and the loop
 batches equal       a pass of each from the same seed, compared bit for bit (up to 100 batches, or 512 MiB)
 
-The keys of the JSON: python -m pydoc shmloader.cli.bench.report
+With several numbers of workers (--num-workers 1,2,4,8) all are measured in turn, and the table has a row for each.
+
+The keys of the JSON: python -m pydoc shmloader.cli.bench.report, and of several numbers of workers: ...bench.sweep
 """
 
 _SEEDS = 1 << 64  # how many torch's generators know
@@ -62,13 +68,19 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     add("--batches", type=positive, metavar="N", help="batches a round; default: as many as take about a second")
     add("--rounds", type=positive, default=5, metavar="N", help="rounds, each with both loaders; default: 5")
     add("--seed", type=_seed, default=0, metavar="N", help="seed of every generator; default: 0")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw the times per batch too, into FILE.png or .svg; needs matplotlib",
+    )
     add("--json", action="store_true", help="print JSON, and nothing else, on stdout")
 
 
 def _add_loader_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--batch-size", type=positive, metavar="N", help="samples a batch; default: 32")
-    add("--num-workers", type=natural, metavar="N", help="worker processes; default: 2")
+    add("--num-workers", type=naturals, metavar="N,...", help="workers; several: a table of all; default: 2")
     add("--prefetch-factor", type=positive, metavar="N", help="batches that each worker loads ahead; default: 2")
     add("--persistent-workers", action="store_const", const=True, help="keep the workers from pass to pass")
     add("--shuffle", action="store_const", const=True, help="draw indices in random order")
@@ -85,36 +97,81 @@ def _run(args: argparse.Namespace) -> int:
     # What the user's code prints, in forked workers too, is no JSON.
     noise = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
     try:
-        with noise:
-            report = _measure(args)
+        with noise, _asked_for(args.num_workers):
+            if args.plot is not None:
+                plot.check(args.plot)
+            sweep = _measure(args)
     except KeyboardInterrupt:
         return INTERRUPTED  # who ends it knows where, and needs no traceback
-    return (
-        0
-        if printed(json.dumps(report.as_dict(), indent=2) if args.json else f"{machine_line()}\n{report.text()}")
-        else 1
-    )
+    is_read = printed(json.dumps(sweep.as_dict(), indent=2) if args.json else f"{machine_line()}\n{sweep.text()}")
+    if args.plot is not None:
+        plot.save(sweep, args.plot)
+    return 0 if is_read else 1
 
 
-def _measure(args: argparse.Namespace) -> Report:
-    arguments = source.loader_arguments(args.dataset, _loader_options(args))
-    seed = functools.partial(seed_all, args.seed, arguments)
-    stock, ours = (functools.partial(source.build, kind, arguments) for kind in (DataLoader, ShmDataLoader))
-    settings = _settings(stock())
-    tracks = [Track(make()) for make in (stock, ours)]  # first, since they say whether passes are long enough
-    with shown(3 + 2 * args.rounds) as progress:
-        verdict = _verify(stock, ours, seed, progress)
-        memories = [_memory(make, progress) for make in (stock, ours)]
-        seed()
+@contextlib.contextmanager
+def _asked_for(counts: Sequence[int] | None) -> Iterator[None]:
+    """Silences torch's warning of more workers than processors, where several numbers are compared."""
+    with warnings.catch_warnings():
+        if counts is not None and len(counts) > 1:
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The two loaders with one number of workers, and what makes their random numbers the same."""
+
+    stock: Make
+    ours: Make
+    settings: dict[str, Any]
+    seed: Callable[[], None]
+
+
+def _measure(args: argparse.Namespace) -> Sweep:
+    pairs = _pairs(args)
+    # First, since they say whether passes are long enough.
+    tracks = [Track(make()) for pair in pairs for make in (pair.stock, pair.ours)]
+    with shown(len(pairs) * (3 + 2 * args.rounds)) as progress:
+        checks = [_check(pair, progress) for pair in pairs]
+        pairs[0].seed()
         progress.begin("timing")
         rounds = _time(tracks, args.batches, args.rounds, progress.step)
+    halves = zip(rounds[::2], rounds[1::2], strict=True)
+    return Sweep([_report(args, *each) for each in zip(pairs, checks, halves, strict=True)])
+
+
+def _pairs(args: argparse.Namespace) -> list[_Pair]:
+    """Returns the loaders to measure. What the user has named is called once."""
+    counts = args.num_workers or (None,)
+    first = source.loader_arguments(args.dataset, _loader_options(args, counts[0]))
+    return [_pair(args, first if count is None else {**first, "num_workers": count}) for count in counts]
+
+
+def _pair(args: argparse.Namespace, arguments: dict[str, Any]) -> _Pair:
+    stock, ours = (functools.partial(source.build, kind, arguments) for kind in (DataLoader, ShmDataLoader))
+    return _Pair(stock, ours, _settings(stock()), functools.partial(seed_all, args.seed, arguments))
+
+
+def _check(pair: _Pair, progress: Progress) -> tuple[Verdict, list[Memory | None]]:
+    verdict = _verify(pair, progress)
+    return verdict, [_memory(make, progress) for make in (pair.stock, pair.ours)]
+
+
+def _report(
+    args: argparse.Namespace,
+    pair: _Pair,
+    checked: tuple[Verdict, list[Memory | None]],
+    rounds: tuple[list[Round], list[Round]],
+) -> Report:
+    verdict, memories = checked
     in_stock, in_ours = (LoaderReport(*found) for found in zip(rounds, memories, strict=True))
-    return Report(args.dataset or "synthetic", settings, machine(), in_stock, in_ours, verdict)
+    return Report(args.dataset or "synthetic", pair.settings, machine(), in_stock, in_ours, verdict)
 
 
-def _loader_options(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers", "shuffle")
-    return {name: getattr(args, name) for name in names}
+def _loader_options(args: argparse.Namespace, num_workers: int | None) -> dict[str, Any]:
+    names = ("batch_size", "prefetch_factor", "persistent_workers", "shuffle")
+    return {"num_workers": num_workers, **{name: getattr(args, name) for name in names}}
 
 
 def _settings(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -122,14 +179,9 @@ def _settings(loader: DataLoader[Any]) -> dict[str, Any]:
     return {name: getattr(loader, name) for name in names}
 
 
-def _verify(
-    stock: Callable[[], DataLoader[Any]],
-    ours: Callable[[], DataLoader[Any]],
-    seed: Callable[[], None],
-    progress: Progress,
-) -> Verdict:
+def _verify(pair: _Pair, progress: Progress) -> Verdict:
     progress.begin("comparing batches")
-    verdict = verify(stock, ours, seed)
+    verdict = verify(pair.stock, pair.ours, pair.seed)
     progress.step()
     return verdict
 

@@ -94,7 +94,7 @@ class Report:
             f"{self.ours.rounds[0].batches} (ours), in turn; medians and, in brackets, least to greatest"
         )
         head = [f"{self.dataset}: {settings}", rounds, ""]
-        return "\n".join([*head, *align(self._rows()), "", _verdict_text(self.verdict)])
+        return "\n".join([*head, *align(self._rows()), "", equality(self.verdict)])
 
     def _rows(self) -> list[list[str]]:
         return [
@@ -127,7 +127,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _verdict_text(verdict: Verdict) -> str:
+def equality(verdict: Verdict) -> str:
+    """Says in a line whether batches were equal, and where not."""
     if verdict.equal:
         return f"batches equal: yes, bit for bit ({verdict.batches} compared)"
     blame = (

@@ -10,6 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from shmloader.cli.bench import plot
+from shmloader.cli.bench.measure import Round
+from shmloader.cli.bench.report import LoaderReport, Report
+from shmloader.cli.bench.sweep import Sweep
+from shmloader.cli.bench.verify import Verdict
+
 _USER_MODULE = """
 import os
 import random
@@ -50,6 +56,14 @@ class Chatty(Images):
 class Stream(IterableDataset):
     def __iter__(self):
         yield from range(24)
+
+
+class Counted(Images):
+    made = 0
+
+    def __init__(self):
+        Counted.made += 1
+        assert Counted.made == 1
 
 
 class Broken(Images):
@@ -142,6 +156,15 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     importlib.invalidate_caches()
     return name
+
+
+@pytest.fixture(scope="session")
+def _matplotlib(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Matplotlib, which keeps the files of its fonts open once it has drawn."""
+    pytest.importorskip("matplotlib")
+    loader = LoaderReport([Round(1, 1.0, 1.0, [1.0])], None)
+    report = Report("name", {"num_workers": 1, "batch_size": 1}, {}, loader, loader, Verdict(True, 1))
+    plot.save(Sweep([report]), tmp_path_factory.mktemp("plot") / "first.png")
 
 
 @pytest.fixture(autouse=True)

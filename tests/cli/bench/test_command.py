@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,6 +139,12 @@ _BAD_USAGE = [
     (["{user}:Images", "--batch-size", "32", "--batches", "1"], "a pass has 2 batches; timing takes 4 at least"),
     (["{user}:Images", "--rounds", "0"], "--rounds: must be 1 or more"),
     (["{user}:Images", "--num-workers", "-1"], "--num-workers: must be 0 or more"),
+    (["{user}:Images", "--num-workers", "1,2,1"], "--num-workers: names a number twice"),
+    (["{user}:Images", "--num-workers", "1,,2"], "'' is not a whole number"),
+    (["{user}:arguments", "--num-workers", "0,2", "--prefetch-factor", "2"], "prefetch_factor option could only be"),
+    (["{user}:one_loader", "--num-workers", "1,2"], "sets num_workers itself, so --num-workers cannot be given"),
+    (["{user}:Images", "--plot", "out.mp3"], "a picture's name ends in one of ."),
+    (["{user}:Images", "--plot", "no/such/out.png"], "there is no folder no/such"),
     (["{user}:Images", "--batches", "few"], "'few' is not a whole number"),
     (["{user}:Images", "--seed", str(1 << 64)], "--seed: must be less than 2**64"),
     (["{user}:Images", "--fast"], "unrecognized arguments: --fast"),
@@ -151,6 +158,48 @@ def test_bad_usage_is_one_line_and_code_2(user: str, capsys: pytest.CaptureFixtu
         captured = capsys.readouterr()
         assert (caught.value.code, captured.out, captured.err.count("\n")) == (2, "", 1), arguments
         assert message in captured.err
+
+
+def test_several_numbers_of_workers(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _bench(capsys, f"{user}:Counted", *_QUICK, "--num-workers", "2,0,1")
+    assert set(found) == {"dataset", "machine", "runs", "enough_workers"}
+    assert [run["settings"]["num_workers"] for run in found["runs"]] == [0, 1, 2]
+    alone = _bench(capsys, f"{user}:Images", *_QUICK, "--num-workers", "1")
+    assert all({*run, "dataset", "machine"} == set(alone) for run in found["runs"])
+    assert all(run["equal"] for run in found["runs"])
+    assert found["enough_workers"] in (0, 1, 2)
+
+
+def test_the_table_of_several_numbers(user: str, capsys: pytest.CaptureFixture[str]) -> None:
+    many = min((os.cpu_count() or 1) + 1, 24)  # of which torch warns, and the user has asked for them
+    arguments = ("--rounds", "1", "--batches", "1", "--batch-size", "1")
+    assert main(["bench", f"{user}:Images", *arguments, "--num-workers", f"0,{many}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert captured.out.count("batches equal: yes, bit for bit") == 1
+    table = captured.out.split("\n\n")[1].splitlines()
+    assert [row.split()[0] for row in table] == ["workers", "0", str(many)]
+    assert main(["bench", f"{user}:Processes", *arguments, "--num-workers", "0,1"]) == 0
+    said = capsys.readouterr().out
+    assert "0 workers: batches equal: yes" in said
+    assert "1 workers: batches equal: NO" in said
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_a_picture(user: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for counts, name in (("1", "one.svg"), ("0,1", "two.png")):
+        assert main(["bench", f"{user}:Images", *_QUICK, "--num-workers", counts, "--plot", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).stat().st_size > 1000
+    assert "<svg" in (tmp_path / "one.svg").read_text()
+
+
+def test_without_matplotlib_nothing_is_measured(
+    user: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", f"{user}:interrupted", "--plot", "out.png"])
+    assert "needs matplotlib, which is in the extra [plot]" in capsys.readouterr().err
 
 
 def test_progress_is_shown_on_a_terminal_only(

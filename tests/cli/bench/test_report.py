@@ -9,6 +9,7 @@ import pytest
 from shmloader.cli.bench import figures
 from shmloader.cli.bench.measure import Round
 from shmloader.cli.bench.report import LoaderReport, Report
+from shmloader.cli.bench.sweep import Sweep
 from shmloader.cli.bench.verify import Verdict
 
 
@@ -40,3 +41,22 @@ def test_a_report_says_no_plainly() -> None:
     assert "not known" in report.text()
     assert "batches equal: NO, batch 3: 1 against 2 (stock against ours); stock's own batches are the" in report.text()
     assert json.loads(json.dumps(report.as_dict()))["stock_repeats"] is True
+
+
+def _report(workers: int, times: list[float], verdict: Verdict) -> Report:
+    stock, ours = ([Round(10, seconds * factor, 1e-4, [0.1]) for seconds in times] for factor in (4, 1))
+    return Report("m:f", {"num_workers": workers}, {}, LoaderReport(stock, None), LoaderReport(ours, None), verdict)
+
+
+def test_enough_workers_are_the_least_that_are_nearly_as_quick() -> None:
+    same = Verdict(True, 7)
+    reports = [_report(count, [time], same) for count, time in ((1, 4.0), (2, 2.1), (4, 2.0), (8, 2.3))]
+    assert Sweep(reports).enough == 2
+    assert Sweep(reports[:1]).enough == 1
+    assert Sweep(reports[:1]).text() == reports[0].text()
+    text = Sweep(reports).text()
+    assert "num_workers=2 is enough" in text
+    assert text.count("batches equal: yes") == 1
+    assert [line.split()[5:] for line in text.splitlines() if line.startswith("4 ")] == [
+        ["4.00x", "2.00x", "not", "known", "not", "known"]
+    ]

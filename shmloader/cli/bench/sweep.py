@@ -1,0 +1,85 @@
+"""What ``shmloader bench`` says of one dataset with several numbers of workers. Pure.
+
+The keys of the JSON, where ``--num-workers`` names several: ``dataset`` and ``machine`` as in `report`; ``runs``: for
+each number of workers what `report` has, without these two; ``enough_workers``: the least number of them with which
+ours is nearly as quick as with any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .figures import duration, ratio, size, times
+from .report import Report, align, equality
+
+# A number of workers is enough if the best one is quicker by this factor at most: less is noise, on most machines.
+_NEARLY = 1.1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The reports of one dataset, by ascending number of workers."""
+
+    reports: Sequence[Report]
+
+    @property
+    def enough(self) -> int:
+        """The least number of workers with which ours is nearly as quick as with any."""
+        best = min(report.ours.time.median for report in self.reports)
+        return next(
+            int(report.settings["num_workers"]) for report in self.reports if report.ours.time.median <= _NEARLY * best
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything, for JSON."""
+        if len(self.reports) == 1:
+            return self.reports[0].as_dict()
+        runs = [report.as_dict() for report in self.reports]
+        shared = {name: runs[0][name] for name in ("dataset", "machine")}
+        rest = [{name: value for name, value in run.items() if name not in shared} for run in runs]
+        return {**shared, "enough_workers": self.enough, "runs": rest}
+
+    def text(self) -> str:
+        """Returns the table: of one number of workers all figures, of several the main ones, one below the other."""
+        if len(self.reports) == 1:
+            return self.reports[0].text()
+        first = self.reports[0]
+        settings = ", ".join(f"{name}={value}" for name, value in first.settings.items() if name != "num_workers")
+        rounds = f"rounds: {len(first.ours.rounds)}, in turn; medians and, in brackets, least to greatest"
+        rows = [
+            [
+                "workers",
+                "stock per batch",
+                "ours per batch",
+                "stock / ours",
+                "ours, scaled",
+                "stock adds",
+                "ours adds",
+            ],
+            *map(self._row, self.reports),
+        ]
+        legend = "ours, scaled: times as quick as in the first row; adds: memory (PSS)"
+        ending = f"num_workers={self.enough} is enough: no other of these is more than a tenth quicker"
+        return "\n".join([f"{first.dataset}: {settings}", rounds, "", *align(rows), "", legend, *self._equal(), ending])
+
+    def _row(self, report: Report) -> list[str]:
+        stock, ours = report.stock, report.ours
+        memories = ["not known" if memory is None else size(memory.pss) for memory in (stock.memory, ours.memory)]
+        return [
+            str(report.settings["num_workers"]),
+            stock.time.text(duration),
+            ours.time.text(duration),
+            ratio(stock.time.rounds, ours.time.rounds).text(times),
+            times(self.reports[0].ours.time.median / ours.time.median),
+            *memories,
+        ]
+
+    def _equal(self) -> list[str]:
+        """Returns a line on whether batches were equal; where that differs, one for each number of workers."""
+        texts = [equality(report.verdict) for report in self.reports]
+        if len(set(texts)) == 1:
+            return texts[:1]
+        counts = [report.settings["num_workers"] for report in self.reports]
+        return [f"{count} workers: {text}" for count, text in zip(counts, texts, strict=True)]
