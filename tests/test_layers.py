@@ -32,7 +32,7 @@ HOUSE = [
 ]
 WINGS = {
     "cli": ["main", "bench doctor trace", "console machine"],
-    "cli.bench": ["command", "plot", "sweep", "report source", "measure verify", "compare memory", "figures"],
+    "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "observe": [

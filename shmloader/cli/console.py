@@ -12,6 +12,8 @@ from typing import NoReturn, TextIO
 # Back to the beginning of the line, and the rest of it erased.
 _CLEAR = "\r\x1b[K"
 
+_LONGEST = 60_000  # milliseconds
+
 
 class UsageError(Exception):
     """The command line, or what it names, cannot be used; its text is the one line that the user gets to see."""
@@ -50,6 +52,17 @@ def naturals(text: str) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise argparse.ArgumentTypeError("names a number twice")
     return tuple(numbers)
+
+
+def milliseconds(text: str) -> float:
+    """Reads a time in milliseconds, and returns it in seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < _LONGEST:
+        raise argparse.ArgumentTypeError("must be 0 or more, and less than a minute")
+    return value / 1000
 
 
 def printed(text: str) -> bool:

@@ -11,5 +11,6 @@ The modules, from the pure to the measuring:
 - `verify`: one pass of each loader, compared;
 - `memory`: what a loader adds to the memory of the process tree;
 - `measure`: time and processor time of batches in steady state;
+- `steps`: the verdict on a loop whose steps take a given time;
 - `command`: the options, and all of the above in order.
 """

@@ -16,13 +16,14 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from shmloader import ShmDataLoader
-from shmloader.cli.console import INTERRUPTED, Progress, natural, naturals, positive, printed, shown
+from shmloader.cli.console import INTERRUPTED, Progress, milliseconds, natural, naturals, positive, printed, shown
 from shmloader.cli.machine import machine, machine_line
 
 from . import memory, plot, source
 from .measure import Round, Track, calibrate, interleave
 from .memory import Memory
 from .report import LoaderReport, Report
+from .steps import Judgement, judge
 from .sweep import Sweep
 from .verify import Make, Verdict, seed_all, verify
 
@@ -43,6 +44,7 @@ memory added        the most that the process tree took while a loop ran (propor
 in transit          shared memory that no process had mapped at that moment, which those sizes leave out: batches
                     between a worker and the loop
 batches equal       a pass of each from the same seed, compared bit for bit (up to 100 batches, or 512 MiB)
+verdict             what limits a loop whose steps take --step milliseconds, and what would help: ShmDataLoader's own
 
 With several numbers of workers (--num-workers 1,2,4,8) all are measured in turn, and the table has a row for each.
 
@@ -68,6 +70,13 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     add("--batches", type=positive, metavar="N", help="batches a round; default: as many as take about a second")
     add("--rounds", type=positive, default=5, metavar="N", help="rounds, each with both loaders; default: 5")
     add("--seed", type=_seed, default=0, metavar="N", help="seed of every generator; default: 0")
+    add(
+        "--step",
+        type=milliseconds,
+        default=0.0,
+        metavar="MS",
+        help="what a step takes, for the verdict; default: 0",
+    )
     add(
         "--plot",
         type=Path,
@@ -123,7 +132,7 @@ class _Pair:
     """The two loaders with one number of workers, and what makes their random numbers the same."""
 
     stock: Make
-    ours: Make
+    ours: Callable[[], Any]
     settings: dict[str, Any]
     seed: Callable[[], None]
 
@@ -132,13 +141,14 @@ def _measure(args: argparse.Namespace) -> Sweep:
     pairs = _pairs(args)
     # First, since they say whether passes are long enough.
     tracks = [Track(make()) for pair in pairs for make in (pair.stock, pair.ours)]
-    with shown(len(pairs) * (3 + 2 * args.rounds)) as progress:
+    with shown(len(pairs) * (4 + 2 * args.rounds)) as progress:
         checks = [_check(pair, progress) for pair in pairs]
         pairs[0].seed()
         progress.begin("timing")
         rounds = _time(tracks, args.batches, args.rounds, progress.step)
+        judgements = [_judge(pair, args.step, progress) for pair in pairs]
     halves = zip(rounds[::2], rounds[1::2], strict=True)
-    return Sweep([_report(args, *each) for each in zip(pairs, checks, halves, strict=True)])
+    return Sweep([_report(args, *each) for each in zip(pairs, checks, halves, judgements, strict=True)])
 
 
 def _pairs(args: argparse.Namespace) -> list[_Pair]:
@@ -163,10 +173,11 @@ def _report(
     pair: _Pair,
     checked: tuple[Verdict, list[Memory | None]],
     rounds: tuple[list[Round], list[Round]],
+    judgement: Judgement,
 ) -> Report:
     verdict, memories = checked
     in_stock, in_ours = (LoaderReport(*found) for found in zip(rounds, memories, strict=True))
-    return Report(args.dataset or "synthetic", pair.settings, machine(), in_stock, in_ours, verdict)
+    return Report(args.dataset or "synthetic", pair.settings, machine(), in_stock, in_ours, verdict, judgement)
 
 
 def _loader_options(args: argparse.Namespace, num_workers: int | None) -> dict[str, Any]:
@@ -184,6 +195,14 @@ def _verify(pair: _Pair, progress: Progress) -> Verdict:
     verdict = verify(pair.stock, pair.ours, pair.seed)
     progress.step()
     return verdict
+
+
+def _judge(pair: _Pair, step: float, progress: Progress) -> Judgement:
+    progress.begin("asking for a verdict")
+    pair.seed()
+    judgement = judge(pair.ours, step)
+    progress.step()
+    return judgement
 
 
 def _memory(make: Callable[[], DataLoader[Any]], progress: Progress) -> Memory | None:

@@ -11,11 +11,14 @@ The keys of the JSON:
 - ``equal``: whether the batches were equal bit for bit; ``compared_batches``: how many were compared;
   ``difference``: the place of the first difference, or null; ``stock_repeats``: where they differ, whether stock's
   own batches are the same when it runs twice, else null.
+- ``verdict``: what limits a loop whose steps take ``step_seconds``, as our loader has it: ``kind``, ``knob`` (the
+  argument that would help, or null) and ``text``.
 """
 
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +26,10 @@ from typing import Any
 from .figures import Figure, duration, figure, ratio, size, times
 from .measure import Round
 from .memory import Memory
+from .steps import Judgement
 from .verify import Verdict
+
+_COLUMNS = 118  # of a line of words
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Report:
     stock: LoaderReport
     ours: LoaderReport
     verdict: Verdict
+    judgement: Judgement | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything, for JSON."""
@@ -84,6 +91,7 @@ class Report:
             "compared_batches": self.verdict.batches,
             "difference": self.verdict.difference,
             "stock_repeats": self.verdict.stock_repeats,
+            "verdict": None if self.judgement is None else self.judgement.as_dict(),
         }
 
     def text(self) -> str:
@@ -94,7 +102,7 @@ class Report:
             f"{self.ours.rounds[0].batches} (ours), in turn; medians and, in brackets, least to greatest"
         )
         head = [f"{self.dataset}: {settings}", rounds, ""]
-        return "\n".join([*head, *align(self._rows()), "", equality(self.verdict)])
+        return "\n".join([*head, *align(self._rows()), "", equality(self.verdict), *judged(self.judgement)])
 
     def _rows(self) -> list[list[str]]:
         return [
@@ -137,3 +145,11 @@ def equality(verdict: Verdict) -> str:
         else "stock's own batches differ from run to run too, so the dataset is not repeatable"
     )
     return f"batches equal: NO, {verdict.difference} (stock against ours); {blame}"
+
+
+def judged(judgement: Judgement | None) -> list[str]:
+    """Returns the lines that say what limits the loop."""
+    if judgement is None:
+        return []
+    loop = f"steps of {duration(judgement.step)}" if judgement.step else "a loop that does nothing"
+    return ["", *textwrap.wrap(f"For {loop}: {judgement.text}", _COLUMNS)]

@@ -19,6 +19,7 @@ from shmloader.cli.bench.verify import Verdict
 _USER_MODULE = """
 import os
 import random
+import time
 
 import numpy as np
 import torch
@@ -56,6 +57,15 @@ class Chatty(Images):
 class Stream(IterableDataset):
     def __iter__(self):
         yield from range(24)
+
+
+class Slow(Images):
+    def __len__(self):
+        return 160
+
+    def __getitem__(self, index):
+        time.sleep(0.002)
+        return index
 
 
 class Counted(Images):
@@ -172,3 +182,6 @@ def _no_time_for_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmloader.cli.bench.measure.gc", SimpleNamespace(collect=lambda: 0))
     monkeypatch.setattr("shmloader.cli.bench.memory.gc", SimpleNamespace(collect=lambda: 0))
     monkeypatch.setattr("shmloader.cli.bench.memory._SAMPLES", 2)
+    monkeypatch.setattr("shmloader.cli.bench.steps.SECONDS", 0.0)
+    monkeypatch.setattr("shmloader.cli.bench.steps.STARTS", 0)
+    monkeypatch.setattr("shmloader.cli.bench.steps.FEWEST_BATCHES", 4)

@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from shmloader import ShmDataLoader
+from shmloader.cli.bench import steps
+from shmloader.cli.bench.source import loader_arguments
 from shmloader.cli.main import main
+from shmloader.observe.verdict import Kind
 
 _QUICK = ("--rounds", "2", "--batches", "2", "--batch-size", "4")
 
@@ -26,8 +30,9 @@ def test_json_has_the_documented_keys(user: str, capsys: pytest.CaptureFixture[s
     found = _bench(capsys, f"{user}:Images", *_QUICK, "--shuffle")
     assert set(found) == {
         *("dataset", "machine", "settings", "stock", "ours", "ratio"),
-        *("equal", "compared_batches", "difference", "stock_repeats"),
+        *("equal", "compared_batches", "difference", "stock_repeats", "verdict"),
     }
+    assert set(found["verdict"]) == {"step_seconds", "kind", "knob", "text"}
     for loader in ("stock", "ours"):
         assert set(found[loader]) == {
             *("batches_per_round", "seconds_per_batch", "consumer_cpu_seconds_per_batch", "first_batch_seconds"),
@@ -75,12 +80,12 @@ def test_json_is_all_that_stdout_gets(user: str, capfd: pytest.CaptureFixture[st
 
 
 def test_the_table_says_it_all(user: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", f"{user}:Namespace.images", *_QUICK, "--prefetch-factor", "1", "--seed", "5"]) == 0
+    assert main(["bench", f"{user}:Namespace.images", *_QUICK, "--prefetch-factor", "1", "--step", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     for text in ("time per batch", "stock / ours", "CPU per batch", "first batch", "memory added", "prefetch_factor=1"):
         assert text in captured.out
-    assert captured.out.endswith("batches equal: yes, bit for bit (16 compared)\n")
+    assert "batches equal: yes, bit for bit (16 compared)\n\nFor steps of 1.00 ms: Too little to tell" in captured.out
 
 
 def test_without_a_name_it_measures_images(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +144,9 @@ _BAD_USAGE = [
     (["{user}:Images", "--batch-size", "32", "--batches", "1"], "a pass has 2 batches; timing takes 4 at least"),
     (["{user}:Images", "--rounds", "0"], "--rounds: must be 1 or more"),
     (["{user}:Images", "--num-workers", "-1"], "--num-workers: must be 0 or more"),
+    (["{user}:Images", "--step", "-1"], "--step: must be 0 or more"),
+    (["{user}:Images", "--step", "nan"], "--step: must be 0 or more"),
+    (["{user}:Images", "--step", "long"], "--step: 'long' is not a number"),
     (["{user}:Images", "--num-workers", "1,2,1"], "--num-workers: names a number twice"),
     (["{user}:Images", "--num-workers", "1,,2"], "'' is not a whole number"),
     (["{user}:arguments", "--num-workers", "0,2", "--prefetch-factor", "2"], "prefetch_factor option could only be"),
@@ -185,6 +193,18 @@ def test_the_table_of_several_numbers(user: str, capsys: pytest.CaptureFixture[s
     assert "1 workers: batches equal: NO" in said
 
 
+def test_the_verdict_is_that_of_a_loop_with_such_steps(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "FEWEST_BATCHES", 40)
+    monkeypatch.setattr(steps, "STARTS", 20)
+    arguments = loader_arguments(f"{user}:Slow", {"batch_size": 4, "num_workers": 2})
+    for step, is_kept_busy in ((0.03, True), (0.0, False)):
+        found = steps.judge(lambda: ShmDataLoader(**arguments), step)
+        assert (found.is_kept_busy, found.knob is None, found.step) == (is_kept_busy, is_kept_busy, step)
+        assert found.kind in {kind.value for kind in Kind}
+    empty = steps.judge(lambda: ShmDataLoader([], num_workers=1), 0.0)  # type: ignore[arg-type]
+    assert empty.text.startswith("Too little to tell")
+
+
 @pytest.mark.usefixtures("_matplotlib")
 def test_a_picture(user: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for counts, name in (("1", "one.svg"), ("0,1", "two.png")):
@@ -208,8 +228,8 @@ def test_progress_is_shown_on_a_terminal_only(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert main(["bench", f"{user}:Images", *_QUICK]) == 0
     shown = capsys.readouterr().err.split("\r\x1b[K")
-    assert shown[1:3] == ["[0/7] comparing batches", "[1/7] comparing batches"]
-    assert shown[-2:] == ["[7/7] timing", ""]
+    assert shown[1:3] == ["[0/8] comparing batches", "[1/8] comparing batches"]
+    assert shown[-2:] == ["[8/8] asking for a verdict", ""]
 
 
 def test_errors_of_the_users_own_code_propagate(user: str) -> None:

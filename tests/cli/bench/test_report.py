@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from shmloader.cli.bench import figures
 from shmloader.cli.bench.measure import Round
 from shmloader.cli.bench.report import LoaderReport, Report
+from shmloader.cli.bench.steps import Judgement
 from shmloader.cli.bench.sweep import Sweep
 from shmloader.cli.bench.verify import Verdict
 
@@ -51,12 +53,30 @@ def _report(workers: int, times: list[float], verdict: Verdict) -> Report:
 def test_enough_workers_are_the_least_that_are_nearly_as_quick() -> None:
     same = Verdict(True, 7)
     reports = [_report(count, [time], same) for count, time in ((1, 4.0), (2, 2.1), (4, 2.0), (8, 2.3))]
-    assert Sweep(reports).enough == 2
-    assert Sweep(reports[:1]).enough == 1
+    assert Sweep(reports).enough is reports[1]
+    assert Sweep(reports[:1]).enough is reports[0]
     assert Sweep(reports[:1]).text() == reports[0].text()
     text = Sweep(reports).text()
     assert "num_workers=2 is enough" in text
     assert text.count("batches equal: yes") == 1
-    assert [line.split()[5:] for line in text.splitlines() if line.startswith("4 ")] == [
+    assert [line.split()[5:11] for line in text.splitlines() if line.startswith("4 ")] == [
         ["4.00x", "2.00x", "not", "known", "not", "known"]
     ]
+
+
+def test_enough_workers_are_the_least_that_keep_the_loop_busy() -> None:
+    judgements = [
+        Judgement(0.02, "too few workers", "num_workers", "Take more."),
+        Judgement(0.02, "the loop is the limit", None, "Nothing is to be gained.", True),
+        Judgement(0.02, "the loop is the limit", None, "Nothing is to be gained.", True),
+    ]
+    reports = [
+        replace(_report(count, [1.0 / count], Verdict(True, 7)), judgement=judgement)
+        for count, judgement in zip((1, 2, 4), judgements, strict=True)
+    ]
+    assert Sweep(reports).enough is reports[1]
+    assert Sweep(reports).as_dict()["enough_workers"] == 2
+    text = Sweep(reports).text()
+    assert "num_workers=2 is enough: it keeps a loop busy whose steps take 20.0 ms" in text
+    assert text.endswith("\n\nFor steps of 20.0 ms: Nothing is to be gained.")
+    assert "too few workers" in text
