@@ -73,11 +73,11 @@ class RandomCrops(Dataset[tuple[Tensor, int]]):
         return len(self._pictures)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns a crop, shape (channel, row, column), and the number of its class."""
+        """Returns a crop, shape (row, column, channel), and the number of its class."""
         picture, label = self._pictures[index]
         top, left, is_mirrored = torch.randint(KEPT_SIDE - 2 * SIDE + 1, (3,)).tolist()
         crop = picture[top : top + 2 * SIDE : 2, left : left + 2 * SIDE : 2]
-        return torch.from_numpy((crop[:, ::-1] if is_mirrored % 2 else crop).transpose(2, 0, 1).copy()), label
+        return torch.from_numpy((crop[:, ::-1] if is_mirrored % 2 else crop).copy()), label
 
 
 def train_epochs(model: torch.nn.Module, loader: ShmDataLoader[Any], epochs: int) -> list[float]:

@@ -3,8 +3,8 @@
 The pictures are crops of six photographs that come with scikit-learn and scikit-image, and the network learns to say
 which photograph a crop is from. They are written to a temporary folder first; those for validation are cut from
 another region of the photographs than those for training. Nothing is downloaded. Most of a batch's time goes into
-decoding here, which is the same for both loaders; with ShmDataLoader the dataset writes the pictures into their batch
-itself. Run it with::
+decoding. So jpeg_crops.py decodes only the part of a file that is seen, and with ShmDataLoader it is written straight
+into its batch. Run it with::
 
     pip install '.[examples]'
     python examples/train_pictures.py
@@ -16,7 +16,7 @@ or, for pictures of your own, with ``--data FOLDER``, where FOLDER has one folde
 from __future__ import annotations
 
 import argparse
-import math
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +27,9 @@ import numpy as np
 import skimage.data
 import torch
 from comparison import Comparison, compare
+from jpeg_crops import Box, Pixels, mirror, random_box, read_crop, whole
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -58,10 +59,10 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         files: the files and the numbers of their classes.
-        view: makes a picture of SIDE x SIDE pixels from one of any size.
+        view: reads a file's picture, or a part of it, into an array of SIDE x SIDE pixels.
     """
 
-    def __init__(self, files: list[LabelledFile], view: Callable[[Image.Image], Image.Image]) -> None:
+    def __init__(self, files: list[LabelledFile], view: Callable[[Path, Pixels], None]) -> None:
         self._files = files
         self._view = view
 
@@ -69,50 +70,37 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Returns a picture, shape (channel, row, column), and the number of its class. Any loader can use this."""
-        return torch.from_numpy(np.array(self._pixels(index))), self._files[index][1]
+        """Returns a picture, shape (row, column, channel), and the number of its class. Any loader can use this."""
+        path, label = self._files[index]
+        picture = np.empty((SIDE, SIDE, 3), np.uint8)
+        self._view(path, picture)
+        return torch.from_numpy(picture), label
 
-    def __getitem_into__(self, index: int, out: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> None:
+    def __getitem_into__(self, index: int, out: tuple[Pixels, NDArray[np.int64]]) -> None:
         """Writes the same straight into the batch: ``out`` is the picture's and the label's place in it."""
-        picture, label = out
-        picture[:] = self._pixels(index)
-        label[...] = self._files[index][1]
-
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
-        with Image.open(self._files[index][0]) as picture:
-            return np.asarray(self._view(picture.convert("RGB"))).transpose(2, 0, 1)
+        path, label = self._files[index]
+        self._view(path, out[0])
+        out[1][...] = label
 
 
-def plain_view(picture: Image.Image) -> Image.Image:
-    """Returns the whole picture."""
-    return picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+def plain_view(path: Path, out: Pixels) -> None:
+    """Reads the whole picture."""
+    read_crop(path, whole, out)
 
 
-def random_view(picture: Image.Image) -> Image.Image:
-    """Returns a random part of the picture, perhaps mirrored, and brighter or darker.
+def random_view(path: Path, out: Pixels) -> None:
+    """Reads a random part of the picture, a quarter of its area or more, perhaps mirrored.
 
-    It draws from torch's generator, which the loader seeds differently in every worker.
+    It draws from Python's generator, which the loader seeds differently in every worker.
     """
-    view = picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, random_box(picture))
-    if uniform(0, 1) < 0.5:
-        view = ImageOps.mirror(view)
-    return ImageEnhance.Brightness(view).enhance(uniform(0.7, 1.3))
+    read_crop(path, random_part, out)
+    if random.random() < 0.5:
+        mirror(out)
 
 
-def random_box(picture: Image.Image) -> tuple[float, float, float, float]:
-    """Draws a rectangle of a quarter of the picture's area or more, and not quite the picture's proportions."""
-    scale = math.sqrt(uniform(0.25, 1))
-    stretch = uniform(0.8, 1.25)
-    width = picture.width * min(1, scale * stretch)
-    height = picture.height * min(1, scale / stretch)
-    left = uniform(0, picture.width - width)
-    top = uniform(0, picture.height - height)
-    return left, top, left + width, top + height
-
-
-def uniform(low: float, high: float) -> float:
-    """Draws a number with torch's generator."""
-    return torch.empty(()).uniform_(low, high).item()
+def random_part(width: int, height: int) -> Box:
+    """Draws a part of a picture that says what it is of."""
+    return random_box(width, height, area=(0.25, 1))
 
 
 def photographs() -> dict[str, Image.Image]:
@@ -136,8 +124,8 @@ def write_crops(region: Image.Image, count: int, folder: Path) -> None:
     """Writes squares from random places of a region as JPEG files."""
     folder.mkdir(parents=True)
     for number in range(count):
-        left = int(uniform(0, region.width - CROP_SIDE))
-        top = int(uniform(0, region.height - CROP_SIDE))
+        left = random.randint(0, region.width - CROP_SIDE)
+        top = random.randint(0, region.height - CROP_SIDE)
         crop = region.crop((left, top, left + CROP_SIDE, top + CROP_SIDE))
         crop.save(folder / f"{number:03}.jpg", quality=90)
 
@@ -167,8 +155,8 @@ class BytesToFloats(nn.Module):
     """Turns bytes into numbers around zero. Batches are bytes until here, a quarter of the size of floats."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Returns the pictures with values from -1 to 1."""
-        return pictures.float() / 127.5 - 1
+        """Returns the pictures with channels first and values from -1 to 1."""
+        return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def make_model(classes: int) -> nn.Module:
@@ -210,7 +198,7 @@ def make_loader(dataset: PictureDataset, args: argparse.Namespace) -> ShmDataLoa
     return ShmDataLoader(
         dataset,
         **loader_settings(args),
-        sample_shapes=((3, SIDE, SIDE), ()),
+        sample_shapes=((SIDE, SIDE, 3), ()),
         sample_dtypes=(torch.uint8, torch.int64),
         worker_type=args.worker_type,
     )
@@ -258,6 +246,7 @@ def main() -> int:
     parser.add_argument("--min-accuracy", type=float, default=0.75, help="to reach less is an error")
     args = parser.parse_args()
     make_repeatable(args.seed)
+    random.seed(args.seed)
     with TemporaryDirectory() as scratch:
         return run(args, Path(scratch))
 
