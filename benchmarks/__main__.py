@@ -19,6 +19,7 @@ from . import (
     gpu,
     growth,
     hidden,
+    pictures,
     producers,
     resuming,
     samplers,
@@ -57,12 +58,13 @@ _COMMANDS: dict[str, Command] = {
     "calls": calls,
     "shared": shared,
     "cached": cached,
+    "pictures": pictures,
     "gpu": gpu,
     "trace": tracing,
 }
 
 # Those that draw charts.
-_DRAWN = (_DEFAULT, "growth", "trace")
+_DRAWN = (_DEFAULT, "growth", "pictures", "trace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
