@@ -19,7 +19,8 @@ from pathlib import Path
 from benchmarks.output import Found
 from shmloader.cli.console import UsageError, positive, shown
 
-from . import costs
+from . import costs, race
+from .contestants import BATCH_SIZE, CONTESTANTS
 from .files import LabelledFile, find_files, make_files
 
 
@@ -30,6 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="FOLDER", help="JPEG files of your own, labelled by their folders")
     add("--length", type=positive, default=2048, metavar="N", help="files that are made; default: 2048")
     add("--rounds", type=positive, default=5, metavar="N", help="default: 5")
+    add("--num-workers", type=positive, default=2, metavar="N", help="of each contestant; default: 2")
+    add("--seconds", type=float, default=2.0, metavar="S", help="about how long a turn takes; default: 2")
 
 
 def measure(args: argparse.Namespace) -> Found:
@@ -38,9 +41,23 @@ def measure(args: argparse.Namespace) -> Found:
     Raises:
         UsageError: there are no files.
     """
-    with _files(args) as files, shown(costs.turns(args.rounds)) as progress:
+    with _files(args) as files:
+        return _ideas(files, args) if args.ideas else _race(files, args)
+
+
+def _ideas(files: list[LabelledFile], args: argparse.Namespace) -> Found:
+    with shown(costs.turns(args.rounds)) as progress:
         progress.begin("ideas")
         return costs.measure_costs(files, args.rounds, progress.step)
+
+
+def _race(files: list[LabelledFile], args: argparse.Namespace) -> Found:
+    if len(files) < 2 * BATCH_SIZE:
+        raise UsageError(f"loading takes {2 * BATCH_SIZE} pictures at least, and there are {len(files)}")
+    contestants = race.installed(CONTESTANTS)
+    with shown(race.turns(contestants, args.rounds)) as progress:
+        progress.begin("contest")
+        return race.race(files, contestants, args.num_workers, args.rounds, args.seconds, progress.step)
 
 
 @contextlib.contextmanager

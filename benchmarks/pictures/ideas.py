@@ -50,13 +50,17 @@ def is_there(module: str) -> bool:
     """Whether a module, or TurboJPEG 3, is installed."""
     if module == "turbojpeg":  # another package has a module of this name
         return jpeg_crops.find_turbojpeg() is not None
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 # -- Pillow ----------------------------------------------------------------------------------------------------------
 
 
-def _pillow(draft: str = "", gap: float | None = None) -> Read:
+def pillow(draft: str = "", gap: float | None = None) -> Read:
+    """Returns what decodes all by Pillow, as most programs do."""
     from PIL import Image
 
     def read(path: str, choose: Choose, out: Pixels) -> None:
@@ -88,7 +92,8 @@ def _whole(decode: Callable[[bytes], Pixels], interpolation: str = "INTER_LINEAR
     return read
 
 
-def _opencv(interpolation: str = "INTER_LINEAR") -> Read:
+def opencv(interpolation: str = "INTER_LINEAR") -> Read:
+    """Returns what decodes all by OpenCV."""
     import cv2
 
     def decode(data: bytes) -> Any:
@@ -97,11 +102,12 @@ def _opencv(interpolation: str = "INTER_LINEAR") -> Read:
     return _whole(decode, interpolation)
 
 
-def _simplejpeg(*, fast: bool = False) -> Read:
-    import simplejpeg
+def simplejpeg(*, fast: bool = False) -> Read:
+    """Returns what decodes all by libjpeg-turbo, in the wheel simplejpeg."""
+    from simplejpeg import decode_jpeg
 
     kept = np.empty(1 << 24, np.uint8)
-    return _whole(lambda data: simplejpeg.decode_jpeg(data, "RGB", fast, fast, buffer=kept))
+    return _whole(lambda data: decode_jpeg(data, "RGB", fast, fast, buffer=kept))
 
 
 def _imagecodecs() -> Read:
@@ -169,16 +175,16 @@ def _recipe() -> Read:
 # The first is what the others are compared with. TurboJPEG's fast upsampling is not among them: together with a region
 # it fails or writes beyond the pixels, in the version of the wheel.
 IDEAS = (
-    Idea("Pillow: all, then crop and resize", _pillow, ("PIL",)),
-    Idea("Pillow: all as YCbCr, converted when small", lambda: _pillow(draft="YCbCr"), ("PIL",)),
-    Idea("Pillow: resize with reducing_gap=1", lambda: _pillow(gap=1.0), ("PIL",)),
+    Idea("Pillow: all, then crop and resize", pillow, ("PIL",)),
+    Idea("Pillow: all as YCbCr, converted when small", lambda: pillow(draft="YCbCr"), ("PIL",)),
+    Idea("Pillow: resize with reducing_gap=1", lambda: pillow(gap=1.0), ("PIL",)),
     Idea("libvips: sequential, cropped", _vips, ("pyvips", "cv2")),
     Idea("kornia-rs: all", _kornia, ("kornia_rs", "cv2")),
     Idea("imagecodecs: all", _imagecodecs, ("imagecodecs", "cv2")),
-    Idea("OpenCV: all", _opencv, ("cv2",)),
-    Idea("OpenCV: all, resized by area", lambda: _opencv("INTER_AREA"), ("cv2",)),
-    Idea("simplejpeg: all", _simplejpeg, ("simplejpeg", "cv2")),
-    Idea("simplejpeg: all, fast transform and upsampling", lambda: _simplejpeg(fast=True), ("simplejpeg", "cv2")),
+    Idea("OpenCV: all", opencv, ("cv2",)),
+    Idea("OpenCV: all, resized by area", lambda: opencv("INTER_AREA"), ("cv2",)),
+    Idea("simplejpeg: all", simplejpeg, ("simplejpeg", "cv2")),
+    Idea("simplejpeg: all, fast transform and upsampling", lambda: simplejpeg(fast=True), ("simplejpeg", "cv2")),
     Idea("TurboJPEG: all", lambda: _turbo("whole"), ("turbojpeg", "cv2")),
     Idea("TurboJPEG: planes, converted when small", lambda: _turbo("planes"), ("turbojpeg", "cv2")),
     Idea("TurboJPEG: rows of the part", lambda: _turbo("rows"), ("turbojpeg", "cv2")),
