@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--length", type=positive, default=2048, metavar="N", help="files that are made; default: 2048")
     add("--rounds", type=positive, default=5, metavar="N", help="default: 5")
     add("--num-workers", type=positive, default=2, metavar="N", help="of each contestant; default: 2")
-    add("--seconds", type=float, default=2.0, metavar="S", help="about how long a turn takes; default: 2")
+    add("--seconds", type=float, default=1.5, metavar="S", help="about how long a turn takes; default: 1.5")
 
 
 def measure(args: argparse.Namespace) -> Found:
