@@ -265,5 +265,6 @@ class Sampling:
 def _batches(indices: Iterator[Any], size: int, drop_last: bool) -> Iterator[list[Any]]:
     """Yields what torch's batch sampler makes of an iterator, and reads no further than it does."""
     while batch := list(itertools.islice(indices, size)):
-        if len(batch) == size or not drop_last:
-            yield batch
+        if len(batch) < size and drop_last:
+            return  # what is asked again at its end may begin anew
+        yield batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import pickle
 import random
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
 from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader
 from tests.helpers import resuming
@@ -173,6 +174,43 @@ def test_without_order_nothing_is_lost_and_nothing_comes_twice() -> None:
             loader = _map(shuffle=True, generator=seeded(), num_workers=2, in_order=False, prefetch_factor=3)
             loader.load_state_dict(state)
         assert sorted(given) == list(range(LENGTH)), passes
+
+
+class OwnIterator(resuming.Shuffled):
+    """Is its own iterator, and begins anew at its end."""
+
+    at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        if self.at == self.length:
+            self.at = 0
+            raise StopIteration
+        self.at += 1
+        return self.at - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sampler_that_begins_anew_at_its_end_is_not_asked_behind_it(num_workers: int) -> None:
+    found = []
+    for kind in (DataLoader, ShmDataLoader):
+        loader = kind(
+            resuming.Augmented(LENGTH, draws=False),
+            3,
+            sampler=OwnIterator(LENGTH),
+            num_workers=num_workers,
+            drop_last=True,
+        )
+        found.append([detached(batch) for _ in range(2) for batch in itertools.islice(loader, LENGTH)])
+    assert_same(found[1], found[0])
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 0), (0, 2), (2, 1)])
