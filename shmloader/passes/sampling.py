@@ -7,6 +7,7 @@ the pass began, and what was given is dropped: indices only.
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import pickle
 import warnings
@@ -122,7 +123,10 @@ class Sampling:
         return self._is_batched and type(self._sampler) not in (*_FIXED, *_TORCHS)  # whose iterator may have one
 
     def _follow(self, indices: Iterator[Any], load: bytes | None = None) -> Iterator[Any]:
-        """Yields the batches of indices; see `follow`."""
+        return _Followed(functools.partial(self._begin_to_follow, indices, load), self._note_behind)
+
+    def _begin_to_follow(self, indices: Iterator[Any], load: bytes | None) -> tuple[Iterator[Any], Any]:
+        """Returns what yields the batches of indices, and the iterator that may have a state."""
         within = indices
         if self._is_batched and not has_state(self.index_sampler):
             within = iter(self._sampler)
@@ -130,13 +134,13 @@ class Sampling:
         if load is not None and (state := pickle.loads(load)[1]) is not None and has_state(within):
             within.load_state_dict(state)  # type: ignore[attr-defined]
         self._note(within)
-        is_inner = within is not indices
-        for index in indices:
-            self._drawn += 1
-            # A smaller batch is one at whose making the sampler has ended. Its state may be one of the next pass then.
-            if not is_inner or len(index) == self.index_sampler.batch_size:
-                self._note(within)
-            yield index
+        return indices, within
+
+    def _note_behind(self, index: Any, within: Any, is_inner: bool) -> None:
+        self._drawn += 1
+        # A smaller batch is one at whose making the sampler has ended. Its state may be one of the next pass then.
+        if not is_inner or len(index) == self.index_sampler.batch_size:
+            self._note(within)
 
     def _note(self, within: Any) -> None:
         states = self._ask(within)
@@ -260,6 +264,32 @@ class Sampling:
                 stacklevel=2,
             )
         return indices
+
+
+class _Followed(Iterator[Any]):
+    """Yields batches of indices, and has the sampler's state noted behind each.
+
+    It is no generator: one ends with the first error, and a sampler's own iterator may go on after it.
+
+    Args:
+        begin: returns the batches, and what they are made of. Called for the first one: with it, samplers draw seeds.
+        note: called with each batch, what it is made of, and whether that is another iterator.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[Iterator[Any], Any]], note: Callable[[Any, Any, bool], None]) -> None:
+        self._begin: Callable[[], tuple[Iterator[Any], Any]] | None = begin
+        self._note = note
+        self._indices: Iterator[Any] = iter(())
+        self._within: Any = None
+
+    def __next__(self) -> Any:
+        """Returns the next batch."""
+        if self._begin is not None:
+            begin, self._begin = self._begin, None
+            self._indices, self._within = begin()
+        index = next(self._indices)
+        self._note(index, self._within, self._within is not self._indices)
+        return index
 
 
 def _batches(indices: Iterator[Any], size: int, drop_last: bool) -> Iterator[list[Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
 from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader
 from tests.helpers import resuming
@@ -415,6 +415,47 @@ def test_with_torchs_sampler_there_are_as_many_ranks_as_before() -> None:
     for ranks in (1, 4):
         with pytest.raises(ValueError, match=f"its number of ranks is 2, and this loader's is {ranks}"):
             make(ranks, 0).load_state_dict(loader.state_dict())
+
+
+class _Hiccup(Iterator[list[int]]):
+    """Fails once, and goes on."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __next__(self) -> list[int]:
+        self.at += 1
+        if self.at == 4:
+            raise LookupError
+        if self.at > 8:
+            raise StopIteration
+        return [self.at]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class HiccupBatches(Sampler[list[int]]):
+    def __iter__(self) -> Iterator[list[int]]:
+        return _Hiccup()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sampler_with_a_state_goes_on_behind_its_error(num_workers: int) -> None:
+    found: list[list[Any]] = []
+    for kind in (DataLoader, ShmDataLoader):
+        dataset = resuming.Augmented(LENGTH, draws=False)
+        iterator = iter(kind(dataset, batch_sampler=HiccupBatches(), num_workers=num_workers))
+        found.append([])
+        for _ in range(9):
+            try:
+                found[-1].append(next(iterator).tolist())
+            except (LookupError, StopIteration) as error:
+                found[-1].append(type(error))
+    assert found[0] == found[1]
 
 
 def test_a_stream_needs_as_many_workers() -> None:
