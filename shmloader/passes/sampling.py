@@ -67,6 +67,8 @@ class Sampling:
         self._start: dict[str, Any] = {}
         self._first: Any = None
         self._states: collections.deque[tuple[int, bytes]] = collections.deque(maxlen=ahead + 2)
+        # Without order a batch may be waited for while any number behind it is given, and its state is dropped there.
+        self._begun_with: tuple[int, bytes] | None = None
         self._drawn = 0
 
     # -- the beginning of a pass ---------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Sampling:
         """Returns what reads the sampler as ``indices`` does, and notes its state where it has one."""
         self._drawn = 0
         self._first = None
-        self._states.clear()
+        self._forget()
         if self._is_permutation:
             self._first = self._sampler.state_at_start()
             return indices
@@ -146,6 +148,11 @@ class Sampling:
         states = self._ask(within)
         if states is not None:
             self._states.append((self._drawn, states))
+            self._begun_with = self._begun_with or self._states[0]
+
+    def _forget(self) -> None:
+        self._states.clear()
+        self._begun_with = None
 
     def _ask(self, within: Any) -> bytes | None:
         of_sampler = self._owner.state_dict() if has_state(self._owner) else None
@@ -159,7 +166,9 @@ class Sampling:
         found: dict[str, Any] = {"start": self._start, "drawn": 0, "states": None}
         if self._is_permutation and self._first is not None:
             found["drawn"], found["states"] = batches, pickle.dumps((self._permuted(batches), None), 5)
-        for drawn, states in self._states:
+        elif self._begun_with is None and has_state(self._owner):  # nothing is read before the first batch is wanted
+            found["drawn"], found["states"] = self._drawn, pickle.dumps((self._owner.state_dict(), None), 5)
+        for drawn, states in (*([self._begun_with] if self._begun_with else ()), *self._states):
             if drawn <= batches:
                 found["drawn"], found["states"] = drawn, states
         return found
@@ -237,7 +246,7 @@ class Sampling:
         if draws is Draws.BEHIND:
             seeding.draw_base_seed(self._generator)
         self._drawn = state["drawn"]
-        self._states.clear()
+        self._forget()
         if self._is_permutation:
             self._first = self._sampler.state_at_start()
             self._first["position"] -= self._step(batches)  # as if this pass had begun with this number of ranks

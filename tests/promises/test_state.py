@@ -14,6 +14,7 @@ import pickle
 import random
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -174,6 +175,80 @@ def test_without_order_nothing_is_lost_and_nothing_comes_twice() -> None:
             loader = _map(shuffle=True, generator=seeded(), num_workers=2, in_order=False, prefetch_factor=3)
             loader.load_state_dict(state)
         assert sorted(given) == list(range(LENGTH)), passes
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sampler_with_a_state_goes_on_before_its_first_index(num_workers: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        sampler = resuming.StatefulSampler(LENGTH)
+        return ShmDataLoader(resuming.Augmented(LENGTH, draws=False), 3, sampler=sampler, num_workers=num_workers)
+
+    loader = make()
+    rest_of(iter(loader))
+    iterator = iter(loader)
+    state = loader.state_dict()
+    for _ in range(2):
+        again = make()
+        again.load_state_dict(state)
+        resumed = iter(again)
+        state = again.state_dict()
+    assert_same(rest_of(resumed), rest_of(iterator))
+    assert_same(rest_of(iter(again)), rest_of(iter(loader)))
+
+
+class Endless(resuming.Shuffled):
+    """Counts from a number on that is its state."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__(LENGTH)
+        self.at = start
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            self.at += 1
+            yield self.at - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class Gap(resuming.Augmented):
+    """One sample is not made as long as a file is there."""
+
+    def __init__(self, slow: int, path: Any) -> None:
+        super().__init__(LENGTH, draws=False)
+        self.slow, self.path = slow, path
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        while index == self.slow and self.path.exists():
+            time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def test_a_sampler_with_a_state_is_found_again_far_behind_a_gap(tmp_path: Any) -> None:
+    path = tmp_path / "held up"
+
+    def make(start: int) -> ShmDataLoader[Any]:
+        return ShmDataLoader(Gap(106, path), 2, sampler=Endless(start), num_workers=2, in_order=False)
+
+    path.touch()
+    loader = make(100)
+    iterator = iter(loader)
+    given = [int(index) for _ in range(30) for index in next(iterator)[:, 0]]
+    state = loader.state_dict()
+    path.unlink()
+    del iterator
+    again = make(0)
+    again.load_state_dict(state)
+    for batch in itertools.islice(again, 100):  # without order they come when they come
+        given += map(int, batch[:, 0])
+        if set(given) >= set(range(100, 162)):
+            break
+    assert set(given) >= set(range(100, 162))
+    assert len(set(given)) == len(given)
 
 
 class OwnIterator(resuming.Shuffled):
