@@ -95,10 +95,13 @@ class Sampling:
                 one.set_state(torch.frombuffer(bytearray(states[name]), dtype=torch.uint8))
 
     def _own(self) -> dict[str, torch.Generator]:
+        inner = getattr(self.index_sampler, "sampler", None)
         found = {
             "generator": self._generator,
             "batch_sampler": getattr(self.index_sampler, "generator", None),
             "sampler": getattr(self._sampler, "generator", None),
+            # Of a batch sampler that is not torch's own: what it has in it.
+            "inner": None if self._is_batched else getattr(inner, "generator", None),
         }
         return {name: one for name, one in found.items() if isinstance(one, torch.Generator)}
 

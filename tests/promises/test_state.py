@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler
 
 from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader
 from tests.helpers import resuming
@@ -480,6 +480,13 @@ def test_a_state_of_another_loader_is_refused_by_name(other: Make, name: str) ->
         other().load_state_dict(loader.state_dict())
 
 
+class OwnBatches(BatchSampler):
+    """Batches as torch's class makes them, and none of the lists is shared with anybody."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(batch) for batch in super().__iter__())
+
+
 def test_with_torchs_sampler_there_are_as_many_ranks_as_before() -> None:
     def make(ranks: int, rank: int) -> ShmDataLoader[Any]:
         return _map(sampler=DistributedSampler(resuming.Augmented(LENGTH), ranks, rank))
@@ -490,6 +497,19 @@ def test_with_torchs_sampler_there_are_as_many_ranks_as_before() -> None:
     for ranks in (1, 4):
         with pytest.raises(ValueError, match=f"its number of ranks is 2, and this loader's is {ranks}"):
             make(ranks, 0).load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_generator_within_a_batch_sampler_of_ones_own_goes_on(num_workers: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        batches = OwnBatches(RandomSampler(range(LENGTH), generator=seeded()), 3, False)
+        return ShmDataLoader(resuming.Augmented(LENGTH, draws=False), batch_sampler=batches, num_workers=num_workers)
+
+    state, _, rest, following, _ = interrupted(make, 1, 4)
+    loader = make()
+    loader.load_state_dict(state)
+    assert_same(rest_of(iter(loader)), rest)
+    assert_same(rest_of(iter(loader)), following)
 
 
 class _Hiccup(Iterator[list[int]]):
