@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from . import interrupts, requirements, torch_private, words
 from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding
@@ -56,7 +56,7 @@ from .passes.tracking import Tracking, is_stream, set_permutation, state_before
 from .passes.watching import Watch
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolCache, PoolSettings
-from .torch_private import BaseIterator
+from .torch_private import BaseIterator, index_sampler_of
 from .words import Words
 from .workers import kinds
 from .workers.interface import Workers
@@ -645,7 +645,7 @@ class ShmDataLoader(DataLoader[T_co]):
         if not isinstance(state_dict, Mapping) or state_dict:
             state = from_dict(state_dict)
             fits = self._fits()
-            if type(self.sampler) is PermutationSampler:
+            if _is_permuted(self):
                 if _global_batch_size(fits) == _global_batch_size(state.loader):
                     del fits["batch_size"]
                 del fits["number of ranks"]
@@ -668,7 +668,7 @@ class ShmDataLoader(DataLoader[T_co]):
             "kind of dataset": "iterable" if is_stream(self) else "map-style",
             "number of samples": None if is_stream(self) else _length_of(self.dataset),
             "batch_size": self.batch_size or getattr(self.batch_sampler, "batch_size", None),
-            "number of ranks": _ranks_of(self.sampler),
+            "number of ranks": _ranks_of(self),
             "drop_last": self.drop_last,
             "sampler": " of ".join(
                 type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
@@ -698,10 +698,23 @@ _OF_THIS_PROCESS = (
 )  # fmt: skip
 
 
-def _ranks_of(sampler: Any) -> int | None:
-    """Returns how many ranks share a sampler's samples, as far as it says so."""
-    ranks = getattr(sampler, "num_replicas", None)
-    return ranks if type(ranks) is int else None
+def _samplers_of(loader: DataLoader[Any]) -> list[Any]:
+    """Returns what decides which samples a loader has, outermost first."""
+    batch_sampler = loader.batch_sampler
+    found = batch_sampler, getattr(batch_sampler, "sampler", None), loader.sampler
+    return list({id(one): one for one in found if one is not None}.values())
+
+
+def _is_permuted(loader: DataLoader[Any]) -> bool:
+    """Whether a loader's samples come from a `PermutationSampler`, made into batches by torch's class or not at all."""
+    reader = index_sampler_of(loader)
+    return type(reader.sampler if type(reader) is BatchSampler else reader) is PermutationSampler
+
+
+def _ranks_of(loader: DataLoader[Any]) -> int | None:
+    """Returns how many ranks share a loader's samples, as far as its samplers say so."""
+    found = (getattr(one, "num_replicas", None) for one in _samplers_of(loader))
+    return next((ranks for ranks in found if type(ranks) is int), None)
 
 
 def _global_batch_size(fits: Mapping[str, Any]) -> int | object:

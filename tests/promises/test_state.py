@@ -487,9 +487,13 @@ class OwnBatches(BatchSampler):
         return (list(batch) for batch in super().__iter__())
 
 
-def test_with_torchs_sampler_there_are_as_many_ranks_as_before() -> None:
+@pytest.mark.parametrize("batches", [None, BatchSampler, OwnBatches])
+def test_with_torchs_sampler_there_are_as_many_ranks_as_before(batches: type[BatchSampler] | None) -> None:
     def make(ranks: int, rank: int) -> ShmDataLoader[Any]:
-        return _map(sampler=DistributedSampler(resuming.Augmented(LENGTH), ranks, rank))
+        sampler = DistributedSampler[Any](resuming.Augmented(LENGTH), ranks, rank)
+        if batches is None:
+            return _map(sampler=sampler)
+        return ShmDataLoader(resuming.Augmented(LENGTH), batch_sampler=batches(sampler, 3, False))
 
     loader = make(2, 0)
     next(iter(loader))
