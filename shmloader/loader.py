@@ -339,10 +339,9 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _start_over(self) -> BaseIterator:
         """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
-        batch_sampler = self.batch_sampler
-        candidates: tuple[Any, ...] = self.sampler, batch_sampler, getattr(batch_sampler, "sampler", None)
-        for one in {id(one): one for one in candidates}.values():
-            if callable(getattr(one, "set_epoch", None)) and isinstance(epoch := getattr(one, "epoch", None), int):
+        epochs = [(one, getattr(one, "epoch", None)) for one in _samplers_of(self)]
+        for one, epoch in epochs:  # read before any is set: one may hand on to another, and would be counted twice
+            if callable(getattr(one, "set_epoch", None)) and isinstance(epoch, int):
                 one.set_epoch(epoch + 1)
         return self._source_pass()
 

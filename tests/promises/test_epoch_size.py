@@ -149,6 +149,29 @@ def test_samplers_that_want_to_know_the_epoch() -> None:
             assert labels == expected
 
 
+class Forwarding(BatchSampler):
+    """Hands the epoch on to the sampler in it."""
+
+    sampler: DistributedSampler[Any]
+
+    @property
+    def epoch(self) -> int:
+        return self.sampler.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+
+def test_an_epoch_that_is_handed_on_is_counted_once() -> None:
+    sampler = DistributedSampler[Any](Images(), num_replicas=1, rank=0)
+    cut = loader(Images(), 2, batch_size=1, batch_sampler=Forwarding(sampler, len(sampler) // 2, False))
+    epochs = []
+    for _ in range(3):
+        list(cut)
+        epochs.append(sampler.epoch)
+    assert epochs == [0, 1, 2]
+
+
 # -- what is kept ----------------------------------------------------------------------------------------------------
 
 
