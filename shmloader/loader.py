@@ -651,8 +651,8 @@ class ShmDataLoader(DataLoader[T_co]):
             if state.phase != "within" or not is_stream(self):
                 del fits["num_workers"]
             check_loader(state, fits)
-            if state.phase != "within" and state.sampler is not None:
-                set_permutation(self, state.sampler)
+            if state.sampler is not None:
+                set_permutation(self, state.sampler, is_begun=state.phase == "within")
             self._epochs = Epochs(state.epoch, state.sample_seed)
         self._to_resume, self._tracking, self._iterator, self._mover, self._stream = state, None, None, None, None
 

@@ -196,14 +196,20 @@ class Sampling:
             states = pickle.dumps((self._owner.state_dict(), None), 5)
         return {"start": {"generators": self.own_generators()}, "drawn": self._drawn, "states": states}
 
-    def set_permutation(self, state: dict[str, Any]) -> None:
-        """Sets a `PermutationSampler` to what `between` returned. At once, so that a ``set_epoch`` after it counts.
+    def set_permutation(self, state: dict[str, Any], is_begun: bool) -> None:
+        """Sets a `PermutationSampler` to what `between` or `state` returned, so that a ``set_epoch`` after it counts.
+
+        Args:
+            state: that.
+            is_begun: whether a pass is begun, which `resume` goes on with; here only the epoch is set then.
 
         Raises:
             ValueError: the state is of another seed or length.
         """
         if self._is_permutation and state["states"] is not None:
             self._sampler.load_state_dict(pickle.loads(state["states"])[0])
+            if is_begun:
+                self._sampler.seek(0)
 
     def set_between(self, state: dict[str, Any], was_read: bool) -> None:
         """Sets the sampler to what `between` returned; but for a `PermutationSampler`, which is set already.

@@ -235,9 +235,9 @@ def state_before(loader: DataLoader[Any], fits: dict[str, Any], epochs: Epochs) 
     return state
 
 
-def set_permutation(loader: DataLoader[Any], state: dict[str, Any]) -> None:
-    """Sets a loader's `PermutationSampler`, if it has one, to the beginning of a pass; see `Sampling`."""
-    Sampling(index_sampler_of(loader), loader.generator, 0).set_permutation(state)
+def set_permutation(loader: DataLoader[Any], state: dict[str, Any], is_begun: bool) -> None:
+    """Sets a loader's `PermutationSampler`, if it has one, to a pass, or to its epoch; see `Sampling`."""
+    Sampling(index_sampler_of(loader), loader.generator, 0).set_permutation(state, is_begun)
 
 
 def is_stream(loader: DataLoader[Any]) -> bool:

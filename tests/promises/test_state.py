@@ -288,6 +288,31 @@ def test_a_sampler_that_begins_anew_at_its_end_is_not_asked_behind_it(num_worker
     assert_same(found[1], found[0])
 
 
+@pytest.mark.parametrize("batches", [2, 20])
+def test_the_epoch_of_a_permutation_is_known_before_the_pass(batches: int) -> None:
+    def train(loader: ShmDataLoader[Any], sampler: PermutationSampler) -> Iterator[Any]:
+        for epoch in range(sampler.epoch, 4):
+            sampler.set_epoch(epoch)
+            yield from map(detached, loader)
+
+    def make() -> tuple[ShmDataLoader[Any], PermutationSampler]:
+        sampler = PermutationSampler(LENGTH, 7)
+        return ShmDataLoader(resuming.Augmented(LENGTH, draws=False), 3, sampler=sampler, num_workers=1), sampler
+
+    loader, sampler = make()
+    training = train(loader, sampler)
+    list(itertools.islice(training, batches))
+    state = loader.state_dict()
+    again, sampler = make()
+    again.load_state_dict(state)
+    assert sampler.epoch == batches // 14
+    assert_same(list(train(again, sampler)), list(training))
+    again, sampler = make()
+    again.load_state_dict(state)
+    again.load_state_dict({})
+    assert len(rest_of(iter(again))) == 14
+
+
 @pytest.mark.parametrize(("first", "second"), [(2, 0), (0, 2), (2, 1)])
 def test_with_another_number_of_workers_samples_and_order_are_the_same(first: int, second: int) -> None:
     seed_everything(1)
