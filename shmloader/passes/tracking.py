@@ -111,9 +111,9 @@ class Tracking:
             )
         if any(worker.has_lost for worker in state.place.workers):
             self._warn(
-                "what the dataset's state_dict returned at the beginning of a pass was too large to be told before the "
-                "first batch of a persistent worker, and is not in the state. The dataset begins with the one that it "
-                "has. Take the state when each worker has given a batch"
+                "what the dataset's state_dict returned at the beginning of a pass was an error, or too large to be "
+                "told before the first batch of a persistent worker, and is not in the state. The dataset begins with "
+                "the one that it has. Take the state when each worker has given a batch"
             )
         has_data = any(worker.data is not None for worker in state.place.workers)
         if state.num_workers != self._num_workers and (has_data or state.data is not None):

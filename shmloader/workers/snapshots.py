@@ -129,8 +129,12 @@ class WorkerSnapshots:
             now = generators.capture()
         else:
             now = None
-        data = None if self._every is None else state_of_dataset(dataset)
-        has_lost = data is not None and len(data) > MOST_AT_BEGIN
+        data, has_lost = None, False
+        try:
+            data = None if self._every is None else state_of_dataset(dataset)
+        except Exception:  # the user's, which has no batch's place to come in here
+            has_lost = True
+        has_lost = has_lost or (data is not None and len(data) > MOST_AT_BEGIN)
         note = now, None if has_lost else data, has_lost
         self._shared_state.note_at_begin(self._worker, pickle.dumps(note, 5))
 

@@ -316,6 +316,33 @@ def test_a_large_state_that_persistent_workers_begin_a_pass_with(nbytes: int, is
         assert_same(pass_by(again), rest)
 
 
+class Shy(Heavy):
+    """Has a state while it has read less than what one worker reads in a pass."""
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.count >= 18:
+            raise LookupError("no state now")
+        return super().state_dict()
+
+
+def test_a_state_that_cannot_be_told_between_passes_ends_no_worker() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(Shy(36, 9), 3, num_workers=2, persistent_workers=True)
+
+    loader = make()
+    assert len(list(itertools.islice(loader, 10))) == 10
+    iterator = iter(loader)
+    state = loader.state_dict()
+    for _ in range(12):
+        with pytest.raises(LookupError, match="no state now"):
+            next(iterator)
+    assert next(iterator, None) is None
+    again = make()
+    again.load_state_dict(state)
+    with pytest.raises(ResumeWarning, match="at the beginning of a pass was an error"):
+        iter(again)
+
+
 def test_without_order_a_dataset_tells_its_state_with_each_batch() -> None:
     def make() -> ShmDataLoader[Any]:
         return ShmDataLoader(
