@@ -69,7 +69,7 @@ def restore(state: bytes) -> None:
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """Sets the three generators back to what they were before the block."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     try:
         yield
     finally:

@@ -582,6 +582,32 @@ def test_a_sampler_with_a_state_goes_on_behind_its_error(num_workers: int) -> No
     assert found[0] == found[1]
 
 
+@pytest.mark.skipif(not hasattr(np.random, "set_bit_generator"), reason="numpy has one kind of global generator")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_another_kind_of_global_generator_in_the_loop(num_workers: int) -> None:
+    numpys: Any = np.random
+    before = numpys.get_bit_generator()
+    numpys.set_bit_generator(np.random.PCG64(3))
+    try:
+        state, generator, rest = interrupted_with_numpy(num_workers)
+        np.random.set_state(generator)
+        loader = _map(num_workers=num_workers)
+        loader.load_state_dict(state)
+        iterator = iter(loader)
+        assert np.random.get_state(legacy=False) == generator
+        if num_workers:
+            assert_same(rest_of(iterator), rest)
+    finally:
+        numpys.set_bit_generator(before)
+
+
+def interrupted_with_numpy(num_workers: int) -> tuple[Any, Any, list[Any]]:
+    loader = _map(num_workers=num_workers)
+    iterator = iter(loader)
+    next(iterator)
+    return loader.state_dict(), np.random.get_state(legacy=False), rest_of(iterator)
+
+
 def test_a_stream_needs_as_many_workers() -> None:
     state, *_ = interrupted(lambda: ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=2), 0, 3)
     with pytest.raises(ValueError, match="its num_workers is 2, and this loader's is 1"):
