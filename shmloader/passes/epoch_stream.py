@@ -53,8 +53,8 @@ class SourceStream:
         if getattr(self._current, "has_failed", False):
             self._current = None
         if self._current is None:
+            self._current = begin()  # first: where it fails, the next one is the first
             self._has_given, self._may_be_over = self._may_be_over, False
-            self._current = begin()
 
     def take(self, start_over: Begin) -> Any:
         """Returns the next batch. Where the source has ended, it starts over.

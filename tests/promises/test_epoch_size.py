@@ -289,6 +289,24 @@ def test_a_source_with_nothing_is_an_error(make: Any, arguments: dict[str, Any],
             next(iter(of))
 
 
+def test_a_source_that_had_nothing_left_and_could_not_be_begun_at_first() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return loader(Images(), 3, batch_size=len(Images()) // 3, num_workers=0, drop_last=True)
+
+    whole = make()
+    iterator = iter(whole)
+    for _ in range(3):
+        next(iterator)
+    again = make()
+    again.load_state_dict(whole.state_dict())
+    again.timeout = 1  # which needs workers
+    with pytest.raises(AssertionError):
+        iter(again)
+    again.timeout = 0
+    assert list(again) == []
+    assert len(list(again)) == 3
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_errors_do_not_count(num_workers: int) -> None:
     def fail(index: int) -> int:
