@@ -19,6 +19,8 @@ VERSION = 1
 _VERSION_NAME = "shmloader"
 _PICKLED = "pickled"
 _MOST_BATCHES = 1 << 62
+_MOST_SEEDS = 1 << 63  # torch draws them as int64, and takes no larger ones
+_MOST_BITS = 1 << 10  # of an int as JSON: Python reads none of many thousand digits
 
 
 @dataclass
@@ -125,14 +127,14 @@ def _read(state: Mapping[str, Any]) -> State:
         worker_type=str(state["worker_type"]),
         phase=state["phase"],
         is_first=bool(state["is_first"]),
-        base_seed=_int_or_none(state, "base_seed"),
-        shared_seed=_int_or_none(state, "shared_seed"),
+        base_seed=_seed_or_none(state, "base_seed"),
+        shared_seed=_seed_or_none(state, "shared_seed"),
         place=place,
         since=_count(state, "since"),
         sampler=_sampler_from(state["sampler"]),
         data=_states_from(state["data"]),
         epoch=_count(state, "epoch"),
-        sample_seed=_int_or_none(state, "sample_seed"),
+        sample_seed=_seed_or_none(state, "sample_seed"),
         given=None if state["given_of_epoch_size"] is None else _count(state, "given_of_epoch_size"),
     )
 
@@ -156,9 +158,9 @@ def _count(state: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _int_or_none(state: Mapping[str, Any], name: str) -> int | None:
+def _seed_or_none(state: Mapping[str, Any], name: str) -> int | None:
     value = state[name]
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_SEEDS):
         raise ValueError(f"the state's {name} is {value!r}")
     return value
 
@@ -197,9 +199,7 @@ def _sampler_to(sampler: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"start": start, "drawn": sampler["drawn"], "states": _states_to(sampler["states"])}
 
 
-def _sampler_from(sampler: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if sampler is None:
-        return None
+def _sampler_from(sampler: Mapping[str, Any]) -> dict[str, Any]:
     start = dict(sampler["start"])
     start["generators"] = {name: _bytes(state) for name, state in start["generators"].items()}
     if "global" in start:
@@ -219,7 +219,7 @@ def _states_to(data: bytes | None) -> list[Any] | None:
     """Returns pickled states of a user's, each as it is or pickled."""
     if data is None:
         return None
-    return [one if _is_plain(one) else {_PICKLED: _text(pickle.dumps(one, 5))} for one in pickle.loads(data)]
+    return [one if _survives(one) else {_PICKLED: _text(pickle.dumps(one, 5))} for one in pickle.loads(data)]
 
 
 def _states_from(states: list[Any] | None) -> bytes | None:
@@ -234,6 +234,13 @@ def _state_from(one: Any) -> Any:
     return one
 
 
+def _survives(value: Any) -> bool:
+    try:
+        return _is_plain(value)
+    except RecursionError:  # a part of it is the whole
+        return False
+
+
 def _is_plain(value: Any) -> bool:
     """Whether JSON gives back just this."""
     if type(value) is dict:
@@ -241,4 +248,6 @@ def _is_plain(value: Any) -> bool:
         return not is_marked and all(type(key) is str and _is_plain(one) for key, one in value.items())
     if type(value) is list:
         return all(map(_is_plain, value))
-    return value is None or type(value) in (str, int, bool) or (type(value) is float and value - value == 0)
+    if type(value) is int:
+        return value.bit_length() <= _MOST_BITS
+    return value is None or type(value) in (str, bool) or (type(value) is float and value - value == 0)

@@ -614,6 +614,48 @@ def test_a_stream_needs_as_many_workers() -> None:
         ShmDataLoader(resuming.Stream(LENGTH), 3, num_workers=1).load_state_dict(state)
 
 
+@pytest.mark.parametrize(("name", "value"), [("base_seed", 1 << 70), ("shared_seed", -1), ("sampler", None)])
+def test_what_would_end_workers_is_a_value_error(name: str, value: Any) -> None:
+    loader = _map(num_workers=2)
+    next(iter(loader))
+    with pytest.raises(ValueError, match="the state"):
+        loader.load_state_dict({**loader.state_dict(), name: value})
+
+
+def ring() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+class Telling(resuming.Counting):
+    """Has any object in its state."""
+
+    def __init__(self, told: Any) -> None:
+        super().__init__(LENGTH, draws=False)
+        self.told = told
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "told": self.told}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.told = state["count"], state["told"]
+
+
+@pytest.mark.parametrize(
+    ("told", "length"), [(ring(), 1), (1 << 20_000, 20_001), ([1 << 100], 1)], ids=["ring", "int", "ints"]
+)
+def test_what_json_cannot_have_is_in_a_state_all_the_same(told: Any, length: int) -> None:
+    loader = ShmDataLoader(Telling(told), 3)
+    iterator = iter(loader)
+    next(iterator)
+    again = ShmDataLoader(Telling(None), 3)
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert_same(rest_of(iter(again)), rest_of(iterator))
+    found = again.dataset.told  # type: ignore[attr-defined]
+    assert (found.bit_length() if isinstance(found, int) else len(found)) == length
+
+
 def test_any_damage_is_a_value_error() -> None:
     state, *_ = interrupted(lambda: ShmDataLoader(resuming.Counting(LENGTH), 3, num_workers=2), 0, 3)
     draw = random.Random(0)
