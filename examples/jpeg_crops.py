@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import importlib.metadata
 import math
 import random
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 try:
-    import cv2
+    cv2: Any = importlib.import_module("cv2")
 except ImportError:
     cv2 = None
 else:

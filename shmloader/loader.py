@@ -19,7 +19,6 @@ How a batch travels::
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import warnings
@@ -45,17 +44,13 @@ from .observe.statistics import LoaderStatistics
 from .observe.verdict import Setting
 from .passes.epoch_stream import EpochIterator, SourceStream
 from .passes.epochs import Epochs
-from .passes.gates import Gate
 from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
-from .passes.meter import Meters
-from .passes.restarts import RestartCount
+from .passes.lifetime import Lifetime
 from .passes.state import State, check_loader, from_dict, to_dict
-from .passes.steps import Steps
 from .passes.tracking import Tracking, is_stream, set_permutation, state_before
-from .passes.watching import Watch
 from .slots.pool import SharedMemory
-from .slots.pool_cache import PoolCache, PoolSettings
+from .slots.pool_cache import PoolSettings
 from .torch_private import BaseIterator, index_sampler_of
 from .words import Words
 from .workers import kinds
@@ -262,13 +257,7 @@ class ShmDataLoader(DataLoader[T_co]):
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
         self._sample_spec = None if sample_shapes is None else spec.declare(sample_shapes, sample_dtypes)
-        self._epochs = Epochs()
-        self._gate = Gate()
-        self._steps = Steps()
-        self._watch = Watch()
-        self._pool_cache = PoolCache()
-        self._restart_count = RestartCount()  # here, since an iterator may be gone before the loader
-        self._meters = Meters(self._restart_count)
+        self._lifetime = Lifetime()
         self._mover: DeviceIterator | None = None
         self._tracking: Tracking | None = None  # of the last iterator, which may be gone
         self._to_resume: State | None = None
@@ -325,7 +314,7 @@ class ShmDataLoader(DataLoader[T_co]):
             WorkerRestartWarning: a worker died and is replaced.
             StuckWorkerWarning: a worker thread was left behind.
         """
-        began = self._meters.begin_pass()
+        began = self._lifetime.meters.begin_pass()
         try:
             if self.epoch_size is None:
                 self._stream = None
@@ -335,7 +324,7 @@ class ShmDataLoader(DataLoader[T_co]):
             given = None if self._to_resume is None else self._to_resume.given
             return EpochIterator(self._stream, self._source_pass, self._start_over, self.epoch_size, given or 0)
         finally:
-            self._meters.end_begin(began)
+            self._lifetime.meters.end_begin(began)
 
     def _start_over(self) -> BaseIterator:
         """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
@@ -357,7 +346,7 @@ class ShmDataLoader(DataLoader[T_co]):
         if device is not None:
             cuda.resolve(device)  # before there are workers
         host = super().__iter__()
-        self._epochs.next += 1
+        self._lifetime.epochs.next += 1
         if device is None:
             self._mover = None
             return host
@@ -381,13 +370,8 @@ class ShmDataLoader(DataLoader[T_co]):
         if self.num_workers == 0:
             place = self._new_tracking()
             if self._seeds_samples:
-                return self._tracked(
-                    SeededInProcessIterator(self, place, self._sample_spec, self._meters, self._steps, self._epochs),
-                    place,
-                )
-            return self._tracked(
-                TrackedInProcessIterator(self, place, self._sample_spec, self._meters, self._steps), place
-            )
+                return self._tracked(SeededInProcessIterator(self, self._lifetime, place, self._sample_spec), place)
+            return self._tracked(TrackedInProcessIterator(self, self._lifetime, place, self._sample_spec), place)
         kinds.checked_worker_type(self.worker_type, self.multiprocessing_context)  # which may have been set since
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
@@ -397,31 +381,25 @@ class ShmDataLoader(DataLoader[T_co]):
         place = self._new_tracking()
         iterator = ShmIterator(
             self,
-            self._pool_cache,
+            self._lifetime,
             self._pool_settings(),
             self._workers_factory(),
+            place,
             self._sample_spec,
             self.worker_restarts,
-            self._restart_count,
-            place,
-            self._epochs,
             self._seeds_samples,
-            self._gate,
-            self._meters,
-            self._steps,
-            self._watch,
         )
         registry.add(self, iterator)
         return self._tracked(iterator, place)
 
     def _new_tracking(self) -> Tracking:
         ahead = self.num_workers * (self.prefetch_factor or 0) + self.device_prefetch
-        return Tracking(self, self._to_resume, self.snapshot_every_n_steps, ahead, self._epochs)
+        return Tracking(self, self._to_resume, self.snapshot_every_n_steps, ahead, self._lifetime.epochs)
 
     def _tracked(self, iterator: BaseIterator, place: Tracking) -> BaseIterator:
         self._tracking, self._to_resume = place, None
         if isinstance(iterator, TrackedInProcessIterator):
-            self._watch.add(iterator)
+            self._lifetime.watch.add(iterator)
         return iterator
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
@@ -501,7 +479,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
         Does not block. It is for the thread that iterates, as `resume` and `prefetching` are.
         """
-        self._gate.shut()
+        self._lifetime.gate.shut()
 
     def resume(self) -> None:
         """Goes on loading ahead, and asks for what was not asked for meanwhile. Does not block.
@@ -509,7 +487,7 @@ class ShmDataLoader(DataLoader[T_co]):
         Raises:
             Exception: what the sampler raises.
         """
-        self._gate.open()
+        self._lifetime.gate.open()
 
     def prefetching(self) -> AbstractContextManager[None]:
         """Loads ahead within a ``with`` block, and not outside.
@@ -520,7 +498,7 @@ class ShmDataLoader(DataLoader[T_co]):
         Returns:
             The context manager, to be entered once.
         """
-        return self._gate.opened()
+        return self._lifetime.gate.opened()
 
     def statistics(self) -> LoaderStatistics:
         """Returns what the loader has given and taken, in its life and in its last pass, and what limits the loop.
@@ -540,7 +518,14 @@ class ShmDataLoader(DataLoader[T_co]):
             in_order=self.in_order,
             stays=self.persistent_workers or self.epoch_size is not None,
         )
-        return gathering.collect(self._meters, self._pool_cache.last, setting, self.dataset, self._fell_back, self.name)
+        return gathering.collect(
+            self._lifetime.meters,
+            self._lifetime.pool_cache.last,
+            setting,
+            self.dataset,
+            self._fell_back,
+            self.name,
+        )
 
     def trace(
         self, path: str | os.PathLike[str], *, max_bytes: int = trace.DEFAULT_BYTES
@@ -576,7 +561,7 @@ class ShmDataLoader(DataLoader[T_co]):
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be a str or an os.PathLike, got {path!r}")
         checked_count("max_bytes", max_bytes, 1)
-        return trace.traced(self._watch, Path(path), max_bytes, registry.label_of(self))
+        return trace.traced(self._lifetime.watch, Path(path), max_bytes, registry.label_of(self))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns where the loop is, so that another loader with the same arguments can go on from there.
@@ -605,7 +590,7 @@ class ShmDataLoader(DataLoader[T_co]):
             state = self._tracking.state(self._fits())
             state.given = None if self._stream is None else self._stream.last.given
         else:
-            state = state_before(self, self._fits(), self._epochs)
+            state = state_before(self, self._fits(), self._lifetime.epochs)
         return to_dict(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -653,7 +638,7 @@ class ShmDataLoader(DataLoader[T_co]):
             check_loader(state, fits)
             if state.sampler is not None:
                 set_permutation(self, state.sampler, is_begun=state.phase == "within")
-            self._epochs = Epochs(state.epoch, state.sample_seed)
+            self._lifetime.epochs = Epochs(state.epoch, state.sample_seed)
         self._to_resume, self._tracking, self._iterator, self._mover, self._stream = state, None, None, None, None
 
     def _is_stocks(self) -> bool:
@@ -679,22 +664,8 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
-        return {**self.__dict__, **dict.fromkeys(_OF_THIS_PROCESS)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._pool_cache = PoolCache()
-        self._restart_count = RestartCount()
-        self._meters = Meters(self._restart_count)
-        self._epochs = dataclasses.replace(self._epochs)
-        self._gate = Gate()
-        self._steps = Steps()
-        self._watch = Watch()
-
-
-_OF_THIS_PROCESS = (
-    "_iterator", "_mover", "_stream", "_pool_cache", "_gate", "_watch", "_tracking", "_to_resume", "_meters", "_steps"
-)  # fmt: skip
+        gone = "_iterator", "_mover", "_stream", "_tracking", "_to_resume"
+        return {**self.__dict__, **dict.fromkeys(gone), "_lifetime": self._lifetime.of_copy()}
 
 
 def _samplers_of(loader: DataLoader[Any]) -> list[Any]:

@@ -44,8 +44,8 @@ WINGS = {
     ],
     "passes": [
         "iterator in_process delivery",
-        "dispatcher tracking meter",
-        "diagnosis growth_requests sampling state",
+        "dispatcher tracking lifetime",
+        "diagnosis growth_requests sampling state meter",
         "schedule restarts worker_progress lines progress epochs gates epoch_stream steps watching",
     ],
     "workers": [

@@ -27,9 +27,8 @@ from shmloader.workers.batch_maker import Contents
 from shmloader.workers.recorder import Record, Recorder
 from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
 
-from .epochs import Epochs
-from .meter import Meter, Meters
-from .steps import Steps
+from .lifetime import Lifetime
+from .meter import Meter
 from .tracking import Tracking, is_stream
 from .watching import NO_BATCH, Watcher, WatcherFor
 
@@ -39,10 +38,9 @@ class TrackedInProcessIterator(InProcessIterator):
 
     Args:
         loader: whose data to load.
+        lifetime: what it shares with the other passes of the loader.
         tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned; None: samples are not compared with any.
-        meters: sum up what the loader's passes take.
-        steps: who is told of each.
 
     Raises:
         AssertionError: ``timeout`` is set, as in stock's iterator.
@@ -51,10 +49,9 @@ class TrackedInProcessIterator(InProcessIterator):
     _check: CheckedCollate | None = None
     _watcher: Watcher | None = None
 
-    def __init__(
-        self, loader: DataLoader[Any], tracking: Tracking, sample_spec: Any, meters: Meters, steps: Steps
-    ) -> None:
-        self._steps = steps
+    def __init__(self, loader: DataLoader[Any], lifetime: Lifetime, tracking: Tracking, sample_spec: Any) -> None:
+        self._epochs = lifetime.epochs
+        self._steps = lifetime.steps
         record = memoryview(bytearray(RECORD_BYTES))
         self._recorder = Recorder(record)
         resumed = tracking.resumed
@@ -87,7 +84,7 @@ class TrackedInProcessIterator(InProcessIterator):
             self._check = fetcher.collate_fn = CheckedCollate(self._collate_fn, sample_spec, self._auto_collation)
         fetcher.collate_fn = self._recorder.collating(fetcher.collate_fn, self._auto_collation)
         self._recorder.rest()
-        self._meter = Meter(meters, [Record(record)])
+        self._meter = Meter(lifetime.meters, [Record(record)])
         self._meter.begin()
         self._at_drop = interrupts.at_drop(self._meter.close)
 
@@ -193,25 +190,8 @@ class SeededInProcessIterator(TrackedInProcessIterator):
     where they would be if workers had made it.
 
     Args:
-        loader: whose data to load.
-        tracking: where the loop is, and what it takes up.
-        sample_spec: what `spec.declare` returned; None: samples are not compared with any.
-        meters: sum up what the loader's passes take.
-        steps: who is told of each.
-        epochs: of the loader.
+        loader, lifetime, tracking, sample_spec: see `TrackedInProcessIterator`.
     """
-
-    def __init__(
-        self,
-        loader: DataLoader[Any],
-        tracking: Tracking,
-        sample_spec: Any,
-        meters: Meters,
-        steps: Steps,
-        epochs: Epochs,
-    ) -> None:
-        self._epochs = epochs
-        super().__init__(loader, tracking, sample_spec, meters, steps)
 
     def _new_fetcher(self, dataset: Any) -> Any:
         seed = seeding.SampleSeeder(self._epochs.kept_seed(int(self._base_seed)), self._epochs.next)

@@ -37,13 +37,10 @@ from shmloader.workers.interface import GRACE_SECONDS, Workers
 from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
-from .epochs import Epochs
-from .gates import Gate
-from .meter import Meter, Meters
-from .restarts import RestartCount
-from .steps import Steps
+from .lifetime import Lifetime
+from .meter import Meter
 from .tracking import Tracking
-from .watching import NO_BATCH, Team, Watch, Watcher, WatcherFor
+from .watching import NO_BATCH, Team, Watcher, WatcherFor
 
 get_ident = threading.get_ident  # for each batch
 
@@ -55,19 +52,13 @@ class ShmIterator(BaseIterator):
 
     Args:
         loader: whose data to load; it is not held.
-        pool_cache: where the pool comes from and goes to.
+        lifetime: what it shares with the other passes of the loader.
         settings: of the pool.
         make_workers: returns workers that are not started, of the number of them and of jobs that may be under way.
+        tracking: where the loop is, and what it takes up.
         sample_spec: what `spec.declare` returned, or None.
         worker_restarts: how many workers that die are replaced in a pass.
-        restart_count: counts them.
-        tracking: where the loop is, and what it takes up.
-        epochs: of the loader.
         seeds_samples: whether random generators are seeded for each sample.
-        gate: of the loader; while it is shut, nothing is asked for ahead.
-        meters: sum up what the loader's passes take.
-        steps: who is told of each.
-        watch: of the loader: who is told of what happens.
 
     Attributes:
         last_lease: the lease of the batch that was handed out last; None where it lies in no slot.
@@ -83,19 +74,13 @@ class ShmIterator(BaseIterator):
     def __init__(
         self,
         loader: DataLoader[Any],
-        pool_cache: PoolCache,
+        lifetime: Lifetime,
         settings: PoolSettings,
         make_workers: Callable[[int, int], Workers],
+        tracking: Tracking,
         sample_spec: Any,
         worker_restarts: int,
-        restart_count: RestartCount,
-        tracking: Tracking,
-        epochs: Epochs,
         seeds_samples: bool,
-        gate: Gate,
-        meters: Meters,
-        steps: Steps,
-        watch: Watch,
     ) -> None:
         resumed = tracking.resumed
         # What is drawn here is of no use then.
@@ -107,15 +92,15 @@ class ShmIterator(BaseIterator):
         if not loader.prefetch_factor or loader.prefetch_factor <= 0:
             raise AssertionError("prefetch_factor must be greater than 0 for MultiProcessingDataLoaderIter")
         self._owner_pid = os.getpid()
-        self._epochs = epochs
-        self._gate = gate
-        self._steps = steps
+        self._epochs = lifetime.epochs
+        self._gate = gate = lifetime.gate
+        self._steps = lifetime.steps
         self._put_off = 0
         self._watcher: Watcher | None = None
         self._is_exhausted = False
         self._stepper = 0  # the thread that is in `next`
         self._closing: threading.Event | None = None  # where another thread closes this; set when `next` is left
-        self._pool_cache = pool_cache
+        self._pool_cache = pool_cache = lifetime.pool_cache
         self._words = settings.words
         if self._words.is_named:
             self._profile_name = f"enumerate({self._words.owner})#{type(self).__name__}.__next__"
@@ -134,11 +119,13 @@ class ShmIterator(BaseIterator):
             try:
                 workers = make_workers(self._num_workers, self._options.look_ahead)
                 self._forwards_logs = workers.forwards_logs
-                self._dispatcher = Dispatcher(source, self._options, self._pool, workers, restart_count, snapshots)
+                self._dispatcher = Dispatcher(
+                    source, self._options, self._pool, workers, lifetime.meters.restarts, snapshots
+                )
             except BaseException:
                 pool_cache.put(self._pool)
                 raise
-            self._meter = Meter(meters, self._dispatcher.records(), self._pool)
+            self._meter = Meter(lifetime.meters, self._dispatcher.records(), self._pool)
             self._at_drop = interrupts.at_drop(
                 functools.partial(_end, self._dispatcher, pool_cache, self._pool, self._meter)
             )
@@ -147,7 +134,7 @@ class ShmIterator(BaseIterator):
                 if not gate.is_open:
                     self._dispatcher.shut_gate()
                 self._dispatcher.start()
-            watch.add(self)
+            lifetime.watch.add(self)
             self._reset(loader, first_iter=True)
             self._make_again(0 if resumed is None else resumed.since)
             self._meter.begin()
@@ -265,7 +252,7 @@ class ShmIterator(BaseIterator):
             watcher.follow(Team(self._dispatcher.workers, self._dispatcher.records()))
 
     def __next__(self) -> Any:
-        if self._steps.watchers:  # before anything is taken, which an interrupt in there would lose
+        if self._steps.listeners:  # before anything is taken, which an interrupt in there would lose
             self._steps.tell()
         meter = self._meter
         meter.entered = entered = monotonic_ns()

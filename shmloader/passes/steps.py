@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Watcher(Protocol):
+class Listener(Protocol):
     """One who is told. Called in the thread that iterates, with nothing taken that could be lost."""
 
     def step(self) -> None:
@@ -16,29 +16,29 @@ class Watcher(Protocol):
 
 
 class Steps:
-    """The watchers of one loader, in all its passes.
+    """The listeners of one loader, in all its passes.
 
     Attributes:
-        watchers: those that there are. An iterator looks whether there are any, and does no more for each batch.
+        listeners: those that there are. An iterator looks whether there are any, and does no more for each batch.
     """
 
     def __init__(self) -> None:
-        self.watchers: tuple[Watcher, ...] = ()
+        self.listeners: tuple[Listener, ...] = ()
 
-    def add(self, watcher: Watcher) -> None:
-        """Has a watcher told from now on, also of passes that are under way."""
-        self.watchers = (*self.watchers, watcher)
+    def add(self, listener: Listener) -> None:
+        """Has a listener told from now on, also of passes that are under way."""
+        self.listeners = (*self.listeners, listener)
 
-    def remove(self, watcher: Watcher) -> None:
+    def remove(self, listener: Listener) -> None:
         """Ends that."""
-        self.watchers = tuple(one for one in self.watchers if one is not watcher)
+        self.listeners = tuple(one for one in self.listeners if one is not listener)
 
     def tell(self) -> None:
         """Tells all that the loop asks for a batch."""
-        for watcher in self.watchers:
-            watcher.step()
+        for listener in self.listeners:
+            listener.step()
 
     def tell_end(self) -> None:
         """Tells all that a pass has ended."""
-        for watcher in self.watchers:
-            watcher.end_pass()
+        for listener in self.listeners:
+            listener.end_pass()

@@ -58,7 +58,7 @@ def test_loop_bound(worker_type: str) -> None:
     for _ in iterator:
         while not iterator.is_ready() and not iterator._dispatcher.is_done:  # beside `next`, as if the loop took it
             iterator._dispatch_for(iterator._dispatcher.receive(0))
-        time.sleep(0.02)
+        time.sleep(0.05)
     say(loader.statistics(), Kind.LOOP_BOUND)
 
 

@@ -22,7 +22,7 @@ import shmloader
 from shmloader import CsvSink, LoaderStatistics, LogSink, ShmDataLoader, TensorBoardSink, TqdmSink
 from shmloader.observe import report as report_module
 from shmloader.observe import sinks
-from shmloader.passes.steps import Steps
+from shmloader.passes.lifetime import Lifetime
 from tests.helpers.support import bits
 
 
@@ -100,7 +100,7 @@ class Fake:
     name = "train"
 
     def __init__(self) -> None:
-        self._steps = Steps()
+        self._lifetime = Lifetime()
         self.batches, self.waited, self.verdict = 0, 0.0, ""
 
     def statistics(self) -> Any:
@@ -109,7 +109,7 @@ class Fake:
     def step(self, batches: int, waited: float) -> None:
         self.batches += batches
         self.waited += waited
-        self._steps.tell()
+        self._lifetime.steps.tell()
 
 
 FIGURES: Any = Figures("val", 7, 28, 3.14)
@@ -132,7 +132,7 @@ def test_a_line_when_it_is_due_and_at_the_end_of_each_pass(
     assert [one.batches for one in got] == [10, 20, 30, 40]
     assert len(lines(caplog)) == 4, "nothing new came after the last pass"
     assert lines(caplog)[0].startswith("train: 10 batches, 10 in the last 12 s (0.833/s)")
-    assert loader._steps.watchers == ()
+    assert loader._lifetime.steps.listeners == ()
 
 
 def test_a_pass_that_is_left_has_its_line_at_the_end_of_the_block(
@@ -336,8 +336,8 @@ def test_a_forked_process_reports_nothing(clock: Clock) -> None:
 def test_a_copy_of_a_loader_is_not_reported() -> None:
     loader = loader_of()
     with shmloader.report(loader):
-        assert copy.copy(loader)._steps.watchers == ()
-        assert pickle.loads(pickle.dumps(loader))._steps.watchers == ()
+        assert copy.copy(loader)._lifetime.steps.listeners == ()
+        assert pickle.loads(pickle.dumps(loader))._lifetime.steps.listeners == ()
 
 
 def test_a_report_is_for_one_block_at_a_time() -> None:
@@ -347,7 +347,7 @@ def test_a_report_is_for_one_block_at_a_time() -> None:
         again.__enter__()
     with again:
         pass
-    assert loader._steps.watchers == ()
+    assert loader._lifetime.steps.listeners == ()
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_nobody_is_told_when_the_block_has_ended(tmp_path: Path) -> None:
     size = (tmp_path / "trace.json").stat().st_size
     assert sum(1 for _ in iterator) == 8
     assert sum(1 for _ in loader) == 10
-    pool = loader._pool_cache.last
+    pool = loader._lifetime.pool_cache.last
     assert pool is not None
     assert pool._ledger.watcher is None
     assert (tmp_path / "trace.json").stat().st_size == size

@@ -325,7 +325,7 @@ def test_with_no_workers_it_changes_nothing() -> None:
 
 
 def is_open(of: ShmDataLoader[Any]) -> bool:
-    return of._gate.is_open
+    return of._lifetime.gate.is_open
 
 
 def test_blocks_within_blocks() -> None:

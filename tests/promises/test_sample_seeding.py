@@ -188,7 +188,7 @@ def test_a_loader_that_goes_on_where_another_was() -> None:
     first = loader(num_workers=3)
     expected = epochs(first, 4)
     other = loader(num_workers=1, batch_size=4, seed=99)
-    other._epochs.base_seed, other._epochs.next = first._epochs.base_seed, 2
+    other._lifetime.epochs.base_seed, other._lifetime.epochs.next = first._lifetime.epochs.base_seed, 2
     assert_same(epochs(other, 2), expected[2:])
 
 
