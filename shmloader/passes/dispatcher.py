@@ -19,7 +19,7 @@ from shmloader.errors import PoolMemoryError, WorkerDiedError, WorkerRestartWarn
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
-from shmloader.workers.brief import BatchSource, Brief, Snapshots, Source, Takeover
+from shmloader.workers.brief import BatchSource, Brief, Resume, Snapshots, Source, Takeover
 from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.recorder import Record
 from shmloader.workers.wire import Token
@@ -547,7 +547,10 @@ class Dispatcher:
         source = source.for_successor(takeover.tag, self._options.num_workers)
         snapshots = self._snapshots
         if snapshots is not None and generation > 0:  # another pass than that which was resumed
-            snapshots = dataclasses.replace(snapshots, resumes=())
+            # But where the worker has made nothing since, its random generators are still where they were resumed.
+            is_stream = self._source.is_stream
+            resumes = () if is_stream else tuple(Resume(one.generators or one.at_begin) for one in snapshots.resumes)
+            snapshots = dataclasses.replace(snapshots, resumes=resumes)
         brief = dataclasses.replace(
             self._brief(number), source=source, generation=generation, takeover=takeover, snapshots=snapshots
         )

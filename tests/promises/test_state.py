@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler
 
-from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader
+from shmloader import PermutationSampler, ResumeWarning, ShmDataLoader, WorkerRestartWarning
 from tests.helpers import resuming
 from tests.helpers.support import assert_same, detached, seed_everything
 
@@ -606,6 +606,27 @@ def interrupted_with_numpy(num_workers: int) -> tuple[Any, Any, list[Any]]:
     iterator = iter(loader)
     next(iterator)
     return loader.state_dict(), np.random.get_state(legacy=False), rest_of(iterator)
+
+
+def test_a_worker_that_dies_before_it_has_made_anything_since_it_was_resumed() -> None:
+    def make() -> ShmDataLoader[Any]:
+        return _map(num_workers=2, persistent_workers=True, worker_restarts=1)
+
+    loader = make()
+    iterator = iter(loader)
+    for _ in range(len(loader)):
+        next(iterator)
+    state = loader.state_dict()
+    assert next(iterator, None) is None
+    again = make()
+    again.load_state_dict(state)
+    resumed: Any = iter(again)
+    assert next(resumed, None) is None
+    resumed._workers[0].kill()
+    resumed._workers[0].join()
+    with pytest.warns(WorkerRestartWarning):
+        found = rest_of(iter(again))
+    assert_same(found, rest_of(iter(loader)))
 
 
 def test_a_stream_needs_as_many_workers() -> None:
