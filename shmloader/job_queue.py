@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import requirements, words
+from . import callers, requirements, words
 from .arguments import (
     checked_callable,
     checked_count,
@@ -316,7 +316,7 @@ class JobQueue:
                 f"get waits while no more than {under_way} of the jobs that were put are under way, and there are "
                 f"{self._num_workers} workers: some have nothing to do. Put jobs further ahead, or lower num_workers",
                 IdleWorkersWarning,
-                stacklevel=3,
+                stacklevel=callers.stacklevel(),
             )
 
     # -- the end -------------------------------------------------------------------------------------------------

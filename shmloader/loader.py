@@ -19,6 +19,7 @@ How a batch travels::
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import warnings
@@ -30,7 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from . import interrupts, requirements, torch_private, words
+from . import callers, interrupts, requirements, torch_private, words
 from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding
 from .batches import spec
 from .batches.alignment import ALIGNMENT
@@ -339,7 +340,7 @@ class ShmDataLoader(DataLoader[T_co]):
         with interrupts.AllDeferred():  # what a signal's handler raises would be taken for a lack of torch's
             difference = torch_private.difference() if self._is_own else ""
         if difference:
-            self._warn_of_fallback(difference, stacklevel=4)
+            self._warn_of_fallback(difference)
         elif isinstance(self._iterator, ShmIterator) and not self._iterator.can_resume:
             self._iterator = None
         device = _cuda_device(self.device)
@@ -376,7 +377,7 @@ class ShmDataLoader(DataLoader[T_co]):
         with interrupts.AllDeferred():  # which opens descriptors, and closes them
             lack = requirements.lack(self.worker_type)
         if lack:
-            self._warn_of_fallback(lack, stacklevel=6)
+            self._warn_of_fallback(lack)
             return super()._get_iterator()
         place = self._new_tracking()
         iterator = ShmIterator(
@@ -432,13 +433,13 @@ class ShmDataLoader(DataLoader[T_co]):
     def _check_seeding(self) -> None:
         checked_seeding(self.seeding, self.worker_type, self.num_workers, is_stream(self))
 
-    def _warn_of_fallback(self, difference: str, stacklevel: int) -> None:
+    def _warn_of_fallback(self, difference: str) -> None:
         if self._seeds_samples:
             raise RuntimeError(f"{difference}, so that samples cannot be seeded (seeding='sample')")
         if not self._fell_back:
             self._fell_back = True
             text = f"{difference}, so ShmDataLoader loads as torch's DataLoader does"
-            warnings.warn(text, FallbackWarning, stacklevel=stacklevel)
+            warnings.warn(text, FallbackWarning, stacklevel=callers.stacklevel())
 
     def _pool_settings(self) -> PoolSettings:
         # As the loader is now: torch lets its attributes be changed between passes.
@@ -665,7 +666,7 @@ class ShmDataLoader(DataLoader[T_co]):
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
         gone = "_iterator", "_mover", "_stream", "_tracking", "_to_resume"
-        return {**self.__dict__, **dict.fromkeys(gone), "_lifetime": self._lifetime.of_copy()}
+        return {**self.__dict__, **dict.fromkeys(gone), "_lifetime": copy.copy(self._lifetime)}
 
 
 def _samplers_of(loader: DataLoader[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ HOUSE = [
     "data",
     "slots",
     "batches",
-    "arguments deadlines errors interrupts libc requirements start_method torch_compile words",
+    "arguments callers deadlines errors interrupts libc requirements start_method torch_compile words",
     "process_exit",
     "torch_private",
     "version",

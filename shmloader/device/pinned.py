@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shmloader import process_exit
+from shmloader import callers, process_exit
 from shmloader.batches.tensors import Block
 from shmloader.errors import FallbackWarning
 from shmloader.slots.arena import Arena
@@ -126,7 +126,7 @@ class PinnedArena(Arena):
                 f"the pool cannot be page-locked ({self._failure}), so batches are copied to page-locked memory, as "
                 "torch's DataLoader does",
                 FallbackWarning,
-                stacklevel=6,
+                stacklevel=callers.stacklevel(),
             )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from shmloader.passes.lifetime import Lifetime
+from shmloader.passes import lifetime
 
 from .registry import label_of
 from .statistics import LoaderStatistics
@@ -34,8 +34,6 @@ _LINES_A_WARNING = 10
 
 class Reported(Protocol):
     """What can be reported: a `ShmDataLoader`."""
-
-    _lifetime: Lifetime
 
     def statistics(self) -> LoaderStatistics | None:
         """Returns the figures as they are now."""
@@ -103,13 +101,13 @@ class Report:
             raise RuntimeError("this report is being made already; make another one, or leave its block first")
         self._watches = tuple(_Watch(one, self._every, self._sinks) for one in self._loaders)
         for watch in self._watches:
-            watch.loader._lifetime.steps.add(watch)
+            lifetime.of(watch.loader).steps.add(watch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         watches, self._watches = self._watches, ()
         for watch in watches:
-            watch.loader._lifetime.steps.remove(watch)
+            lifetime.of(watch.loader).steps.remove(watch)
         for watch in watches:
             watch.end_pass()
 
@@ -248,7 +246,7 @@ def _verdict(statistics: LoaderStatistics) -> str:
 def _checked_loaders(loaders: Any) -> tuple[Reported, ...]:
     found = tuple(loaders) if isinstance(loaders, Iterable) else (loaders,)
     for one in found:
-        if not (callable(getattr(one, "statistics", None)) and isinstance(getattr(one, "_lifetime", None), Lifetime)):
+        if not (callable(getattr(one, "statistics", None)) and lifetime.is_of(one)):
             raise TypeError(f"report takes a ShmDataLoader or several, got {one!r}")
     return found
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from shmloader import interrupts, process_exit
+from shmloader import callers, interrupts, process_exit
 from shmloader.errors import TraceWarning
 from shmloader.passes.watching import Watch
 from shmloader.slots.pool import Pool
@@ -89,7 +89,7 @@ class Trace:
             limit = self._file.max_bytes
             self._news = f"the trace {self._file.path} is full (max_bytes={limit}), and what follows is only counted"
 
-    def announce(self, stacklevel: int = 5) -> None:
+    def announce(self) -> None:
         """Says once that something is not in the file.
 
         Warns:
@@ -97,7 +97,7 @@ class Trace:
         """
         if self._news and not self._has_told:
             self._has_told = True
-            warnings.warn(self._news, TraceWarning, stacklevel=stacklevel)
+            warnings.warn(self._news, TraceWarning, stacklevel=callers.stacklevel())
 
     def close(self) -> None:
         """Writes what is left, and closes the file. Safe to call again."""
@@ -137,7 +137,7 @@ def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[Non
         if trace is not None:
             _end(trace, watch)
             with contextlib.suppress(*([TraceWarning] if failure is not None else [])):  # where warnings are errors
-                trace.announce(stacklevel=4)
+                trace.announce()
 
 
 def _end(trace: Trace, watch: Watch) -> None:

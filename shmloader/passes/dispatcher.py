@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-from shmloader import interrupts, process_exit
+from shmloader import callers, interrupts, process_exit
 from shmloader.errors import PoolMemoryError, WorkerDiedError, WorkerRestartWarning, WorkerTimeoutError
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
@@ -524,7 +524,7 @@ class Dispatcher:
         warnings.warn(
             f"{text}It is replaced, {self._restarts.count} of worker_restarts={self._restarts.limit}",
             WorkerRestartWarning,
-            stacklevel=8,
+            stacklevel=callers.stacklevel(),
         )
 
     def _replace(self, number: int) -> None:

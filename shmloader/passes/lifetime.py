@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from shmloader.slots.pool_cache import PoolCache
 
@@ -34,6 +35,17 @@ class Lifetime:
     steps: Steps = field(default_factory=Steps)
     watch: Watch = field(default_factory=Watch)
 
-    def of_copy(self) -> Lifetime:
-        """Returns that of a copied loader, which has made no pass itself; its passes are counted on from here."""
-        return Lifetime(dataclasses.replace(self.epochs))
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy has made no pass itself, in whatever process. Its passes are counted on from here.
+        return Lifetime, (dataclasses.replace(self.epochs),)
+
+
+def is_of(loader: Any) -> bool:
+    """Whether a loader is one of ours, and so has a lifetime."""
+    return isinstance(getattr(loader, "__dict__", {}).get("_lifetime"), Lifetime)
+
+
+def of(loader: Any) -> Lifetime:
+    """Returns a loader's."""
+    found: Lifetime = vars(loader)["_lifetime"]
+    return found

@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from shmloader import callers
 from shmloader.data.permutation import PermutationSampler
 from shmloader.errors import ResumeWarning
 from shmloader.torch_private import InfiniteSampler
@@ -279,7 +280,7 @@ class Sampling:
                 "as the training loop may too, so that it cannot be drawn anew for certain; give it a torch.Generator, "
                 "or state_dict and load_state_dict",
                 ResumeWarning,
-                stacklevel=2,
+                stacklevel=callers.stacklevel(),
             )
         return indices
 

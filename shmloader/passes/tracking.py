@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from shmloader import callers
 from shmloader.errors import ResumeWarning
 from shmloader.torch_private import index_sampler_of
 from shmloader.workers import jobs
@@ -129,7 +130,7 @@ class Tracking:
             )
 
     def _warn(self, text: str) -> None:
-        warnings.warn(text, ResumeWarning, stacklevel=7)
+        warnings.warn(text, ResumeWarning, stacklevel=callers.stacklevel())
 
     # -- the beginning of a pass ---------------------------------------------------------------------------------
 

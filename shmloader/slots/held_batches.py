@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 
+from shmloader import callers
 from shmloader.errors import HeldBatchesWarning
 from shmloader.words import Words
 
@@ -66,4 +67,4 @@ class CopyNotice:
         if self._text and not self._is_announced:
             self._is_announced = True
             text = f"{self._words.owner}: {self._text}" if self._words.is_named else self._text
-            warnings.warn(text, HeldBatchesWarning, stacklevel=6)
+            warnings.warn(text, HeldBatchesWarning, stacklevel=callers.stacklevel())

@@ -26,7 +26,7 @@ from enum import Enum
 from types import MethodType
 from typing import Any
 
-from shmloader import deadlines, interrupts, process_exit, torch_private
+from shmloader import callers, deadlines, interrupts, process_exit, torch_private
 from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
@@ -260,7 +260,11 @@ class ThreadWorkers:
         others = [worker for worker in (*self._workers, *self._former) if worker.thread is not own]
         stuck = self._join(others, deadlines.after(grace))
         if stuck and not process_exit.is_exiting():
-            warnings.warn(_describe(stuck, self.num_workers, self._words, grace), StuckWorkerWarning, stacklevel=2)
+            warnings.warn(
+                _describe(stuck, self.num_workers, self._words, grace),
+                StuckWorkerWarning,
+                stacklevel=callers.stacklevel(),
+            )
 
     def _tell_all(self, token: Fields) -> None:
         for worker in self._workers:

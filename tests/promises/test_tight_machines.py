@@ -273,7 +273,7 @@ def test_a_pool_takes_no_more_of_a_limited_address_space_than_it_can_use(
         limit('AS', mapped() + 2000 * MIB)
         loader = make(20, 100 * KIB, {arguments})
         iterator = iter(loader)
-        assert len(iterator._pool.arena.memory) <= {most} * MIB + MIB
+        assert len(iterator._pool.arena.memory) <= ({most} + 8) * MIB  # with what workers tell of themselves
         del iterator
         read(loader)
         """

@@ -1,0 +1,25 @@
+"""Whose line a warning shows: that of the code which uses a loader, however deep in the library it is raised."""
+
+from __future__ import annotations
+
+import inspect
+
+# The loader's class is torch's, and context managers are entered and left by Python's.
+_LIBRARIES = "shmloader", "torch.utils.data", "contextlib"
+
+
+def stacklevel() -> int:
+    """Returns what `warnings.warn` is to be given, by whoever calls this, to show the first caller that is no library.
+
+    The depth is counted, since one warning may come from a step, from ``iter``, or from the end of a block. From Python
+    3.12 on, ``skip_file_prefixes`` does the same.
+    """
+    level, frame = 1, inspect.currentframe()
+    frame = None if frame is None else frame.f_back
+    while frame is not None and _is_library(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_library(module: str) -> bool:
+    return any(module == one or module.startswith(f"{one}.") for one in _LIBRARIES)
