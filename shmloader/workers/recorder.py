@@ -156,7 +156,7 @@ class Recorder:
         self._samples_sum, self._bytes_sum = (last.samples_sum, last.bytes_sum) if last else (0, 0)
         self._ended = last.ended if last else 0
         self.seq = self._slot = -1
-        self._began = self._waited = self._room = 0
+        self._began = self._waited = self._room = self._rested = 0
         self._late_limit = _NEVER
         self._cpu_at = (0, 0)
         self._slow: list[tuple[int, str]] = []
@@ -173,8 +173,10 @@ class Recorder:
     def rest(self) -> None:
         """Notes that nothing was to be done until now: jobs are waited for from here on."""
         now = time.monotonic_ns()
-        # What is left of the time since the origin is idle. So it moves by what is not.
-        self._words[_ORIGIN] = self._words[_ORIGIN] + now - self._ended if self._count else now
+        if self._count:
+            self._rested += now - self._ended
+        else:
+            self._words[_ORIGIN] = now
         self._ended = now
         self._is_first = True
         self._cpu_at = time.thread_time_ns(), self._work_sum
@@ -264,6 +266,11 @@ class Recorder:
         self._ended = ended
         self._count = self._words[_COUNT] = count = count + 1
         # What is a part of the sums comes behind these: for whoever reads in between, no rest is less than nothing.
+        if self._rested:
+            # What is left of the time since the origin is idle. So it moves by what is not, and not before there is a
+            # row: the last one's end is from before the rest, and a worker that dies without one has not rested.
+            self._words[_ORIGIN] += self._rested
+            self._rested = 0
         if contents or self._waited:
             self._note_waits(contents)
         if took > self._late_limit and not self._waited:
@@ -370,17 +377,18 @@ class Record:
 
     def sums(self) -> Sums:
         """Returns what was done so far."""
+        words = self._words[: _CPU_WORK + 1].tolist()  # first, being written last: what is a part is never the larger
         count = self.count
         if not count:
             return Sums()
-        words, last = self._words, _row(self._record, count - 1)
+        last = _row(self._record, count - 1)
         return Sums(
             batches=count - words[_NO_BATCH],
             samples=last.samples_sum,
             nbytes=last.bytes_sum,
             fetch=last.fetch_sum - words[_PAUSED],
             collate=last.work_sum - last.fetch_sum - words[_ROOM],
-            idle=_idle(words, last),
+            idle=last.ended - words[_ORIGIN] - last.work_sum,
             room=words[_ROOM],
             paused=words[_PAUSED],
             asks=words[_ASKS],
@@ -404,7 +412,3 @@ class Record:
 def _row(record: memoryview, number: int) -> Row:
     seq, slot, kind, *others = _ROW.unpack_from(record, _ROWS_START + number % ROWS * _ROW_BYTES)
     return Row(seq, slot, *divmod(kind, KINDS), *others)
-
-
-def _idle(words: memoryview, last: Row) -> int:
-    return int(last.ended - words[_ORIGIN] - last.work_sum)
