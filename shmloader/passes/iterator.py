@@ -362,6 +362,7 @@ class ShmIterator(BaseIterator):
                 self._is_exhausted = True
                 self._tracking.progress.end(dispatcher.ends)
                 if not self._persistent_workers:
+                    self._meter.close()
                     began = monotonic_ns()
                     self._shutdown_workers()
                     self._meter.ended(began)

@@ -139,7 +139,7 @@ class Meter:
         self._meters.fold(self)
 
     def ended(self, began: int) -> None:
-        """Notes that ``next`` has ended the workers, after `close`; it took since ``began``."""
+        """Notes that ``next`` has ended the workers since ``began``; behind `close`, else it counts twice."""
         self._meters.add_ending(time.monotonic_ns() - began)
 
 

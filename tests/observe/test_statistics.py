@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,17 @@ def test_several_iterators_at_a_time_count_together() -> None:
     found = loader.statistics()
     assert (found.batches, found.last_pass.batches) == (17, 17)
     assert_sound(found, 2)
+
+
+def test_the_end_of_a_pass_counts_once() -> None:
+    loader = ShmDataLoader(Rows(), num_workers=2)
+    began = time.monotonic()
+    for _batch in loader:
+        pass
+    took = time.monotonic() - began
+    found = loader.statistics()
+    assert_sound(found, 2)
+    assert found.seconds <= took
 
 
 def test_an_iterator_that_is_collected_leaves_its_figures() -> None:
