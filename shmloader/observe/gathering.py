@@ -38,8 +38,9 @@ def collect(
         is_stock: whether torch's own loader has taken its place.
         name: the loader's.
     """
+    mark = meters.mark  # first: in another thread a pass may begin meanwhile
     total = meters.total()
-    life, last = of_totals(total), of_totals(total - meters.mark)
+    life, last = of_totals(total), of_totals(total - mark)
     slowest = of_slowest(meters.slowest())
     pools: dict[str, Any] = {}
     if pool is not None:

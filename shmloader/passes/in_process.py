@@ -125,8 +125,9 @@ class TrackedInProcessIterator(InProcessIterator):
         try:
             return super().__next__()
         finally:
-            meter.left = left = monotonic_ns()
+            left = monotonic_ns()
             meter.inside += left - entered
+            meter.left = left  # last: who looks from another thread finds it inside until then
 
     def _next_data(self) -> Any:
         progress = self._tracking.progress

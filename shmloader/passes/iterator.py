@@ -265,8 +265,9 @@ class ShmIterator(BaseIterator):
             self._num_yielded += 1
             return data
         finally:
-            meter.left = left = monotonic_ns()
+            left = monotonic_ns()
             meter.inside += left - entered
+            meter.left = left  # last: who looks from another thread finds it inside until then
 
     def _next_data(self) -> Any:
         self._stepper = get_ident()

@@ -7,6 +7,7 @@ else is counted anyway, or is read from the workers' records when somebody asks.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -121,13 +122,23 @@ class Meter:
         return Totals(pool.batches, pool.samples, pool.nbytes, pool.copies, pool.copies_for_room, workers=workers)
 
     def totals(self) -> Totals:
-        """Returns what it has taken so far."""
-        inside = self.inside
-        if self.entered > self.left:  # it is asked for within `next`
-            inside += time.monotonic_ns() - self.entered
+        """Returns what it has taken so far. From any thread."""
+        times = self._times()
         return (self._counts() - self._before)._replace(
-            outside=self.outside, inside=inside, wait=self.wait, waits=self.waits, first_wait=self.first_wait
+            outside=times.outside, inside=times.inside, wait=times.wait, waits=times.waits, first_wait=times.first_wait
         )
+
+    def _times(self) -> Totals:
+        while True:
+            entered, left = self.entered, self.left
+            times = Totals(
+                outside=self.outside, inside=self.inside, wait=self.wait, waits=self.waits, first_wait=self.first_wait
+            )
+            now = time.monotonic_ns()
+            if self.entered == entered and self.left == left:  # else the iterator's thread has gone on meanwhile
+                break
+        # In the first case it is asked for within `next`.
+        return times._replace(inside=times.inside + now - entered) if entered > left else times
 
     def slowest(self) -> list[tuple[int, Slow]]:
         """Returns the slowest samples of the pass with the workers that made them, the slowest first."""
@@ -169,13 +180,18 @@ class Meters:
 
     def add(self, meter: Meter) -> None:
         """Takes up a new iterator's."""
-        self._sum = replace(self._sum, live=(*self._sum.live, meter))
+        self._change(lambda known: replace(known, live=(*known.live, meter)))
 
     def fold(self, meter: Meter) -> None:
         """Notes the sums of an iterator that has ended."""
-        if meter in self._sum.live:
-            live = tuple(one for one in self._sum.live if one is not meter)
-            self._sum = _Sum(self._sum.past.plus(meter.totals()), live, tuple(meter.slowest()))
+
+        def folded(known: _Sum) -> _Sum:
+            if meter not in known.live:
+                return known
+            live = tuple(one for one in known.live if one is not meter)
+            return _Sum(known.past.plus(meter.totals()), live, tuple(meter.slowest()))
+
+        self._change(folded)
 
     def begin_pass(self) -> int:
         """Notes that ``iter`` was called, and returns when that was."""
@@ -190,16 +206,33 @@ class Meters:
     def end_begin(self, began: int) -> None:
         """Notes that ``iter`` returns."""
         now = time.monotonic_ns()
-        self._sum = replace(self._sum, past=self._sum.past.plus(Totals(starting=now - began)))
+        self._add(Totals(starting=now - began))
         for meter in self._sum.live:
-            meter.left = now
+            if meter.left >= meter.entered:  # else another thread is in its `next`, or this was called from there
+                meter.left = now
 
     def add_ending(self, took: int) -> None:
         """Notes that a pass has ended, and how long that took."""
-        self._sum = replace(self._sum, past=self._sum.past.plus(Totals(ending=took, inside=took)))
+        self._add(Totals(ending=took, inside=took))
+
+    def _add(self, more: Totals) -> None:
+        self._change(lambda known: replace(known, past=known.past.plus(more)))
+
+    def _change(self, change: Callable[[_Sum], _Sum]) -> None:
+        """Replaces what is known by what ``change`` makes of it, until nothing comes in between.
+
+        Iterators of other threads may, and any that the garbage collector ends meanwhile. A lock would be no help: one
+        thread's own could wait for it, and a forked process for ever.
+        """
+        while True:
+            known = self._sum
+            changed = change(known)
+            if self._sum is known:
+                self._sum = changed
+                return
 
     def total(self) -> Totals:
-        """Returns the sums of the loader's life. Does not block."""
+        """Returns the sums of the loader's life. Does not block. None is ever less than it was in `mark` before."""
         known = self._sum
         total = known.past._replace(restarts=self.restarts.total)
         for meter in known.live:

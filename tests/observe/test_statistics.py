@@ -8,6 +8,8 @@ import os
 import pickle
 import random
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shmloader import ArrayDataset, ChunkedDataset, LoaderStatistics, ShmDataLoader, WorkerRestartWarning
 from shmloader.observe import processors, table
+from shmloader.observe.sinks import flat
 from shmloader.observe.verdict import Kind
 
 LENGTH = 47
@@ -216,6 +219,64 @@ def test_the_end_of_a_pass_counts_once() -> None:
     found = loader.statistics()
     assert_sound(found, 2)
     assert found.seconds <= took
+
+
+@pytest.fixture
+def busy_switching() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("busy_switching")
+def test_iterators_of_several_threads_lose_nothing() -> None:
+    loader = ShmDataLoader(Rows(), batch_size=8)
+    passes = 60
+
+    def run() -> None:
+        for number in range(passes):
+            for _ in zip(loader, range(1 + number % 6), strict=False):
+                pass
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = loader.statistics()
+    # Of what is zipped the loader's comes first: it is asked once more than there are numbers, until it has ended.
+    assert found.batches == len(threads) * sum(min(6, 2 + number % 6) for number in range(passes))
+    assert loader._meters._sum.live == ()  # else pools that nobody uses would stay
+    assert_sound(found, 0)
+
+
+@pytest.mark.usefixtures("busy_switching")
+@pytest.mark.parametrize(
+    "how", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True, "worker_type": "thread"}]
+)
+def test_another_thread_never_sees_less_than_nothing(how: dict[str, Any]) -> None:
+    loader = ShmDataLoader(Rows(), batch_size=4, **how)
+    found: list[LoaderStatistics] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            found.append(loader.statistics())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(150):
+            for _batch in loader:
+                pass
+    finally:
+        is_over.set()
+        thread.join()
+    for one in found:
+        for path, value in flat(one).items():
+            assert not isinstance(value, (int, float)) or value >= 0, (path, value)
 
 
 def test_an_iterator_that_is_collected_leaves_its_figures() -> None:
