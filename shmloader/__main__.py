@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from .cli.console import open_streams
 from .cli.main import main
 
 if __name__ == "__main__":
+    open_streams()
     sys.exit(main())

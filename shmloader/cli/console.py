@@ -12,6 +12,8 @@ from typing import NoReturn, TextIO
 # Back to the beginning of the line, and the rest of it erased.
 _CLEAR = "\r\x1b[K"
 
+_STDOUT, _STDERR = 1, 2
+
 _LONGEST = 60_000  # milliseconds
 
 
@@ -65,13 +67,29 @@ def milliseconds(text: str) -> float:
     return value / 1000
 
 
+def open_streams() -> None:
+    """Opens those standard streams that this process was started without, to nowhere.
+
+    Else pipes and files would get their descriptors, and what is printed in children would end there.
+    """
+    with contextlib.suppress(OSError):  # there are no descriptors left, or no such device: there is nothing to be done
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+            os.set_inheritable(descriptor, True)
+        os.close(descriptor)
+    for number, name in ((_STDOUT, "stdout"), (_STDERR, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 - until the process ends
+
+
 def printed(text: str) -> bool:
-    """Prints ``text`` on stdout, and returns whether whoever reads it was still there."""
+    """Prints ``text`` on stdout, and returns whether it could be: a reader may be gone, or a disk full."""
     try:
         print(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # who has ended the reader knows; Python would try once more at its exit, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more at its exit
+        if not isinstance(error, BrokenPipeError):  # who has ended the reader knows
+            print(f"the output cannot be written: {error}", file=sys.stderr)
         return False
     return True
 

@@ -213,6 +213,22 @@ def test_a_hidden_proc_and_a_read_only_dev_shm() -> None:
 # -- the command itself ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_fault_of_the_machine(closed: str) -> None:
+    command_line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "shmloader", "doctor", "--json"]
+    ran = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert closed.startswith(">") or "missing" not in _states(json.loads(ran.stdout)).values()
+
+
+def test_a_full_disk_is_said_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "shmloader", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (1, "the output cannot be written: [Errno 28] No space left on device\n")
+
+
 def test_a_check_that_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(seconds: float) -> Finding:
         raise ZeroDivisionError("by chance")
