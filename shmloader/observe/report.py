@@ -8,6 +8,7 @@ with the next step. A last line comes at the end of each pass and of the block.
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 import threading
 import time
@@ -252,11 +253,12 @@ def _checked_loaders(loaders: Any) -> tuple[Reported, ...]:
 
 
 def _checked_seconds(every: Any) -> float:
-    if not isinstance(every, (int, float)) or isinstance(every, bool):
+    if isinstance(every, bool) or not isinstance(every, numbers.Real):
         raise TypeError(f"every must be a number of seconds, got {every!r}")
-    if not every > 0:
+    seconds = float(every)
+    if not seconds > 0:
         raise ValueError(f"every must be a positive number of seconds, got {every}")
-    return float(every)
+    return seconds
 
 
 def _checked_sinks(sinks: Any) -> tuple[Sink, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -122,8 +123,10 @@ class CsvSink:
         """
         row = {"time": f"{time.time():.3f}", **flat(statistics)}
         with self._path.open("a+", newline="", encoding="utf-8") as file:
-            file.seek(0)
-            names = next(csv.reader(file), None)
+            names = None
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # of a device there may be no end of the first row
+                file.seek(0)
+                names = next(csv.reader(file), None)
             if names is not None and names[:1] != ["time"]:
                 raise ValueError(f"{self._path} is not a file of CsvSink's: its first row does not begin with 'time'")
             file.seek(0, os.SEEK_END)

@@ -10,9 +10,11 @@ import logging
 import os
 import pickle
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -368,6 +370,12 @@ def test_what_cannot_be(arguments: dict[str, Any], error: str) -> None:
         shmloader.report(**{"loader": Fake(), **arguments})
 
 
+@pytest.mark.parametrize("every", [np.int64(3), np.float32(0.5), Fraction(1, 3)])
+def test_numbers_of_other_kinds_are_seconds_too(every: Any) -> None:
+    with shmloader.report(Fake(), every=every):
+        pass
+
+
 # -- sinks ---------------------------------------------------------------------------------------------------------
 
 
@@ -439,6 +447,9 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "epoch,loss\n1,2\n"
     with pytest.raises(OSError, match="no such"):
         CsvSink(tmp_path / "no such" / "x.csv")(FIGURES)
+    CsvSink("/dev/null")(FIGURES)
+    with pytest.raises(OSError, match="No space left"):  # and its endless first row is not read
+        CsvSink("/dev/full")(FIGURES)
 
 
 def test_progress_bars() -> None:
