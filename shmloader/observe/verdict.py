@@ -116,7 +116,7 @@ def judge(figures: PassStatistics, setting: Setting, slowest: tuple[SlowSample, 
     if case.lost_share < _LITTLE:
         return _loop_bound(case)
     if setting.num_workers == 0:
-        return _in_process(case)
+        return _own_work(case) if case.own > case.wait else _in_process(case)
     return _of_copies_and_room(case) or _of_waiting(case)
 
 
@@ -223,13 +223,7 @@ def _of_copies_and_room(case: _Case) -> Verdict | None:
 
 def _of_waiting(case: _Case) -> Verdict:
     if case.own > case.wait:
-        return Verdict(
-            f"The loader's own work in the loop's process takes {_percent(case.lost_share)} of the time: reading the "
-            "sampler, and taking batches from slots. More workers do not help. Look at the sampler, and at how many "
-            "tensors a batch has; larger batches have less of it.",
-            Kind.OWN_WORK,
-            "sampler",
-        )
+        return _own_work(case)
     if case.late >= _MOST * case.wait and case.keeps_up(case.net_work):
         return _stragglers(case)
     if (slow := _slow_worker(case)) is not None:
@@ -244,6 +238,17 @@ def _of_waiting(case: _Case) -> Verdict:
             "prefetch_factor",
         )
     return _too_slow(case)
+
+
+def _own_work(case: _Case) -> Verdict:
+    has_workers = case.setting.num_workers > 0
+    return Verdict(
+        f"The loader's own work in the loop's process takes {_percent(case.lost_share)} of the time: reading the "
+        f"sampler{', and taking batches from slots' if has_workers else ''}. More workers do not help. Look at the "
+        f"sampler{', and at how many tensors a batch has' if has_workers else ''}; larger batches have less of it.",
+        Kind.OWN_WORK,
+        "sampler",
+    )
 
 
 def _stragglers(case: _Case) -> Verdict:

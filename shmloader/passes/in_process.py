@@ -115,7 +115,12 @@ class TrackedInProcessIterator(InProcessIterator):
         if self._check is not None:
             self._check.indices = index
         self._recorder.indices = index
+        self._begin_batch()  # what the sampler takes is the loader's own work
         return index
+
+    def _begin_batch(self) -> None:
+        self._began = monotonic_ns()
+        self._recorder.begin(self._num_yielded, 0, self._began)
 
     def __next__(self) -> Any:
         self._steps.tell()
@@ -149,8 +154,7 @@ class TrackedInProcessIterator(InProcessIterator):
     def _make(self) -> Any:
         """Returns the next batch, and records what it took."""
         recorder, contents = self._recorder, Contents.FAULT
-        began = monotonic_ns()
-        recorder.begin(self._num_yielded, 0, began)
+        self._begin_batch()
         try:
             data = self._load()
             recorder.samples = recorder.samples or int(not self._auto_collation)
@@ -160,7 +164,7 @@ class TrackedInProcessIterator(InProcessIterator):
             contents = Contents.NOTHING
             raise
         finally:
-            self._meter.blocked(began)
+            self._meter.blocked(self._began)
             recorder.end(0, contents, 0)
 
     def watched_by(self, watcher_for: WatcherFor | None) -> None:

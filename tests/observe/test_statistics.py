@@ -210,6 +210,28 @@ def test_several_iterators_at_a_time_count_together() -> None:
     assert_sound(found, 2)
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_slow_sampler_is_the_loaders_own_work(num_workers: int) -> None:
+    def indices() -> Iterator[int]:
+        for index in range(LENGTH):
+            time.sleep(0.004)
+            yield index
+
+    class Sampler:
+        def __iter__(self) -> Iterator[int]:
+            return indices()
+
+    loader = ShmDataLoader(
+        Rows(), sampler=Sampler(), batch_size=1, num_workers=num_workers, persistent_workers=num_workers > 0
+    )
+    for _batch in loader:
+        pass
+    found = loader.statistics()
+    assert_sound(found, num_workers)
+    assert found.own_seconds >= 0.004 * (LENGTH - 2)
+    assert found.verdict.kind is Kind.OWN_WORK
+
+
 def test_the_end_of_a_pass_counts_once() -> None:
     loader = ShmDataLoader(Rows(), num_workers=2)
     began = time.monotonic()
