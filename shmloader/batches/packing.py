@@ -124,11 +124,17 @@ class Packer:
 
     Args:
         registered: what types go by, beside ``copyreg``: multiprocessing's reducers.
+        reduce_tensor: is asked first what a tensor goes by, of any class and wherever it is; NotImplemented: what it
+            goes by otherwise.
     """
 
-    def __init__(self, registered: Mapping[type, Callable[[Any], Any]] = _REGISTERED) -> None:
+    def __init__(
+        self,
+        registered: Mapping[type, Callable[[Any], Any]] = _REGISTERED,
+        reduce_tensor: Callable[[torch.Tensor], Any] | None = None,
+    ) -> None:
         self._buffer = io.BytesIO()
-        self._pickler = _Pickler(self._buffer, registered)
+        self._pickler = _Pickler(self._buffer, registered, reduce_tensor)
         self._tail = b""
         self._offset = 0
 
@@ -229,9 +235,15 @@ class _Pickler(pickle.Pickler):
 
     writer: Writer
 
-    def __init__(self, file: io.BytesIO, registered: Mapping[type, Callable[[Any], Any]]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        registered: Mapping[type, Callable[[Any], Any]],
+        reduce_tensor: Callable[[torch.Tensor], Any] | None,
+    ) -> None:
         super().__init__(file, 5, buffer_callback=self._take_buffer)
         self._registered = registered
+        self._ask_first = reduce_tensor
         self.dispatch_table = {}  # `reducer_override` reads the tables as they are at that time
         self._file = file
         self._tensors_are_torchs = True
@@ -275,6 +287,10 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
+        if self._ask_first is not None and isinstance(obj, torch.Tensor):
+            reduced = self._ask_first(obj)
+            if reduced is not NotImplemented:
+                return reduced
         if kind is torch.Tensor and self._tensors_are_torchs:
             return self._reduce_tensor(obj)
         if kind is type or kind is FunctionType:  # for which pickle asks no table

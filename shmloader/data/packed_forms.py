@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import torch
 from shmloader.batches import unpicklable
 from shmloader.batches.packing import Packer
 from shmloader.batches.reducers import Own
-from shmloader.batches.structure import leaves
 from shmloader.batches.tensors import Array, Block
 from shmloader.batches.unpacking import Unpacker
 from shmloader.torch_private import reduce_tensor
@@ -89,7 +88,15 @@ def _reduce_array(array: Array) -> Any:
     return (array if is_as_it_was else array.copy(order)).__reduce_ex__(5)
 
 
+class _ElsewhereError(TypeError):
+    """A tensor is on a device."""
+
+
 def _reduce_tensor(tensor: torch.Tensor) -> Any:
+    if tensor.device.type not in ("cpu", "meta"):
+        raise _ElsewhereError(f"a tensor is on {tensor.device}, and only CPU tensors can be kept")
+    if type(tensor) is not torch.Tensor or not vars(tensor):
+        return NotImplemented
     return _as_it_is, (Own(tensor),), vars(tensor), None, None, _set_attributes
 
 
@@ -142,13 +149,6 @@ class _Reducers(dict[type, Callable[[Any], Any]]):
 
 
 _REDUCERS = _Reducers({torch.Tensor: reduce_tensor, np.ndarray: _reduce_array})
-# Tensors that have attributes take longer: code may run for each.
-_WITH_ATTRIBUTES = _Reducers({torch.Tensor: _reduce_tensor, np.ndarray: _reduce_array})
-
-
-def _reducers_for(tensors: Sequence[Any]) -> Mapping[type, Callable[[Any], Any]]:
-    has_attributes = any(type(tensor) is torch.Tensor and vars(tensor) for tensor in tensors)
-    return _WITH_ATTRIBUTES if has_attributes else _REDUCERS
 
 
 def take_packed(sample: Any) -> tuple[bytes, list[Array]]:
@@ -157,14 +157,12 @@ def take_packed(sample: Any) -> tuple[bytes, list[Array]]:
     Raises:
         TypeError: some object in it cannot be pickled, or a tensor is on a device.
     """
-    tensors = [one for one in leaves(sample) if isinstance(one, torch.Tensor)]
-    for tensor in tensors:
-        if tensor.device.type not in ("cpu", "meta"):
-            raise TypeError(f"a tensor is on {tensor.device}, and only CPU tensors can be kept")
-    packer, buffer = Packer(_reducers_for(tensors)), _Buffer()
+    # Tensors are found as they are pickled. What has them may not be walked through: it may contain itself, or have an
+    # end only where somebody stops asking, as text has, each item of which is text.
+    packer, buffer = Packer(_REDUCERS, _reduce_tensor), _Buffer()
     try:
         packer.lay_out(sample, buffer)
-    except MemoryError:
+    except (MemoryError, _ElsewhereError):
         raise
     except Exception as error:
         if packer.can_pack(sample):

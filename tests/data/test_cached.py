@@ -16,10 +16,11 @@ import threading
 import time
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, UserString, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,43 @@ def test_a_tensor_that_refers_to_itself() -> None:
         sample = cached[0]
         assert sample.whole[0] is sample
     del tensor.whole, sample.whole
+
+
+def test_a_tensor_keeps_its_attributes_wherever_it_is() -> None:
+    tensor: Any = torch.ones(3)
+    tensor.unit = "metres"
+    cached = CachedDataset([SimpleNamespace(length=tensor, lengths=deque([tensor]))])
+    for _ in range(2):
+        sample = cached[0]
+        assert sample.length.unit == "metres"
+        assert sample.lengths[0] is sample.length
+
+
+def _in_itself(container: Any, add: Callable[[Any, Any], object]) -> Any:
+    add(container, container)
+    return container
+
+
+ENDLESS: dict[str, Any] = {
+    "a list in itself": (_in_itself([torch.ones(2)], list.append), lambda sample: sample[1] is sample),
+    "a dict in itself": (
+        _in_itself({"x": "y"}, lambda whole, part: whole.update(whole=part)),
+        lambda sample: sample["whole"] is sample,
+    ),
+    "text, whose items are text": (UserString("abc"), lambda sample: sample == UserString("abc")),
+    "more ways than can be walked": (
+        functools.reduce(lambda part, _: [part, part], range(60), ["x"]),
+        lambda sample: sample[0] is sample[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_samples_that_have_no_end(name: str, place: dict[str, Any]) -> None:
+    sample, is_right = ENDLESS[name]
+    cached = CachedDataset([sample], **place)
+    for _ in range(2):
+        assert is_right(cached[0])
 
 
 class OneWay:
