@@ -8,14 +8,16 @@ have the same form, and their parts can be read straight into rows of a batch. O
 from __future__ import annotations
 
 import functools
+import io
 import pickle
+import sys
 from typing import Any, NamedTuple, Protocol
 
 from shmloader.batches.structure import NotPlainError
 from shmloader.batches.tensors import Array
 
 from .packed_forms import PackedForm, take_packed
-from .plain_forms import PlainForm, take_plain
+from .plain_forms import Part, PlainForm, take_plain
 
 _PLAIN, _PACKED = b"\0", b"\1"
 
@@ -64,9 +66,56 @@ def take(sample: Any) -> Taken:
     return Taken(_PLAIN + form, parts)
 
 
-@functools.lru_cache(maxsize=64)
 def form_of(data: bytes) -> Form:
-    """Returns what bytes say of a form."""
+    """Returns what bytes say of a form.
+
+    Raises:
+        Exception: whatever unpickling the structure raises: the class of a named tuple is not there now, say.
+    """
+    known = _known(data)
+    if not known.is_current():
+        _known.cache_clear()
+        known = _known(data)
+    return known.form
+
+
+class _Known(NamedTuple):
+    """A form, and the classes of its named tuples by the names that they were found by.
+
+    A name may mean another class by now: a module was reloaded, or the cell of a notebook was run again.
+    """
+
+    form: Form
+    classes: list[tuple[str, str, Any]]
+
+    def is_current(self) -> bool:
+        return all(_found(module, name) is kind for module, name, kind in self.classes)
+
+
+@functools.lru_cache(maxsize=64)
+def _known(data: bytes) -> _Known:
     if data[:1] == _PACKED:
-        return PackedForm(data[1:])
-    return PlainForm(pickle.loads(data[1:]))
+        return _Known(PackedForm(data[1:]), [])
+    unpickler = _Unpickler(io.BytesIO(data[1:]))
+    return _Known(PlainForm(unpickler.load()), unpickler.classes)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Notes the classes that it finds, but for those of parts."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.classes: list[tuple[str, str, Any]] = []
+
+    def find_class(self, module: str, name: str) -> Any:
+        kind = super().find_class(module, name)
+        if kind is not Part:
+            self.classes.append((module, name, kind))
+        return kind
+
+
+def _found(module: str, name: str) -> Any:
+    try:
+        return functools.reduce(getattr, name.split("."), sys.modules[module])
+    except (KeyError, AttributeError):
+        return None

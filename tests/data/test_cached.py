@@ -16,12 +16,12 @@ import threading
 import time
 import warnings
 import zlib
-from collections import Counter, UserString, deque
+from collections import Counter, UserString, deque, namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from shmloader import CachedDataset, CacheFullWarning, CacheStatistics, ShmDataLoader, share
 from shmloader.data import cache_file, cache_layout
 from shmloader.data.plain_forms import PlainForm
-from shmloader.data.sample_forms import form_of, take
+from shmloader.data.sample_forms import _known, form_of, take
 from tests.helpers import samples
 from tests.helpers.datasets import Images, Mapped, Point, nest
 from tests.helpers.signals import SignalAt
@@ -265,8 +265,8 @@ ENDLESS: dict[str, Any] = {
     ),
     "text, whose items are text": (UserString("abc"), lambda sample: sample == UserString("abc")),
     "more ways than can be walked": (
-        functools.reduce(lambda part, _: [part, part], range(60), ["x"]),
-        lambda sample: sample[0] is sample[1],
+        functools.reduce(lambda part, _: (part, part), range(60), cast(Any, "x")),
+        lambda sample: sample[0] is sample[1] and sample[0][0] is sample[1][1],
     ),
 }
 
@@ -690,13 +690,28 @@ def test_a_link_that_leads_nowhere_is_followed(tmp_path: Path) -> None:
 def test_a_class_that_is_gone_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples_of = [Point(1, "text"), Point(1, 2)], [3, 4]
     CachedDataset(samples_of[0], path=tmp_path / "cache").__getitems__([0, 1])
-    form_of.cache_clear()
+    _known.cache_clear()
     monkeypatch.delattr("tests.helpers.datasets.Point")
     cached = CachedDataset(samples_of[1], path=tmp_path / "cache")
     for _ in range(2):  # and what is read is kept in its place
         assert cached.__getitems__([0, 1]) == [3, 4]
     assert (cached.statistics().hits, cached.statistics().misses) == (2, 2)
-    form_of.cache_clear()
+    _known.cache_clear()
+
+
+@pytest.mark.parametrize("fields", [["a", "b"], ["left", "right"]])
+def test_a_class_that_is_defined_anew_is_the_new_one(
+    fields: list[str], place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make: Any = namedtuple  # noqa: PYI024
+    for names in (["a", "b"], fields):  # as the cell of a notebook is run again
+        kind = make("Renewed", names, module=__name__)
+        monkeypatch.setattr(sys.modules[__name__], "Renewed", kind, raising=False)
+        cached = CachedDataset([kind(1, torch.ones(2))], **place)
+        for _ in range(2):
+            assert type(cached[0]) is kind
+        if place:
+            Path(place["path"]).unlink()
 
 
 def _other_version(data: bytearray) -> None:
