@@ -49,19 +49,17 @@ class Keeper:
     def _is_written(self, number: int, taken: Taken) -> bool:
         if self._is_full:
             return False
-        try:
-            with (
-                interrupts.AllDeferred()
-            ):  # which are not to leave a descriptor, and not to look as if the disk were full
+        # Handlers are not to leave a descriptor. What they raise comes behind the block: it may look as if the disk
+        # were full.
+        with interrupts.AllDeferred():
+            try:
                 is_kept = self._file.keep(number, taken.form, taken.parts)
-            if is_kept:
-                return True
-        except OSError as error:
-            if error.errno is None:
-                raise  # a signal's handler raised it, a TimeoutError say
-            self._is_full = error.errno in _FULL
-            self._warn_of_the_file(error)
-            return False
+            except OSError as error:
+                self._is_full = error.errno in _FULL
+                self._warn_of_the_file(error)
+                return False
+        if is_kept:
+            return True
         self._refused += 1
         if self._refused & (self._refused - 1) == 0:  # looking takes time: at the 1st, 2nd, 4th, 8th and so on
             self._warn_if_most_do_not_fit(sum(part.nbytes for part in taken.parts))

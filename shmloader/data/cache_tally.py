@@ -7,6 +7,7 @@ stay when their threads are gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -86,13 +87,26 @@ class Tally:
             line = self._mine.line = _Line(os.getpid())
         line.hits += hits
         line.misses += misses
+        if line.offset < 0:
+            offset = self._append(_LINE.pack(_COUNTS, 0, 0))
+            if offset is None:
+                return  # it is added with the next ones
+            line.offset = offset
         try:
-            if line.offset < 0:
-                line.offset = self._append(_LINE.pack(_COUNTS, 0, 0))
-            os.pwrite(self._fd, _LINE.pack(_COUNTS, line.hits, line.misses), line.offset)
-        except OSError as error:  # where there is no descriptor, it is added with the next ones
-            if error.errno is None:
-                raise  # a signal's handler raised it, a TimeoutError say
+            self._write(line)
+        except OSError:
+            if self._can_write(line):
+                raise  # a signal's handler raised it
+
+    def _write(self, line: _Line) -> None:
+        os.pwrite(self._fd, _LINE.pack(_COUNTS, line.hits, line.misses), line.offset)
+
+    def _can_write(self, line: _Line) -> bool:
+        try:
+            self._write(line)
+        except OSError:
+            return False
+        return True
 
     def counts(self) -> Counts:
         """Returns the sums."""
@@ -101,21 +115,23 @@ class Tally:
 
     def is_first_to_claim(self) -> bool:
         """Whether this is the first call of all processes; True too where no descriptor is left to find out."""
-        try:
-            offset = self._append(_LINE.pack(_CLAIM, 0, 0))
-        except OSError:
+        offset = self._append(_LINE.pack(_CLAIM, 0, 0))
+        if offset is None:
             return True
         before = (offset - self._length) // _LINE.size
         return all(kind != _CLAIM for kind, _, _ in self._lines()[:before])
 
-    def _append(self, line: bytes) -> int:
-        with interrupts.AllDeferred():  # until the descriptor is closed
+    def _append(self, line: bytes) -> int | None:
+        """Appends a line, and returns where it begins; None where no descriptor is left, or the file may not grow."""
+        # Until the descriptor is closed. What handlers raise comes behind the block: it may be an OSError too.
+        with interrupts.AllDeferred(), contextlib.suppress(OSError):
             log = os.open(f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
                 os.write(log, line)
                 return os.lseek(log, 0, os.SEEK_CUR) - len(line)
             finally:
                 os.close(log)
+        return None
 
     def _lines(self) -> list[tuple[int, int, int]]:
         data = self._read(self._length, os.fstat(self._fd).st_size - self._length)

@@ -243,14 +243,24 @@ class CachedDataset(Dataset[Any]):
         if record is None:
             return _MISSING
         try:
-            form = form_of(record.form)
-            parts = form.parts(record.nbytes)
-            return form.sample(parts) if self._reader.read(record, parts) else _MISSING
+            return self._sample(record)
         except _UNREADABLE:
-            if self._file.path is None:
-                raise
+            if self._file.path is None or self._is_readable(record):
+                raise  # in the second case a signal's handler raised it, and the record is not to blame
             self._unreadable.add(number)
             return _MISSING
+
+    def _sample(self, record: Record) -> Any:
+        form = form_of(record.form)
+        parts = form.parts(record.nbytes)
+        return form.sample(parts) if self._reader.read(record, parts) else _MISSING
+
+    def _is_readable(self, record: Record) -> bool:
+        try:
+            self._sample(record)
+        except _UNREADABLE:
+            return False
+        return True
 
     # -- keeping -------------------------------------------------------------------------------------------------
 

@@ -60,10 +60,22 @@ def take(sample: Any) -> Taken:
     """
     try:
         form, parts = take_plain(sample)
-    except (NotPlainError, pickle.PicklingError, AttributeError):  # a named tuple's class may have no name
+    except (NotPlainError, pickle.PicklingError, AttributeError) as error:  # a named tuple's class may have no name
+        if isinstance(error, AttributeError) and not _lacks_a_class(sample):
+            raise  # a signal's handler raised it
         form, parts = take_packed(sample)
         return Taken(_PACKED + form, parts)
     return Taken(_PLAIN + form, parts)
+
+
+def _lacks_a_class(sample: Any) -> bool:
+    try:
+        take_plain(sample)
+    except (pickle.PicklingError, AttributeError):
+        return True
+    except NotPlainError:
+        pass
+    return False
 
 
 def form_of(data: bytes) -> Form:

@@ -1190,14 +1190,33 @@ def test_datasets_of_torch(place: dict[str, Any]) -> None:
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-class Interruption(TimeoutError):
-    """What a signal's handler raises, which is an OSError."""
+class Interruption(Exception):
+    """What a signal's handler raises."""
 
 
-@pytest.fixture
-def _interrupting() -> Iterator[None]:
+class LateError(Interruption, TimeoutError):
+    """As of a socket that waits too long, which is an OSError."""
+
+
+class DiskError(Interruption, OSError):
+    """As of a disk that is broken."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
+
+
+class ClassError(Interruption, AttributeError):
+    """As of a class that is not there."""
+
+
+class FieldsError(Interruption, ValueError):
+    """As of a class that takes other arguments."""
+
+
+@pytest.fixture(params=[LateError, DiskError, ClassError, FieldsError])
+def _interrupting(request: pytest.FixtureRequest) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
-        raise Interruption
+        raise request.param
 
     before = signal.signal(signal.SIGUSR1, interrupt)
     yield
