@@ -45,11 +45,23 @@ class SharedArray(np.ndarray[Any, Any]):
         """Returns a plain array with the same elements, in memory of its own."""
         return self.view(np.ndarray).copy(order)
 
+    def __repr__(self) -> str:
+        plain, name = repr(self.view(np.ndarray)), type(self).__qualname__
+        return name + plain.removeprefix("array").replace("\n", "\n" + " " * (len(name) - len("array")))
+
+    def __copy__(self) -> Any:
+        return self.copy("K")
+
     def __deepcopy__(self, memo: Any) -> Any:
         return copy.deepcopy(self.view(np.ndarray), memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return np.asarray, (self.view(np.ndarray),)
+
+
+# Where there is no batch to collate, torch makes tensors of NumPy's arrays, but for those of text and objects: it knows
+# both by the name of the class.
+SharedArray.__module__, SharedArray.__name__ = np.__name__, np.ndarray.__name__
 
 
 def share_arrays(arrays: Sequence[Array], frozen: bool) -> list[SharedArray]:

@@ -575,7 +575,7 @@ def test_what_is_pickled_for_no_process_is_a_copy(copied: Callable[[Any], Any]) 
 def test_copies_are_copies() -> None:
     data = share(everything())
     again = copy.deepcopy(data)
-    assert type(again["array"]) is np.ndarray
+    assert type(again["array"]) is type(copy.copy(data["array"])) is np.ndarray
     again["array"][:] = -1
     again["tensor"][:] = -1
     assert data["array"].sum() > 0
@@ -674,6 +674,35 @@ def test_batches_are_those_of_the_data_itself(method: str) -> None:
     shared = assert_same_stream(pictures, epochs=2, multiprocessing_context=method, **arguments)
     plain = assert_same_stream(lambda: pictures(lambda data: data), epochs=2, **arguments)
     assert_same(shared[0], plain[0])
+
+
+class Windows(Dataset[Any]):
+    """Slices, which are whole batches."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return {"rows": self.rows[index : index + 4], "sorted": self.rows[index : index + 4].take([1, 0])}
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("make", [DataLoader, ShmDataLoader])
+@pytest.mark.parametrize("rows", [np.arange(9), np.array(list("abcdefghi"))], ids=["numbers", "text"])
+def test_slices_that_are_batches_are_converted_as_any_array(
+    rows: Any, make: Any, num_workers: int, frozen: bool
+) -> None:
+    shared = make(Windows(share(rows, frozen=frozen)), batch_size=None, num_workers=num_workers)
+    for batch, expected in zip(shared, DataLoader(Windows(rows), batch_size=None), strict=True):
+        for name in expected:
+            assert isinstance(batch[name], type(expected[name]))
+            assert batch[name].tolist() == expected[name].tolist()
+    let_stock_end()
 
 
 class Seen(Dataset[Any]):
