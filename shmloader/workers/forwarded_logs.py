@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import mmap
+import operator
 import os
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from shmloader.words import Words
 
@@ -50,6 +53,8 @@ class ForwardedLogs:
             raise
         self._rings = [LogRing(memory[i * RING_BYTES : (i + 1) * RING_BYTES]) for i in range(num_workers)]
         self._told = [0] * num_workers  # how many dropped records were told of
+        # Records that were read and not handed over, and when they were made: an interrupt may come in between.
+        self._read: deque[tuple[float, logging.LogRecord]] = deque()
         self._in_turn = threading.Lock()  # nobody waits for it
 
     def outlet(self, worker: int, is_forked: bool) -> LogOutlet:
@@ -70,21 +75,24 @@ class ForwardedLogs:
             return
         try:
             if any(ring.has_any for ring in self._rings):
-                self._hand_over()
+                self._take()
+            while self._read:
+                with _errors_printed():
+                    _handle(self._read.popleft()[1])
             self._tell_of_the_dropped()
         finally:
             self._in_turn.release()
 
-    def _hand_over(self) -> None:
-        records: list[logging.LogRecord] = []
+    def _take(self) -> None:
         for worker, ring in enumerate(self._rings):
+            latest = 0.0
             for data in ring.take():
                 with _errors_printed():
-                    records.append(unpacked(data))
-                    records[-1].shmloader_worker = worker  # for formatters
-        for record in sorted(records, key=lambda record: record.created):
-            with _errors_printed():
-                _handle(record)
+                    record = unpacked(data)
+                    record.shmloader_worker = worker  # for formatters
+                    latest = _time_behind(latest, record)
+                    self._read.append((latest, record))
+        self._read = deque(sorted(self._read, key=operator.itemgetter(0)))
 
     def _tell_of_the_dropped(self) -> None:
         for worker, ring in enumerate(self._rings):
@@ -100,12 +108,25 @@ class ForwardedLogs:
 
     def close(self) -> None:
         """Hands over what is there, after the workers have ended, and gives the memory back. Safe to call again."""
-        if self._memory_fd >= 0:
+        if self._memory_fd < 0:
+            return
+        try:
             self.hear()
+        finally:  # a signal's handler may raise within a handler of records
             memory_fd, self._memory_fd = self._memory_fd, -1
             os.close(memory_fd)
             os.close(self.bell_fd)
             self._rings = []  # and with them their mapping, when nobody reads it any more
+
+
+def _time_behind(latest: float, record: logging.LogRecord) -> float:
+    """Returns when a record was made, as far as its place among its worker's goes.
+
+    What a worker has said comes in its order, whatever time a record bears: a clock may be set, and a program may give
+    loggers records that it has read somewhere.
+    """
+    made: Any = record.created
+    return max(latest, made) if isinstance(made, (int, float)) else latest
 
 
 def _handle(record: logging.LogRecord) -> None:

@@ -361,6 +361,38 @@ def test_a_grandchild_has_the_handlers_that_it_would_have(kept: Keeping) -> None
     assert kept.texts.count("last words") == 1
 
 
+def replay(index: int) -> int:
+    for number, created in enumerate([None, 1e9, "long ago", 5.0, float("nan"), 7]):
+        fields = {"name": log.name, "levelno": logging.INFO, "msg": "%d", "args": (number,), "created": created}
+        log.handle(logging.makeLogRecord(fields))
+    return index
+
+
+def test_times_of_any_kind_leave_records_in_their_workers_order(kept: Keeping) -> None:
+    with JobQueue(replay, num_workers=1, forward_logs=True) as queue:
+        for index in range(3):
+            queue.put(index)
+            assert queue.get() == index
+    assert [int(text) for text in kept.texts] == list(range(6)) * 3
+
+
+def test_an_interrupt_in_a_handler_loses_no_record(kept: Keeping) -> None:
+    class Interrupted(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "sample 2":
+                raise KeyboardInterrupt
+
+    handler = Interrupted()
+    log.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(ShmDataLoader(Talking(), num_workers=1, batch_size=8, forward_logs=True)))
+    finally:
+        log.removeHandler(handler)
+    assert kept.texts[:3] == ["sample 0", "sample 1", "sample 2"]
+    assert kept.texts == [f"sample {index}" for index in range(len(kept.texts))]
+
+
 def from_threads(index: int) -> int:
     def talk(name: int) -> None:
         for number in range(200):
@@ -408,8 +440,7 @@ def test_modules_that_are_imported_in_a_spawned_worker_may_log() -> None:
     done = run_file(
         """
         import logging, sys, types
-        from pathlib import Path
-
+        
         folder = Path(__file__).parent
         sys.path.insert(0, str(folder))
         if __name__ == "__main__":
