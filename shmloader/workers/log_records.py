@@ -16,6 +16,7 @@ MAX_RECORD_BYTES = 1 << 16
 _MAX_TEXT_BYTES = 18_000
 _MAX_NAME_BYTES = 1_000
 _MAX_EXTRA_BYTES = 4_096
+_EXTRA_OVERHEAD_BYTES = 64  # of one that is cut: the words that say so, and what a pickle adds
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _TEXTS = ("msg", "exc_text", "stack_info")
@@ -40,9 +41,9 @@ def packed(record: logging.LogRecord) -> bytes:
         fields["msg"] = record.getMessage()
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = _formatter.formatException(record.exc_info)
-    extras = {name: _extra(value) for name, value in vars(record).items() if name not in _OWN and type(name) is str}
-    data = pickle.dumps((fields, extras), 5)
-    return data if len(data) <= MAX_RECORD_BYTES else pickle.dumps((_cut_all(fields, record), {}), 5)
+    extras = {name: value for name, value in vars(record).items() if name not in _OWN and type(name) is str}
+    data = pickle.dumps((fields, {name: _extra(value) for name, value in extras.items()}), 5)
+    return data if len(data) <= MAX_RECORD_BYTES else _packed_in_short(_cut_all(fields, record), extras)
 
 
 def unpacked(data: bytes) -> logging.LogRecord:
@@ -66,18 +67,34 @@ def _is_plain(value: Any, depth: int = 3) -> bool:
     return type(value) in (tuple, list) and all(_is_plain(one, depth - 1) for one in value)
 
 
-def _extra(value: Any) -> tuple[Any, bool]:
-    """Returns what arrives of an attribute of the user's, and whether it is a pickle: else it is the value, or text."""
-    if _is_plain(value):
-        return value, False
+def _packed_in_short(fields: dict[str, Any], extras: dict[str, Any]) -> bytes:
+    """Returns a record that is too large, with what there is room for of each attribute of the user's.
+
+    None is left out, since formatters name them, unless there are hundreds.
+    """
+    bare = pickle.dumps((fields, dict.fromkeys(extras, (None, False))), 5)
+    room = (MAX_RECORD_BYTES - len(bare)) // max(1, len(extras)) - _EXTRA_OVERHEAD_BYTES
+    short = {name: _extra(value, room, room) for name, value in extras.items()} if room >= 0 else {}
+    return pickle.dumps((fields, short), 5)
+
+
+def _extra(value: Any, nbytes: int = _MAX_EXTRA_BYTES, plain_nbytes: int = MAX_RECORD_BYTES) -> tuple[Any, bool]:
+    """Returns what arrives of an attribute of the user's, and whether it is a pickle: else it is the value, or text.
+
+    Args:
+        value: the attribute.
+        nbytes: the most that a pickle or a text may take.
+        plain_nbytes: the most that a value may take of which no pickle is needed.
+    """
+    is_plain = _is_plain(value)
     try:
         data = pickle.dumps(value, 5)
-        if len(data) <= _MAX_EXTRA_BYTES:
-            return data, True
+        if len(data) <= (plain_nbytes if is_plain else nbytes):
+            return (value, False) if is_plain else (data, True)
     except Exception:  # code of the user's
         pass
     try:
-        return _cut(repr(value), _MAX_EXTRA_BYTES), False
+        return _cut(value if type(value) is str else repr(value), nbytes), False
     except Exception:
         return f"<{type(value).__qualname__}>", False
 

@@ -376,6 +376,26 @@ def test_times_of_any_kind_leave_records_in_their_workers_order(kept: Keeping) -
     assert [int(text) for text in kept.texts] == list(range(6)) * 3
 
 
+def say_much(index: int) -> int:
+    log.info("much", extra={"small": index, "large": "x" * 100_000, "list": list(range(50_000))})
+    log.info("many", extra={f"name{number}": "x" * 4000 for number in range(40)})
+    log.info("%s", "y" * 200_000, extra={"small": index, "large": "z" * 1000})
+    return index
+
+
+def test_attributes_are_there_whatever_the_size_of_a_record(kept: Keeping) -> None:
+    with JobQueue(say_much, num_workers=1, forward_logs=True) as queue:
+        queue.put(7)
+        queue.get()
+    much, many, long = (vars(record) for record in kept.records)
+    assert much["small"] == 7
+    assert much["large"].startswith("x" * 1000)
+    assert much["list"].startswith("[0, 1, 2, 3")
+    assert all(many[f"name{number}"].startswith("x") for number in range(40))
+    assert long["small"] == 7
+    assert long["large"].startswith("z" * 100)
+
+
 def test_an_interrupt_in_a_handler_loses_no_record(kept: Keeping) -> None:
     class Interrupted(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
