@@ -8,6 +8,7 @@ filter as well, so the inherited filters are taken out too. What `worker_init_fn
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import mmap
 import os
@@ -18,12 +19,12 @@ from dataclasses import dataclass
 from multiprocessing import reduction
 from typing import Any
 
+from shmloader import process_exit
+
 from .log_records import packed
 from .log_ring import LogRing
 
 RING_BYTES = 1 << 20  # a multiple of pages; some thousands of records
-# Those of a forked worker, held for its life: see `_take_out_what_was_inherited`.
-_inherited: list[logging.Handler] = []
 _BELL = (1).to_bytes(8, sys.byteorder)
 
 
@@ -91,14 +92,17 @@ class LogOutlet:
     def install(self) -> None:
         """Has this process's records go there. Called in the worker, before any code of the user's."""
         memory = mmap.mmap(self.memory_fd, RING_BYTES, offset=self.worker * RING_BYTES)
+        inherited: list[_Inherited] = []
         if self.settings is None:
-            _take_out_what_was_inherited()
+            inherited = _take_out_what_was_inherited()
         else:
             self.settings.apply()
-        handler = RingHandler(LogRing(memoryview(memory)), self.bell_fd, _inherited)
+        handler = RingHandler(LogRing(memoryview(memory)), self.bell_fd)
         for name, logger in _all_loggers():
             if not (name and logger.propagate):
                 logger.addHandler(handler)
+        give_back = functools.partial(_give_back_in_child, handler, inherited)  # which holds them for the worker's life
+        process_exit.in_child(process_exit.InChild.STOP_WRITING, give_back)
 
     def __reduce__(self) -> tuple[Callable[..., LogOutlet], tuple[Any, ...]]:
         return _adopt, (self.worker, reduction.DupFd(self.memory_fd), reduction.DupFd(self.bell_fd), self.settings)
@@ -108,42 +112,68 @@ def _adopt(worker: int, memory: Any, bell: Any, settings: LogSettings | None) ->
     return LogOutlet(worker, memory.detach(), bell.detach(), settings)
 
 
-def _take_out_what_was_inherited() -> None:
-    """Takes handlers and filters out of all loggers.
+@dataclass(frozen=True)
+class _Inherited:
+    """What a logger had in the parent."""
 
-    The handlers are not closed, and are held: a file would write what it has in its buffer, which is the parent's to
-    write.
+    logger: logging.Logger
+    handlers: list[logging.Handler]
+    filters: list[Any]
+
+
+def _take_out_what_was_inherited() -> list[_Inherited]:
+    """Takes handlers and filters out of all loggers, and returns them.
+
+    The handlers are not closed, and have to be held: a file would write what it has in its buffer, which is the
+    parent's to write.
     """
+    found = [_Inherited(logger, logger.handlers, logger.filters) for _, logger in _all_loggers()]
+    for one in found:
+        one.logger.handlers = []
+        one.logger.filters = []
+    return found
+
+
+def _give_back_in_child(handler: RingHandler, inherited: list[_Inherited]) -> None:
+    """Has a process that user code forks from a worker log as one does that is forked from the parent.
+
+    The ring has one writer. Loggers that do not lead to it any more were set up anew in the worker, and stay as they
+    are.
+    """
+    ours = [one for one in inherited if _leads_to(handler, one.logger)]
     for _, logger in _all_loggers():
-        _inherited.extend(logger.handlers)
-        logger.handlers = []
-        logger.filters = []
+        logger.handlers = [one for one in logger.handlers if one is not handler]
+    for one in ours:
+        one.logger.handlers = [*one.handlers, *one.logger.handlers]
+        one.logger.filters = [*one.filters, *one.logger.filters]
+
+
+def _leads_to(handler: logging.Handler, logger: logging.Logger) -> bool:
+    while handler not in logger.handlers:
+        if logger.parent is None or not logger.propagate:
+            return False
+        logger = logger.parent
+    return True
 
 
 class RingHandler(logging.Handler):
     """Writes records to a ring. Blocks for nobody: what does not fit is dropped, and counted.
 
     Args:
-        ring: where to. It has one writer, so in a process that user code forks from this one the inherited handlers get
-            the records.
+        ring: where to. It has one writer: in a process that is forked from this one nothing is written.
         bell_fd: an eventfd that is written to behind each record.
-        inherited: those handlers.
     """
 
-    def __init__(self, ring: LogRing, bell_fd: int, inherited: list[logging.Handler]) -> None:
+    def __init__(self, ring: LogRing, bell_fd: int) -> None:
         super().__init__()
         self._ring = ring
         self._bell_fd = bell_fd
-        self._inherited = inherited
         self._pid = os.getpid()
         self._is_busy = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record. One thread at a time is in here, see `logging.Handler.handle`."""
-        if os.getpid() != self._pid:
-            for handler in self._inherited:
-                if record.levelno >= handler.level:
-                    handler.handle(record)
+        if os.getpid() != self._pid:  # where user code has kept the handler, and uses it itself
             return
         try:
             data = packed(record)

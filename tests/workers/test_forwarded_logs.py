@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -361,6 +363,84 @@ def test_a_grandchild_has_the_handlers_that_it_would_have(kept: Keeping) -> None
     assert kept.texts.count("last words") == 1
 
 
+class Writing(logging.Handler):
+    """Appends lines to a file, in whatever process it is called."""
+
+    def __init__(self, path: str, label: str) -> None:
+        super().__init__()
+        self.path, self.label = path, label
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with Path(self.path).open("a") as file:
+            file.write(f"{self.label}: {record.getMessage()}\n")
+
+
+def speak(index: int) -> int:
+    log.info("for %d", index)
+    log.info("not for %d", index)
+    logging.getLogger("tests.forwarded.child").warning("below")
+    return index
+
+
+def speak_in_a_child(index: int) -> int:
+    if (child := os.fork()) == 0:
+        speak(index)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return index
+
+
+@pytest.mark.parametrize("forward_logs", [False, True])
+def test_a_grandchild_has_each_loggers_own_handlers_and_filters(
+    kept: Keeping, tmp_path: Any, forward_logs: bool
+) -> None:
+    path = str(tmp_path / "lines")
+    child, other = logging.getLogger("tests.forwarded.child"), logging.getLogger("tests.elsewhere")
+    handlers = [(log, Writing(path, "log")), (child, Writing(path, "child")), (other, Writing(path, "elsewhere"))]
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.getMessage() != "not for 7"
+
+    log.addFilter(wanted)
+    for logger, handler in handlers:
+        logger.addHandler(handler)
+    try:
+        with JobQueue(speak_in_a_child, num_workers=1, forward_logs=forward_logs) as queue:
+            queue.put(7)
+            queue.get()
+    finally:
+        log.removeFilter(wanted)
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+    assert Path(path).read_text().splitlines() == ["log: for 7", "child: below", "log: below"]
+
+
+def begin_anew(path: str, worker: int) -> None:
+    logging.basicConfig(force=True, handlers=[Writing(path, "anew")])
+
+
+def test_a_grandchild_of_a_worker_with_its_own_set_up_keeps_that(kept: Keeping, tmp_path: Any) -> None:
+    path = str(tmp_path / "lines")
+    before = Writing(path, "before")
+    logging.root.addHandler(before)
+    try:
+        init = functools.partial(begin_anew, path)
+        with JobQueue(speak_in_a_child, num_workers=1, forward_logs=True, worker_init_fn=init) as queue:
+            queue.put(7)
+            queue.get()
+    finally:
+        logging.root.removeHandler(before)
+    assert {line.partition(":")[0] for line in Path(path).read_text().splitlines()} == {"anew"}
+
+
+@pytest.mark.usefixtures("_resource_tracker")
+def test_a_grandchild_without_handlers_speaks_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with JobQueue(speak_in_a_child, num_workers=1, forward_logs=True, multiprocessing_context="spawn") as queue:
+        queue.put(7)
+        queue.get()
+    assert capfd.readouterr().err == "below\n"
+
+
 def replay(index: int) -> int:
     for number, created in enumerate([None, 1e9, "long ago", 5.0, float("nan"), 7]):
         fields = {"name": log.name, "levelno": logging.INFO, "msg": "%d", "args": (number,), "created": created}
@@ -460,7 +540,8 @@ def test_modules_that_are_imported_in_a_spawned_worker_may_log() -> None:
     done = run_file(
         """
         import logging, sys, types
-        
+        from pathlib import Path
+
         folder = Path(__file__).parent
         sys.path.insert(0, str(folder))
         if __name__ == "__main__":
