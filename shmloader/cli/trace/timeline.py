@@ -75,24 +75,47 @@ class Timeline:
 
 
 def timelines(events: list[Event]) -> list[Timeline]:
-    """Returns the tracks of each pool; those of others, as torch's profiler, are left out."""
-    found: dict[str, Timeline] = {}
-    tracks: dict[tuple[Any, Any], tuple[Timeline, str]] = {}  # by process and thread; None: all of that process
-    for event in events:
-        if event.get("ph") == "M" and event.get("name") in ("thread_name", "process_name"):
-            label, colon, suffix = str(event["args"]["name"]).rpartition(": ")
-            if colon + suffix in (_LOOP, _WORKERS, _SLOTS):
-                timeline = found.setdefault(label, Timeline(label))
-                thread = event["tid"] if colon + suffix == _LOOP else None
-                tracks[event["pid"], thread] = timeline, colon + suffix
+    """Returns the tracks of each pool; those of others, as torch's profiler, are left out.
+
+    Files of several ranks, which were merged, may call theirs the same: process and thread of the loop are in the
+    labels then.
+    """
+    found, tracks = _named(events)
     for event in events:
         pid = event.get("pid")
         if (track := tracks.get((pid, event.get("tid")), tracks.get((pid, None)))) is not None:
             _add(*track, event)
-    for timeline in found.values():
+    for timeline in found:
         for spans in (timeline.loop, *timeline.workers.values(), *timeline.slots.values()):
             spans.sort(key=lambda span: (span.began, -span.ended))
-    return list(found.values())
+    return found
+
+
+# By process and thread; None: all of that process.
+_Tracks = dict[tuple[Any, Any], tuple[Timeline, str]]
+
+
+def _named(events: list[Event]) -> tuple[list[Timeline], _Tracks]:
+    """Returns whom the names of tracks tell of. That of a loop comes before those of its workers and slots."""
+    tracks: _Tracks = {}
+    latest: dict[str, Timeline] = {}
+    loops: dict[str, list[tuple[Timeline, Event]]] = defaultdict(list)
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") in ("thread_name", "process_name"):
+            label, colon, suffix = str(event["args"]["name"]).rpartition(": ")
+            what = colon + suffix
+            if what not in (_LOOP, _WORKERS, _SLOTS):
+                continue
+            key = event["pid"], event["tid"] if what == _LOOP else None
+            if what == _LOOP and key not in tracks:
+                latest[label] = Timeline(label)
+                loops[label].append((latest[label], event))
+            if label in latest:
+                tracks.setdefault(key, (latest[label], what))
+    for same in loops.values():
+        for timeline, event in same if len(same) > 1 else []:
+            timeline.label += f" (process {event['pid']}, thread {event['tid']})"
+    return [timeline for same in loops.values() for timeline, _ in same], tracks
 
 
 def _add(timeline: Timeline, what: str, event: Event) -> None:

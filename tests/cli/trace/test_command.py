@@ -212,6 +212,24 @@ def test_two_files_become_one_on_one_clock(tmp_path: Path, base: int) -> None:
     assert moved == [at + (base - 2_000_000_000) / 1000 for at in before]
 
 
+def test_ranks_that_call_their_loaders_the_same_stay_apart(tmp_path: Path) -> None:
+    for rank, batches in enumerate((3, 5)):
+        events = [{**event, "pid": event["pid"] + 100 * rank} for event in _made(batches)]
+        (tmp_path / f"{rank}.json").write_text(json.dumps(events))
+    names = [str(tmp_path / name) for name in ("0.json", "1.json", "both.json")]
+    assert main(["trace", names[0], "--merge", names[1], "--out", names[2]]) == 0
+    found = timelines(read(Path(names[2])).events)
+    assert {line.label: len(line.steps) for line in found} == {
+        "it: x (process 1, thread 7)": 3,
+        "it: x (process 101, thread 7)": 5,
+    }
+    for line in found:
+        (alone,) = timelines(_made(len(line.steps)))
+        assert (line.workers, line.slots, line.loop) == (alone.workers, alone.slots, alone.loop)
+    assert main(["trace", names[0], "--merge", names[0], "--out", names[2]]) == 0
+    assert len(timelines(read(Path(names[2])).events)) == 1
+
+
 def test_steps_are_where_torchs_profiler_sees_them(tmp_path: Path) -> None:
     """By nesting: torch's label is around what we call a step, so only clocks that differ could say otherwise."""
 
