@@ -551,7 +551,8 @@ class ShmDataLoader(DataLoader[T_co]):
             The context manager, to be entered once.
 
         Raises:
-            TypeError, ValueError: an argument is wrong; or, when it is entered, ``path`` is not a regular file.
+            TypeError, ValueError: an argument is wrong; or, when it is entered, ``path`` is not a regular file, or is
+                being written by another trace, of another loader or process.
             RuntimeError: when it is entered; the loader is being traced already.
             OSError: when it is entered; the file cannot be opened or written to.
 

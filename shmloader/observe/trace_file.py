@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -80,7 +81,7 @@ class TraceFile:
 
     Raises:
         OSError: it cannot be opened, or written to.
-        ValueError: it is no regular file.
+        ValueError: it is no regular file, or another one that is open has it, in whichever process.
     """
 
     def __init__(self, path: Path, max_bytes: int, facts: dict[str, Any]) -> None:
@@ -139,6 +140,8 @@ class TraceFile:
         if self._pid == os.getpid():
             with contextlib.suppress(OSError):
                 self._put_end(is_last=True)
+            with contextlib.suppress(OSError):  # at once, whoever is being forked and has the descriptor still
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
         self.disown()
 
     def disown(self) -> None:
@@ -186,10 +189,24 @@ class TraceFile:
 def _open(path: Path) -> int:
     # Not blocking: to open a pipe that nobody reads would wait for a reader.
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError(f"a trace is written to a regular file, and {str(path)!r} is none")
+        _lock(fd, path)
+    except BaseException:
         os.close(fd)
-        raise ValueError(f"a trace is written to a regular file, and {str(path)!r} is none")
+        raise
     return fd
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Has the file be one trace's: two would write over each other, as those of several ranks with one path."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{str(path)!r} is being written by another trace; each needs a file of its own") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def _write_all(fd: int, data: bytes, place: int) -> None:

@@ -134,3 +134,31 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         TraceFile(tmp_path / "nowhere" / "trace.json", LEAST_BYTES, {})
     with pytest.raises(ValueError, match="regular file"):
         TraceFile(Path(os.devnull), LEAST_BYTES, {})
+
+
+def test_a_file_that_another_trace_writes_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    file = TraceFile(path, LEAST_BYTES, {})
+    write(file, range(3))
+    (tmp_path / "link").symlink_to(path)
+    for same in (path, tmp_path / "link"):
+        with pytest.raises(ValueError, match="another trace"):
+            TraceFile(same, LEAST_BYTES, {})
+    write(file, range(3, 6))
+    kept = os.dup(file._fd)  # as a process has it that is being forked
+    file.close()
+    assert events(path) == list(range(6))
+    TraceFile(path, LEAST_BYTES, {}).close()
+    os.close(kept)
+    assert events(path) == []
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    file = TraceFile(tmp_path / "trace.json", LEAST_BYTES, {})
+    write(file, range(3))
+    file.close()
+    assert events(file.path) == [0, 1, 2]
