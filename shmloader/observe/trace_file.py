@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 LEAST_BYTES = 1 << 16
-_END_BYTES = 1024  # the most that the end takes
+_END_BYTES = 1024  # what the end takes, so that there is room for any where the last one was
+_CLOSED = b"\n]\n"
 _GZIP = 16 + zlib.MAX_WBITS
 _LEVEL = 1
 
@@ -183,7 +184,7 @@ class TraceFile:
         if self.error is not None:
             counts["error"] = errno.errorcode.get(self.error.errno or 0, "OSError")
         event = {"ph": "M", "name": "shmloader_trace", "pid": self._pid, "tid": 0, "args": {**self._facts, **counts}}
-        return json.dumps(event).encode() + b"\n]\n"
+        return json.dumps(event).encode().ljust(_END_BYTES - len(_CLOSED)) + _CLOSED
 
 
 def _open(path: Path) -> int:

@@ -78,7 +78,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("room", [600, 1500, 5000])
+@pytest.mark.parametrize("room", [1100, 1500, 5000])
 def test_a_disk_that_becomes_full_leaves_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, room: int
 ) -> None:
@@ -98,6 +98,21 @@ def test_a_disk_that_becomes_full_leaves_what_was_written(
         assert read(file.path).end["error"] == "ENOSPC"
     if before:
         assert events(file.path) == list(range(before))
+
+
+def test_a_disk_may_become_full_at_any_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in range(1026, 1400):  # from the first end, to behind some writes
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", FullDisk(room))
+            file = TraceFile(tmp_path / "trace.json", LEAST_BYTES, {"fact": 1})
+            for number in range(30):
+                write(file, range(number, number + 1))
+            file.close()
+        assert file.written < 30
+        found = read(file.path)
+        assert found.is_whole
+        assert found.end["error"] == "ENOSPC"
+        assert events(file.path) == list(range(file.written))
 
 
 def test_a_disk_that_is_full_at_once_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
