@@ -46,7 +46,11 @@ def label_of(owner: Any) -> str:
     if (name := getattr(owner, "name", None)) is not None:
         return str(name)
     source = next((vars(owner)[one] for one in ("dataset", "_function") if one in vars(owner)), owner)
-    return str(getattr(source, "__qualname__", type(source).__qualname__))
+    try:
+        own = source.__qualname__
+    except Exception:  # code of the user's: a dataset may have any idea of what attributes it has
+        own = None
+    return own if isinstance(own, str) else type(source).__qualname__
 
 
 def live_loaders() -> tuple[Any, ...]:

@@ -263,6 +263,25 @@ def test_a_name_is_an_attribute_and_in_the_repr() -> None:
     assert repr(object.__new__(ShmDataLoader)).startswith("<ShmDataLoader")
 
 
+class Answering(Numbers):
+    """Gives an answer, or an error, whatever attribute it is asked for."""
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def __getattr__(self, name: str) -> object:
+        if name == "__qualname__" and isinstance(self.answer, Exception):
+            raise self.answer
+        if name == "__qualname__":
+            return self.answer
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("answer", [KeyError("no such column"), 7, None])
+def test_a_dataset_with_attributes_of_any_name_is_called_by_its_class(answer: object) -> None:
+    assert registry.label_of(ShmDataLoader(Answering(answer))) == "Answering"
+
+
 @pytest.mark.parametrize("name", [3, b"train", "", "a\nb"])
 def test_a_name_that_cannot_be(name: Any) -> None:
     for make in (
