@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from enum import Enum
 
+from . import table
 from .figures import PassStatistics, SlowSample, WorkerStatistics
 
 # Nothing is said of less. In some thirty batches each worker of a usual number has made a few, and what happens once,
@@ -28,6 +29,8 @@ _SLOW_WORKER = 1.5
 _LEAST_BATCHES_OF_WORKER = 8
 # Workers that idle so much could have made what the loop waits for, had they been asked before.
 _IDLE = 0.2
+# What the loop's process itself takes for a worker's batch, waits left out, is some tens of microseconds.
+_QUICK_SECONDS = 100e-6
 # More is not guessed: the figures say what one worker takes, and not what so many do to a disk.
 _MOST_WORKERS_FACTOR = 4
 
@@ -184,6 +187,14 @@ def _start_up(case: _Case) -> Verdict:
 
 
 def _in_process(case: _Case) -> Verdict:
+    if case.made and case.work / case.made < _QUICK_SECONDS:
+        return Verdict(
+            f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time and "
+            f"{_time(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as long. A "
+            "larger batch_size takes less of the loop for each sample.",
+            Kind.IN_PROCESS,
+            "batch_size",
+        )
     wanted, most = _workers_for(case), case.most_workers
     return Verdict(
         f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time. num_workers="
@@ -199,7 +210,7 @@ def _of_copies_and_room(case: _Case) -> Verdict | None:
         share = f"{_percent(figures.copies / figures.batches)} of the batches are handed out as private copies"
         if figures.copies_for_room >= _MOST * figures.copies:
             return Verdict(
-                f"{share}, since {_size(setting.max_bytes)} leave no room to lend more. Raise max_pool_bytes, or hold "
+                f"{share}, since {_size(setting.max_bytes)} leaves no room to lend more. Raise max_pool_bytes, or hold "
                 "fewer batches.",
                 Kind.MEMORY_CAP,
                 "max_pool_bytes",
@@ -341,4 +352,4 @@ def _time(seconds: float) -> str:
 
 
 def _size(nbytes: int) -> str:
-    return f"the cap of {nbytes} bytes"
+    return f"the cap of {table.size(nbytes)}"

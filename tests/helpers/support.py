@@ -30,6 +30,7 @@ TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 # Seconds that a test waits for what comes at once on a machine that has nothing else to do: so long only where it never
 # comes. Less than the suite gives a test, which would end it without a word of what it waits for.
+ROOT = Path(__file__).parents[2]
 PATIENCE = 100.0
 
 # Of these, one object is as good as another that is equal to it.
@@ -265,7 +266,9 @@ def run_file(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         script = Path(folder) / "script.py"
         script.write_text(textwrap.dedent(code))
         command = [sys.executable, str(script), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # it may import from the tests
+        environment = {**os.environ, "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
 
 
 def in_threads(*acts: Callable[[], object]) -> None:

@@ -270,7 +270,7 @@ def test_iterators_of_several_threads_lose_nothing() -> None:
     found = loader.statistics()
     # Of what is zipped the loader's comes first: it is asked once more than there are numbers, until it has ended.
     assert found.batches == len(threads) * sum(min(6, 2 + number % 6) for number in range(passes))
-    assert loader._meters._sum.live == ()  # else pools that nobody uses would stay
+    assert loader._lifetime.meters._sum.live == ()  # else pools that nobody uses would stay
     assert_sound(found, 0)
 
 

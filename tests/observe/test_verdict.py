@@ -171,6 +171,13 @@ def test_how_many_workers() -> None:
     assert "num_workers=8. It would take" in judge(no_loop, TWO)
 
 
+def test_workers_are_not_advised_where_batches_are_quicker_than_they() -> None:
+    setting = Setting(num_workers=0, processors=8)
+    for fetch, knob in ((0.5, "num_workers"), (0.0005, "batch_size")):
+        found = judge(figures(wait=0.5, loop=0.5, workers=(worker(batches=BATCHES, fetch=fetch),)), setting)
+        assert (found.kind, found.knob) == (Kind.IN_PROCESS, knob)
+
+
 def test_what_takes_a_samples_time() -> None:
     found = figures(wait=0.5, loop=0.5, workers=pair(0.75, collate_seconds=0.25))
     assert "20.0 ms: 75 % reading samples, 25 % collating" in judge(found, TWO)

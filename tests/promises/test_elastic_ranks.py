@@ -19,7 +19,6 @@ RANKS = """
     import torch
     import torch.distributed as dist
     from shmloader import PermutationSampler, ShmDataLoader
-    sys.path.append(os.getcwd())
     from tests.helpers import resuming
 
     LENGTH, GLOBAL, EPOCHS = 65, 12, 3
