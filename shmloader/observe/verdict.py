@@ -190,8 +190,8 @@ def _in_process(case: _Case) -> Verdict:
     if case.made and case.work / case.made < _QUICK_SECONDS:
         return Verdict(
             f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time and "
-            f"{_time(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as long. A "
-            "larger batch_size takes less of the loop for each sample.",
+            f"{_time(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as "
+            "long. A larger batch_size takes less of the loop for each sample.",
             Kind.IN_PROCESS,
             "batch_size",
         )

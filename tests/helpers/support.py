@@ -28,9 +28,10 @@ from shmloader import ShmDataLoader
 # For what depends on it: (2, 13), say.
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
+ROOT = Path(__file__).parents[2]
+
 # Seconds that a test waits for what comes at once on a machine that has nothing else to do: so long only where it never
 # comes. Less than the suite gives a test, which would end it without a word of what it waits for.
-ROOT = Path(__file__).parents[2]
 PATIENCE = 100.0
 
 # Of these, one object is as good as another that is equal to it.

@@ -194,9 +194,9 @@ def test_errors_of_the_dataset_are_there(tmp_path: Path) -> None:
         return index
 
     loader = ShmDataLoader(Mapped(fail), batch_size=2, num_workers=2)
-    iterator = iter(loader)
     outcomes: list[Any] = []
     with loader.trace(tmp_path / "trace.json"):
+        iterator = iter(loader)
         while len(outcomes) < 10:
             try:
                 outcomes.append(next(iterator)[0])
