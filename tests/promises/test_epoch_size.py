@@ -47,7 +47,7 @@ def made(arguments: dict[str, Any]) -> dict[str, Any]:
 # -- the stream ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("num_workers", [0, 2, 3])
 @pytest.mark.parametrize("epoch_size", [4, 13])
 @pytest.mark.parametrize(
@@ -86,6 +86,7 @@ def test_passes_are_ordinary_ones_cut_anew(
     assert_same(list(itertools.chain(*found)), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arguments", [{}, {"batch_size": None}, {"num_workers": 1}, {"persistent_workers": True}])
 def test_threads(arguments: dict[str, Any]) -> None:
     for make in (Images, functools.partial(Shards, noisy=False)):

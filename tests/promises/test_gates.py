@@ -264,7 +264,7 @@ def toggled(of: ShmDataLoader[Any], rng: random.Random, passes: int) -> list[lis
     return found
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("worker_type", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ MAPS: dict[str, Make] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", MAPS)
 def test_samples_that_are_seeded_go_on_with_any_number_of_workers(source: str) -> None:
     make = MAPS[source]
@@ -171,6 +172,7 @@ CUT: dict[str, Make] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("source", CUT)
 def test_a_pass_that_is_cut_from_a_stream_goes_on(source: str, persistent: bool) -> None:
