@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch.utils.data import Dataset
 
@@ -55,7 +55,7 @@ def sum_of_caches(dataset: Any, kind: type[Cache]) -> CacheStatistics | None:
         dataset: a loader's.
         kind: what a cache is.
     """
-    found = [one.statistics() for one in _within(dataset) if isinstance(one, kind)]
+    found = [one.statistics() for one in _within(dataset) if issubclass(type(one), kind)]
     if not found:
         return None
     return CacheStatistics(*(sum(getattr(one, field.name) for one in found) for field in fields(CacheStatistics)))
@@ -74,11 +74,20 @@ def _within(dataset: Any) -> Iterator[Any]:
 
 
 def _parts(dataset: Any) -> list[Any]:
-    # By the instance's own dict where there is one, so that no code of the user's runs: a property may read files.
-    attributes = getattr(dataset, "__dict__", {})
-    parts: list[Any] = [value for value in attributes.values() if isinstance(value, Dataset)]
+    # By the instance's own dict where there is one, and by types, so that no code of the user's runs: a property may
+    # read files, ``__class__`` too, and a weak proxy raises when its object is gone.
+    attributes = _attributes(dataset)
+    # All at once: a worker thread may set one meanwhile.
+    parts: list[Any] = [value for value in list(attributes.values()) if issubclass(type(value), Dataset)]
     parts.append(attributes.get("dataset"))
-    several = attributes.get("datasets")
-    if isinstance(several, (list, tuple)):
+    several: Any = attributes.get("datasets")
+    if issubclass(type(several), (list, tuple)):
         parts += several[:_MAX_LOOKED_AT]
     return [part for part in parts if part is not None]
+
+
+def _attributes(dataset: Any) -> Mapping[str, Any]:
+    try:
+        return cast("Mapping[str, Any]", object.__getattribute__(dataset, "__dict__"))
+    except AttributeError:
+        return {}

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 import zlib
 from collections import Counter, UserString, deque, namedtuple
 from collections.abc import Callable, Iterator
@@ -1027,6 +1028,28 @@ def test_a_loader_sums_its_caches() -> None:
     loader = ShmDataLoader(Images(3), num_workers=1)
     list(loader)
     assert cache_of(loader) is None
+
+
+class Lazy:
+    """A stand-in that makes what it stands for when somebody asks of which class that is."""
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise FileNotFoundError
+
+
+def test_stand_ins_are_not_asked_for_their_class() -> None:
+    """One was not made yet, and what the other stood for is gone."""
+    dataset = Mapped(int, 3)
+    gone = weakref.proxy(Lazy())
+    for name, value in (("lazy", Lazy()), ("owner", gone), ("dataset", gone), ("datasets", [gone, Lazy()])):
+        setattr(dataset, name, value)
+    dataset.cached = CachedDataset([1, 2])  # type: ignore[attr-defined]
+    loader: ShmDataLoader[Any] = ShmDataLoader(dataset, num_workers=0)
+    list(loader)
+    found = cache_of(loader)
+    assert found is not None
+    assert found.length == 2
 
 
 def test_threads_count_apart() -> None:
