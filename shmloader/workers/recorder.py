@@ -327,7 +327,8 @@ class Recorder:
         self._write_slow()
 
     def _write_slow(self) -> None:
-        data = "\n".join(f"{took} {text}" for took, text in self._slow).encode()[:SLOW_BYTES]
+        lines = "\n".join(f"{took} {text}" for took, text in self._slow)
+        data = lines.encode(errors="backslashreplace")[:SLOW_BYTES]  # a file's name may have what has no code
         self._record[_SLOW_START : _SLOW_START + SLOW_BYTES] = data.ljust(SLOW_BYTES, b"\0")
 
 

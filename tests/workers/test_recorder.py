@@ -175,6 +175,16 @@ class Strange:
         raise ZeroDivisionError
 
 
+@dataclass
+class Named:
+    """An index whose text is a file's name: one that is not UTF-8 has surrogates in it."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
+
+
 def test_the_slowest_are_told_as_text_of_any_index(memory: memoryview) -> None:
     recorder, record = Recorder(memory), Record(memory)
     for number, index in enumerate([3, "a\nb", Strange(), "long" * 1000, ("é", 7), 4]):
@@ -184,6 +194,8 @@ def test_the_slowest_are_told_as_text_of_any_index(memory: memoryview) -> None:
     assert [slow.what[:16] for slow in found] == ["index 4", "index ('é', 7)", "index 'longlongl", "index a Strange"]
     assert all(len(slow.what) <= 100 for slow in found)
     assert not recorder.is_slow(2000)
+    recorder.note_slow(9000, "index", Named("\udce9.jpg"))
+    assert record.slowest()[0].what == r"index \udce9.jpg"
 
 
 def test_rows_are_whole_while_another_process_writes(memory: memoryview) -> None:
