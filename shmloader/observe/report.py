@@ -8,6 +8,7 @@ with the next step. A last line comes at the end of each pass and of the block.
 from __future__ import annotations
 
 import logging
+import math
 import numbers
 import os
 import threading
@@ -255,10 +256,13 @@ def _checked_loaders(loaders: Any) -> tuple[Reported, ...]:
 def _checked_seconds(every: Any) -> float:
     if isinstance(every, bool) or not isinstance(every, numbers.Real):
         raise TypeError(f"every must be a number of seconds, got {every!r}")
-    seconds = float(every)
-    if not seconds > 0:
+    number: Any = every
+    if not number > 0:
         raise ValueError(f"every must be a positive number of seconds, got {every}")
-    return seconds
+    try:
+        return float(every)
+    except OverflowError:  # an int, or a fraction, may be larger than any float
+        return math.inf
 
 
 def _checked_sinks(sinks: Any) -> tuple[Sink, ...]:

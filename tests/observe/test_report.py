@@ -359,6 +359,7 @@ def test_a_report_is_for_one_block_at_a_time() -> None:
         ({"loader": [object()]}, "report takes a ShmDataLoader"),
         ({"loader": torch.utils.data.DataLoader(TensorDataset(torch.ones(1)))}, "report takes a ShmDataLoader"),
         ({"every": 0}, "every must be a positive"),
+        ({"every": -(10**400)}, "every must be a positive"),
         ({"every": float("nan")}, "every must be a positive"),
         ({"every": "1"}, "every must be a number"),
         ({"to": 3}, "to must be a function"),
@@ -370,7 +371,7 @@ def test_what_cannot_be(arguments: dict[str, Any], error: str) -> None:
         shmloader.report(**{"loader": Fake(), **arguments})
 
 
-@pytest.mark.parametrize("every", [np.int64(3), np.float32(0.5), Fraction(1, 3)])
+@pytest.mark.parametrize("every", [np.int64(3), np.float32(0.5), Fraction(1, 3), 10**400])
 def test_numbers_of_other_kinds_are_seconds_too(every: Any) -> None:
     with shmloader.report(Fake(), every=every):
         pass
