@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,8 @@ def open_streams() -> None:
 
 def printed(text: str) -> bool:
     """Prints ``text`` on stdout, and returns whether it could be: a reader may be gone, or a disk full."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the user has named may not be ASCII, and stdout is
     try:
         print(text)
         sys.stdout.flush()

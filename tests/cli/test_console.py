@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from shmloader.cli.console import shown
+from shmloader.cli.console import printed, shown
 from shmloader.cli.machine import machine, machine_line
 
 
@@ -39,3 +39,10 @@ def test_the_machine_is_one_line() -> None:
     assert "\n" not in machine_line()
     assert f"torch {torch.__version__}" in machine_line()
     assert machine_line(machine()) == machine_line()
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(memory, "ascii"))
+    assert printed("gr\u00f6\u00dfe \udce9")
+    assert memory.getvalue() == b"gr\\xf6\\xdfe \\udce9\n"
