@@ -16,6 +16,7 @@ _CLEAR = "\r\x1b[K"
 _STDOUT, _STDERR = 1, 2
 
 _LONGEST = 60_000  # milliseconds
+_LONGEST_TRIAL = 86_400  # seconds: the system's calls that wait take some weeks at most
 
 
 class UsageError(Exception):
@@ -35,6 +36,14 @@ def positive(text: str) -> int:
     number = natural(text)
     if not number:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def whole_seconds(text: str) -> int:
+    """Reads a whole number of seconds, above 0."""
+    number = positive(text)
+    if number > _LONGEST_TRIAL:
+        raise argparse.ArgumentTypeError("must be a day, 86400, or less")
     return number
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from shmloader.cli.console import INTERRUPTED, positive, printed
+from shmloader.cli.console import INTERRUPTED, printed, whole_seconds
 from shmloader.cli.machine import machine, machine_line
 
 from . import limits, report, software, system
@@ -64,7 +64,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.set_defaults(run=_run, parser=parser)
     parser.add_argument(
-        "--timeout", type=positive, default=30, metavar="SECONDS", help="for each thing that is tried; default: 30"
+        "--timeout", type=whole_seconds, default=30, metavar="SECONDS", help="for each thing that is tried; default: 30"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
 

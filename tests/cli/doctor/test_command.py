@@ -248,8 +248,9 @@ def test_an_interrupt_needs_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr() == ("", "")
 
 
-def test_bad_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("seconds", ["0", "86401", "9" * 30])
+def test_bad_usage_is_one_line_and_code_2(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["doctor", "--timeout", "0"])
+        main(["doctor", "--timeout", seconds])
     captured = capsys.readouterr()
     assert (caught.value.code, captured.out, captured.err.count("\n")) == (2, "", 1)
