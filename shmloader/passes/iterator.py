@@ -152,10 +152,20 @@ class ShmIterator(BaseIterator):
         tracking.shared_seed = self._shared_seed
 
     def _make_again(self, count: int) -> None:
-        """Takes batches that were given already, but were made by a dataset whose state is from before."""
-        for _ in range(count):
-            with contextlib.suppress(Exception):  # which was given too
-                next(self)
+        """Takes batches that were given already, but were made by a dataset whose state is from before.
+
+        Raises:
+            WorkerDiedError, WorkerTimeoutError: as `next`. Nothing is taken up then.
+        """
+        for taken in range(1, count + 1):
+            self._make_one_again(taken)
+
+    def _make_one_again(self, number: int) -> None:
+        try:
+            next(self)
+        except Exception:
+            if self._progress.taken < number:  # else it was in a batch's place, and was given too
+                raise
 
     def _source(self, init_fn: Callable[[int], None] | None, sample_spec: Any, seeds_samples: bool) -> BatchSource:
         if isinstance(self._dataset, (IterDataPipe, MapDataPipe)):

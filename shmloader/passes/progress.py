@@ -71,6 +71,7 @@ class Progress:
         place: where the pass is taken up.
         has_states: whether the dataset is known to have a state of its own.
         in_order: whether batches are given by number.
+        may_repeat: whether batches that came since the last states can be made again, as the first that come then.
 
     Attributes:
         has_states: that, or it was told by a worker. A place is then complete only where the states of all workers are
@@ -82,8 +83,9 @@ class Progress:
         last: by which worker the last of them is.
     """
 
-    def __init__(self, place: Place, has_states: bool = False, in_order: bool = True) -> None:
+    def __init__(self, place: Place, has_states: bool = False, in_order: bool = True, may_repeat: bool = True) -> None:
         self.has_states = has_states
+        self._may_repeat = may_repeat
         self.has_ended = False
         self.is_plain = in_order and not has_states
         self.counts = [0] * max(1, len(place.workers))
@@ -220,6 +222,8 @@ class Progress:
         if data is not None:
             self.has_states, self.is_plain = True, False
             maker.data, maker.data_at, maker.has_lost = data, maker.batches, False
+        elif not self._may_repeat:  # an exception, which has come without: others would be dropped in its place
+            maker.data_at = maker.batches
         if self.has_states:
             for number in over:
                 place.workers[number].is_over = True

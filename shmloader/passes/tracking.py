@@ -195,7 +195,7 @@ class Tracking:
 
     def _new_progress(self, place: Place) -> Progress:
         has_states = self._has_states or any(worker.data is not None for worker in place.workers)
-        progress = Progress(place, has_states, self._in_order and not place.beyond)
+        progress = Progress(place, has_states, self._in_order and not place.beyond, self._in_order)
         if hasattr(self, "progress"):
             progress.is_ahead = self.progress.is_ahead
         return progress
