@@ -64,14 +64,12 @@ def _unpacked(digest: bytes) -> tuple[int, int, int]:
 
 
 def _key(index: Any) -> bytes:
+    if isinstance(index, (np.ndarray, np.generic, torch.Tensor)):
+        index = index.tolist()  # first: torch takes a sequence of one int for an int
     try:
         return b"%d" % operator.index(index)
     except TypeError:
         pass
-    if isinstance(index, (np.ndarray, np.generic, torch.Tensor)):
-        index = index.tolist()
-        if isinstance(index, int):
-            return b"%d" % index
     for kind in _PLAIN:
         if isinstance(index, kind):
             return repr(kind(index)).encode()  # as the plain type has it: subclasses have texts of their own

@@ -43,6 +43,7 @@ def test_they_fit_what_they_are_for() -> None:
         [0.5, np.float64(0.5), np.float32(0.5), torch.tensor(0.5)],
         [[1, 2], (1, 2), range(1, 3), np.array([1, 2]), torch.tensor([1, 2]), (np.int64(1), torch.tensor(2))],
         [(1, ("a", b"a")), [np.int32(1), ["a", b"a"]]],
+        [[5], np.array([5]), torch.tensor([5])],
     ],
     ids=repr,
 )
