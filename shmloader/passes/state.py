@@ -104,7 +104,7 @@ def from_dict(state: Mapping[str, Any]) -> State:
         return _read(state)
     except KeyError as error:
         raise ValueError(f"the state has no {error}") from None
-    except (AttributeError, TypeError, binascii.Error, pickle.UnpicklingError) as error:
+    except (AttributeError, EOFError, TypeError, binascii.Error, pickle.UnpicklingError) as error:
         raise ValueError(f"the state is damaged: {error}") from error
 
 

@@ -696,6 +696,12 @@ def test_any_damage_is_a_value_error() -> None:
             assert loader.state_dict()["phase"] == "before"
 
 
+def test_a_pickle_without_bytes_is_a_value_error() -> None:
+    loader = ShmDataLoader(resuming.Counting(LENGTH), 3)
+    with pytest.raises(ValueError, match="damaged"):
+        loader.load_state_dict({**loader.state_dict(), "data": [{"pickled": ""}, None]})
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_a_number_of_steps_that_is_none(every: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="snapshot_every_n_steps"):
