@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ def checked_count(name: str, value: Any, least: int) -> int:
 def checked_optional_count(name: str, value: Any, least: int) -> int | None:
     """Does the same for an argument that may be None."""
     return None if value is None else checked_count(name, value, least)
+
+
+def plain_count(value: Any) -> Any:
+    """Returns an int of any kind, numpy's say, as Python's; and what is none as it is, for others to refuse."""
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def checked_seeding(seeding: Any, worker_type: str, num_workers: int, is_stream: bool) -> str:

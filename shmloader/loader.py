@@ -32,7 +32,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from . import callers, interrupts, requirements, torch_private, words
-from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding
+from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding, plain_count
 from .batches import spec
 from .batches.alignment import ALIGNMENT
 from .data.permutation import PermutationSampler
@@ -227,7 +227,7 @@ class ShmDataLoader(DataLoader[T_co]):
             shuffle,
             sampler,
             batch_sampler,
-            num_workers,
+            plain_count(num_workers),
             collate_fn,
             pin_memory,
             drop_last,
@@ -235,7 +235,7 @@ class ShmDataLoader(DataLoader[T_co]):
             worker_init_fn,
             multiprocessing_context,
             generator,
-            prefetch_factor=prefetch_factor,
+            prefetch_factor=plain_count(prefetch_factor),
             persistent_workers=persistent_workers,
             pin_memory_device=pin_memory_device,
             in_order=in_order,
@@ -653,7 +653,7 @@ class ShmDataLoader(DataLoader[T_co]):
         return {
             "kind of dataset": "iterable" if is_stream(self) else "map-style",
             "number of samples": None if is_stream(self) else _length_of(self.dataset),
-            "batch_size": self.batch_size or getattr(self.batch_sampler, "batch_size", None),
+            "batch_size": _size_of(self),
             "number of ranks": _ranks_of(self),
             "drop_last": self.drop_last,
             "sampler": " of ".join(
@@ -687,6 +687,12 @@ def _ranks_of(loader: DataLoader[Any]) -> int | None:
     """Returns how many ranks share a loader's samples, as far as its samplers say so."""
     found = (getattr(one, "num_replicas", None) for one in _samplers_of(loader))
     return next((ranks for ranks in found if type(ranks) is int), None)
+
+
+def _size_of(loader: DataLoader[Any]) -> int | None:
+    """Returns how many samples a batch has; None where a batch sampler's ``batch_size`` is something else."""
+    size = plain_count(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None))
+    return size if type(size) is int else None
 
 
 def _global_batch_size(fits: Mapping[str, Any]) -> int | object:

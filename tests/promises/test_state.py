@@ -702,6 +702,24 @@ def test_a_pickle_without_bytes_is_a_value_error() -> None:
         loader.load_state_dict({**loader.state_dict(), "data": [{"pickled": ""}, None]})
 
 
+@pytest.mark.parametrize("size", [np.int64(3), (2, 4), torch.tensor([2, 4])], ids=repr)
+def test_numbers_of_any_kind_are_jsons_in_a_state(size: Any) -> None:
+    def make() -> ShmDataLoader[Any]:
+        batches: Any = resuming.Buckets(LENGTH)
+        batches.batch_size = size
+        return ShmDataLoader(
+            resuming.Augmented(LENGTH),
+            batch_sampler=batches,
+            num_workers=np.int64(2),  # type: ignore[arg-type]
+            prefetch_factor=np.int64(2),  # type: ignore[arg-type]
+        )
+
+    state, _, rest, *_ = interrupted(make, 0, 3)
+    loader = make()
+    loader.load_state_dict(json.loads(json.dumps(state)))
+    assert_same(rest_of(iter(loader)), rest)
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_a_number_of_steps_that_is_none(every: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="snapshot_every_n_steps"):
