@@ -167,7 +167,9 @@ class Sampling:
 
     def state(self, batches: int) -> dict[str, Any]:
         """Returns what finds the sampler behind its first so many batches again."""
-        found: dict[str, Any] = {"start": self._start, "drawn": 0, "states": None}
+        found: dict[str, Any] = {"start": dict(self._start), "drawn": 0, "states": None}
+        if self._is_permutation or self._has_epoch():
+            found["start"]["epoch_since"] = self._sampler.epoch  # with epoch_size, of the source's next pass
         if self._is_permutation and self._first is not None:
             found["drawn"], found["states"] = batches, pickle.dumps((self._permuted(batches), None), 5)
         elif self._begun_with is None and has_state(self._owner):  # nothing is read before the first batch is wanted
@@ -211,6 +213,7 @@ class Sampling:
             self._sampler.load_state_dict(pickle.loads(state["states"])[0])
             if is_begun:
                 self._sampler.seek(0)
+                self._set_epoch_since(state)
 
     def set_between(self, state: dict[str, Any], was_read: bool) -> None:
         """Sets the sampler to what `between` returned; but for a `PermutationSampler`, which is set already.
@@ -262,7 +265,13 @@ class Sampling:
             self._first["position"] -= self._step(batches)  # as if this pass had begun with this number of ranks
         elif self._may_have_state(indices):
             indices = self._follow(indices, load)
-        return self._skip(indices, batches - state["drawn"]) if was_read else indices
+        indices = self._skip(indices, batches - state["drawn"]) if was_read else indices
+        self._set_epoch_since(state)  # last: what is read has its epoch
+        return indices
+
+    def _set_epoch_since(self, state: dict[str, Any]) -> None:
+        if "epoch_since" in state["start"] and (self._is_permutation or self._has_epoch()):
+            self._sampler.set_epoch(state["start"]["epoch_since"])
 
     def _skip(self, indices: Iterator[Any], count: int) -> Iterator[Any]:
         """Returns what yields what follows. The first is drawn here: with it, samplers draw their seeds."""

@@ -9,7 +9,7 @@ import itertools
 import json
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,28 @@ def test_a_cut_pass_goes_on_with_another_number_of_workers() -> None:
                     break
         state = loader.state_dict()
     assert_same(given, list(itertools.chain.from_iterable(passes))[: len(given)])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("kind", [DistributedSampler, PermutationSampler])
+def test_an_epoch_that_was_set_since_the_source_began_counts_when_it_starts_over(kind: Any, num_workers: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        sampler = kind(range(8), num_replicas=2, rank=0)
+        dataset = resuming.Augmented(8, draws=False)
+        return ShmDataLoader(dataset, 2, sampler=sampler, num_workers=num_workers, epoch_size=3)
+
+    def passes(loader: ShmDataLoader[Any], first: int) -> Iterator[tuple[int, list[Any]]]:
+        for epoch in range(first, 4):
+            loader.sampler.set_epoch(10 * epoch)  # type: ignore[attr-defined]
+            for batch in loader:
+                yield epoch, batch.tolist()
+
+    loader = make()
+    found = [(*given, loader.state_dict()) for given in passes(loader, 0)]
+    for number, (epoch, _, state) in enumerate(found):
+        again = make()
+        again.load_state_dict(state)
+        assert [batch for _, batch in passes(again, epoch)] == [batch for _, batch, _ in found[number + 1 :]]
 
 
 def test_a_source_that_had_nothing_left_starts_over() -> None:
