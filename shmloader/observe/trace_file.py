@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import stat
 import zlib
 from pathlib import Path
 from typing import Any, Protocol
+
+with contextlib.suppress(ImportError):  # where there is none, torch's loader takes over, and nothing is traced
+    import fcntl
 
 LEAST_BYTES = 1 << 16
 _END_BYTES = 1024  # what the end takes, so that there is room for any where the last one was
