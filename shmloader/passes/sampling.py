@@ -138,9 +138,17 @@ class Sampling:
             within = iter(self._sampler)
             indices = _batches(within, self.index_sampler.batch_size, self.index_sampler.drop_last)
         if load is not None and (state := pickle.loads(load)[1]) is not None and has_state(within):
-            within.load_state_dict(state)  # type: ignore[attr-defined]
+            self._load_begun(within, state)
         self._note(within)
         return indices, within
+
+    def _load_begun(self, within: Any, state: Any) -> None:
+        """Gives an iterator its state. One that is the sampler has it already, if ``__iter__`` did not set it back.
+
+        To load it a second time may have the next pass begin there too, where the sampler notes that it was told.
+        """
+        if within is not self._owner or pickle.dumps(within.state_dict(), 5) != pickle.dumps(state, 5):
+            within.load_state_dict(state)
 
     def _note_behind(self, index: Any, within: Any, is_inner: bool) -> None:
         self._drawn += 1
@@ -160,7 +168,9 @@ class Sampling:
 
     def _ask(self, within: Any) -> bytes | None:
         of_sampler = self._owner.state_dict() if has_state(self._owner) else None
-        of_iterator = within.state_dict() if within is not self._owner and has_state(within) else None
+        of_iterator = of_sampler  # of one that is its own iterator
+        if within is not self._owner:
+            of_iterator = within.state_dict() if has_state(within) else None
         return None if of_sampler is None and of_iterator is None else pickle.dumps((of_sampler, of_iterator), 5)
 
     # -- states --------------------------------------------------------------------------------------------------

@@ -541,6 +541,62 @@ def test_the_generator_within_a_batch_sampler_of_ones_own_goes_on(num_workers: i
     assert_same(rest_of(iter(loader)), following)
 
 
+class SelfIterating(Sampler[list[int]]):
+    """A batch sampler that is its own iterator, and that ``__iter__`` sets back to its beginning."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.at = 0
+        return self
+
+    def __next__(self) -> list[int]:
+        if self.at >= LENGTH:
+            raise StopIteration
+        self.at += 3
+        return list(range(self.at - 3, min(self.at, LENGTH)))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+class ToldToGoOn(SelfIterating):
+    """The same, but for a position that was loaded: ``__iter__`` leaves that, once."""
+
+    is_told = False
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if not self.is_told:
+            self.at = 0
+        self.is_told = False
+        return self
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        self.is_told = True
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [SelfIterating, ToldToGoOn])
+def test_a_sampler_that_is_its_own_iterator(kind: type[SelfIterating], num_workers: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        return ShmDataLoader(resuming.Augmented(LENGTH, draws=False), batch_sampler=kind(), num_workers=num_workers)
+
+    whole = rest_of(iter(make()))
+    found, loader = [], make()
+    for _ in range(4):
+        found.append(detached(next(iter(loader))))
+        state = json.loads(json.dumps(loader.state_dict()))
+        loader = make()
+        loader.load_state_dict(state)
+    assert_same(found + rest_of(iter(loader)), whole)
+    assert_same(rest_of(iter(loader)), whole)
+
+
 class _Hiccup(Iterator[list[int]]):
     """Fails once, and goes on."""
 
