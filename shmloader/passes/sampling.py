@@ -283,6 +283,10 @@ class Sampling:
         if "epoch_since" in state["start"] and (self._is_permutation or self._has_epoch()):
             self._sampler.set_epoch(state["start"]["epoch_since"])
 
+    def draw_shared_seed(self) -> None:
+        """Draws once more, as torch's loader did for what shuffles an IterDataPipe, whose sampler draws nothing."""
+        seeding.draw_base_seed(self._generator)
+
     def _skip(self, indices: Iterator[Any], count: int) -> Iterator[Any]:
         """Returns what yields what follows. The first is drawn here: with it, samplers draw their seeds."""
         if type(self._sampler) is InfiniteSampler:

@@ -155,6 +155,8 @@ class Tracking:
             place = self._placed(state.place)
             was_read = state.num_workers > 0 or state.place.given > 0  # workers' sampler is read ahead at once
             indices = self.sampling.resume(state.sampler, place.batches, _draws_of(state), was_read, begin)
+            if state.shared_seed is not None:
+                self.sampling.draw_shared_seed()
             if place.beyond:
                 indices = _without(indices, place.batches, frozenset(place.beyond))
         else:

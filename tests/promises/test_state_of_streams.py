@@ -425,3 +425,22 @@ def test_on_the_way_to_a_device_what_the_loop_has_counts(driver: simulated.Drive
     driver.device.finish()
     assert first[:, 0].tolist() == [15, 16, 17]
     del given, first, iterator
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_what_shuffles_a_data_pipe_is_drawn_in_later_passes_too(num_workers: int, taken: int) -> None:
+    def make() -> ShmDataLoader[Any]:
+        pipe = IterableWrapper(list(range(6))).shuffle()
+        return ShmDataLoader(pipe, 3, num_workers=num_workers, generator=torch.Generator().manual_seed(8))
+
+    reference = [[batch.tolist() for batch in whole] for whole in [make()] for _ in range(4)]
+    interrupted, resumed = make(), make()
+    iterator = iter(interrupted)
+    for _ in range(taken):
+        next(iterator)
+    resumed.load_state_dict(interrupted.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResumeWarning)  # batches of the pipe are made again
+        found = [[batch.tolist() for batch in resumed] for _ in range(4)]
+    assert found == [reference[0][taken:], *reference[1:]]
