@@ -79,6 +79,7 @@ WINGS = {
         "moved_storages shared_state results",
         "fork_copies",
         "holds leases ledger limits pages",
+        "kernel_files",
     ],
     "batches": [
         "unpacking item_layout",

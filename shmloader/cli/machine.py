@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 
 from shmloader import __version__
+from shmloader.observe import processors
 
 
 def machine() -> dict[str, str | int]:
     """Returns the processor, how many cores this process may use, and the versions that matter."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": processors.allowed(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
