@@ -170,12 +170,10 @@ class Meters:
     Attributes:
         restarts: counts workers that are replaced.
         mark: the sums where the last pass began.
-        passes: how many have begun.
     """
 
     restarts: RestartCount = field(default_factory=RestartCount)
     mark: Totals = field(default_factory=Totals)
-    passes: int = 0
     _sum: _Sum = field(default_factory=_Sum)
 
     def add(self, meter: Meter) -> None:
@@ -196,7 +194,6 @@ class Meters:
     def begin_pass(self) -> int:
         """Notes that ``iter`` was called, and returns when that was."""
         self.mark = self.total()
-        self.passes += 1
         return time.monotonic_ns()
 
     def begin_workers(self) -> None:
