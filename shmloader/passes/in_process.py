@@ -30,7 +30,7 @@ from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterat
 from .lifetime import Lifetime
 from .meter import Meter
 from .tracking import Tracking, is_stream
-from .watching import NO_BATCH, Watcher, WatcherFor
+from .watching import Watcher, WatcherFor, watched
 
 
 class TrackedInProcessIterator(InProcessIterator):
@@ -137,7 +137,8 @@ class TrackedInProcessIterator(InProcessIterator):
     def _next_data(self) -> Any:
         progress = self._tracking.progress
         try:
-            data = self._make() if self._watcher is None else self._watched_make(self._watcher)
+            watcher = self._watcher
+            data = self._make() if watcher is None else watched(watcher, self._make, lambda: progress.taken)
         except StopIteration:
             progress.end({})
             self._steps.tell_end()
@@ -172,17 +173,6 @@ class TrackedInProcessIterator(InProcessIterator):
         self._watcher = None if watcher_for is None else watcher_for(None)
         if self._watcher is not None:
             self._watcher.follow(None)
-
-    def _watched_make(self, watcher: Watcher) -> Any:
-        watcher.announce()
-        began = monotonic_ns()
-        seq = NO_BATCH
-        try:
-            data = self._make()
-            seq = self._tracking.progress.taken
-            return data
-        finally:
-            watcher.has_stepped(began, seq)
 
     def _load(self) -> Any:
         return super()._next_data()  # type: ignore[no-untyped-call]

@@ -40,7 +40,7 @@ from .dispatcher import Dispatcher, DispatchOptions
 from .lifetime import Lifetime
 from .meter import Meter
 from .tracking import Tracking
-from .watching import NO_BATCH, Team, Watcher, WatcherFor
+from .watching import Team, Watcher, WatcherFor, watched
 
 get_ident = threading.get_ident  # for each batch
 
@@ -282,7 +282,8 @@ class ShmIterator(BaseIterator):
     def _next_data(self) -> Any:
         self._stepper = get_ident()
         try:
-            return self._step() if self._watcher is None else self._watched_step(self._watcher)
+            watcher = self._watcher
+            return self._step() if watcher is None else watched(watcher, self._step, lambda: self._dispatcher.last.seq)
         except Exception as error:
             if not isinstance(error, StopIteration):
                 process_exit.wait_if_abandoned()
@@ -296,17 +297,6 @@ class ShmIterator(BaseIterator):
             self._stepper = 0
             if self._closing is not None:
                 self._closing.set()
-
-    def _watched_step(self, watcher: Watcher) -> Any:
-        watcher.announce()
-        began = monotonic_ns()
-        seq = NO_BATCH
-        try:
-            data = self._step()
-            seq = self._dispatcher.last.seq
-            return data
-        finally:
-            watcher.has_stepped(began, seq)
 
     def _step(self) -> Any:
         if not self._dispatcher.is_open or self._closing is not None:

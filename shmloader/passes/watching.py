@@ -6,9 +6,10 @@ Nobody does, as a rule: each place that would tell looks at one attribute then. 
 from __future__ import annotations
 
 import dataclasses
+import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from shmloader.slots.ledger import SlotWatcher
 from shmloader.slots.pool import Pool
@@ -64,6 +65,25 @@ class Watcher(SlotWatcher, Protocol):
         Warns:
             TraceWarning: what the watcher has to say.
         """
+
+
+def watched(watcher: Watcher, step: Callable[[], Any], seq: Callable[[], int]) -> Any:
+    """Returns what ``step`` returns, and tells a watcher of it.
+
+    Args:
+        watcher: who is told.
+        step: gives the loop its next batch.
+        seq: returns that batch's number, when it is there.
+    """
+    watcher.announce()
+    began = time.monotonic_ns()
+    number = NO_BATCH
+    try:
+        data = step()
+        number = seq()
+        return data
+    finally:
+        watcher.has_stepped(began, number)
 
 
 # Returns who watches a pool; None: there is none without workers.
