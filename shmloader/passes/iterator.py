@@ -280,7 +280,10 @@ class ShmIterator(BaseIterator):
             meter.left = left  # last: who looks from another thread finds it inside until then
 
     def _next_data(self) -> Any:
-        self._stepper = get_ident()
+        stepper = get_ident()
+        if stepper == self._stepper:
+            raise RuntimeError("next() of this iterator was called by a handler that runs within its next()")
+        self._stepper = stepper
         try:
             watcher = self._watcher
             return self._step() if watcher is None else watched(watcher, self._step, lambda: self._dispatcher.last.seq)

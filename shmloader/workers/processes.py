@@ -111,6 +111,7 @@ class ProcessWorkers:
         self._max_jobs = max_jobs
         self._members: list[_Member] = []
         self._is_woken = False  # where there is no bell
+        self._was_read = False
         with contextlib.ExitStack() as undo:
             self._up, outbox = self._pipe()
             self._outbox = Outbox(outbox.fd)
@@ -254,24 +255,26 @@ class ProcessWorkers:
         Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
 
         Returns:
-            Tokens, and the workers that have ended without being told to; both are empty only after a `wake`. While
-            there are tokens, the dead are not mentioned: they may have finished their work before they died.
+            Tokens, and the workers that have ended without being told to; both are empty only after a `wake`, or where
+            a handler of log records has `read` what there was. While there are tokens, the dead are not mentioned: they
+            may have finished their work before they died.
 
         Raises:
             SilenceError: nothing came in time.
         """
         deadline = deadlines.after(timeout)
+        self._was_read = False
         # Reading first: where workers are ahead of the loop, that is the only system call.
         while not (tokens := self._up.read_ready()):
             ready = self._poll_once(deadline)
-            if self._is_woken:
-                self._is_woken = False
-                return [], []
             # The kernel looks at one descriptor after the other: what a worker wrote before it ended may have come in
             # after the pipe's turn. So that is read again before anybody is taken for dead.
             if tokens := self._up.read_ready():
                 break
             self.hear()  # in particular of those that have ended, before that is known
+            if self._is_woken or self._was_read:
+                self._is_woken = False
+                return [], []
             ended = [worker for worker, member in enumerate(self._members) if member.pidfd in ready]
             dead = [worker for worker in ended if not self._members[worker].is_leaving]
             if dead:
@@ -298,7 +301,10 @@ class ProcessWorkers:
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
-        return self._up.read_ready()
+        tokens = self._up.read_ready()
+        if tokens:
+            self._was_read = True  # where a handler of log records does it, the `wait` that it came in is over
+        return tokens
 
     def _poll_once(self, deadline: float | None) -> list[int]:
         while True:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import logging
@@ -611,22 +610,59 @@ def test_at_exit_with_an_iterator_alive() -> None:
     assert done.stdout.splitlines() == [f"sample {index}" for index in range(6)]
 
 
-def test_a_handler_that_iterates_too(kept: Keeping) -> None:
-    """What is handed over while a handler runs is not handed over within it."""
-    loader = ShmDataLoader(Talking(), num_workers=1, forward_logs=True)
-    iterators = [iter(loader)]
+class Curious(logging.Handler):
+    """Does something to an iterator for each record."""
 
-    class Curious(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            with contextlib.suppress(StopIteration):
-                iterators[0].is_ready()  # type: ignore[attr-defined]
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act = act
 
-    handler = Curious()
+    def emit(self, record: logging.LogRecord) -> None:
+        self.act()
+
+
+class Waiting(Talking):
+    """Logs each index, and reads a byte of a pipe then."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self.pipe = pipe
+
+    def __getitem__(self, index: int) -> int:
+        super().__getitem__(index)
+        os.read(self.pipe, 1)
+        return index
+
+
+def test_a_handler_that_takes_what_the_loop_waits_for(kept: Keeping) -> None:
+    """What is handed over while a handler runs is not handed over within it, and the loop goes on."""
+    pipe = os.pipe()
+    iterator: Any = iter(ShmDataLoader(Waiting(pipe[0]), num_workers=1, prefetch_factor=1, forward_logs=True))
+
+    def let_it_come() -> None:
+        os.write(pipe[1], b"1")
+        while not iterator.is_ready():
+            pass
+
+    handler = Curious(let_it_come)
     log.addHandler(handler)
     try:
-        assert sum(1 for _ in iterators[0]) == 8
+        assert [batch.item() for batch in iterator] == list(range(8))
     finally:
         log.removeHandler(handler)
-        iterators.clear()
+        for end in pipe:
+            os.close(end)
     assert len(kept.texts) == 8
     assert sys.exc_info() == (None, None, None)
+
+
+def test_a_handler_that_takes_batches(kept: Keeping, capsys: pytest.CaptureFixture[str]) -> None:
+    iterator = iter(ShmDataLoader(Talking(), num_workers=1, forward_logs=True))
+    handler = Curious(lambda: next(iterator))
+    log.addHandler(handler)
+    try:
+        assert [batch.tolist() for batch in iterator] == [[index] for index in range(8)]
+    finally:
+        log.removeHandler(handler)
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: next() of this iterator was called by a handler") == 8
