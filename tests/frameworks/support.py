@@ -1,0 +1,156 @@
+"""What the tests of frameworks share: a dataset that tells who reads it, scripts run by one rank or more."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from shmloader import ShmDataLoader
+from tests.helpers.support import OWN_ARGUMENTS, PATIENCE
+
+
+class Traced(Dataset[Any]):
+    """Each index, with the name of the module whose function the process runs that reads it."""
+
+    def __len__(self) -> int:
+        return 18
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        target = getattr(multiprocessing.current_process(), "_target", None)
+        return torch.tensor(index), getattr(target, "__module__", "no worker")
+
+
+def readers(batches: Iterable[Any]) -> set[str]:
+    """Returns who read the samples."""
+    return {reader for _, names in batches for reader in names}
+
+
+def indices(batches: Iterable[Any]) -> list[list[int]]:
+    """Returns the indices of each batch."""
+    return [numbers.tolist() for numbers, _ in batches]
+
+
+def our_indices(batches: Iterable[Any]) -> list[list[int]]:
+    """Returns the indices of each batch, and asserts that our workers read the samples."""
+    batches = list(batches)
+    assert readers(batches) == {"shmloader.workers.process_main"}
+    return indices(batches)
+
+
+def share(rank: int, epoch: int, ranks: int = 2) -> list[list[int]]:
+    """Returns the batches of indices that a rank gets from torch's loader."""
+    sampler: DistributedSampler[Any] = DistributedSampler(Traced(), ranks, rank)
+    sampler.set_epoch(epoch)
+    return indices(DataLoader(Traced(), batch_size=4, sampler=sampler))
+
+
+def flat(batches: Iterable[list[int]]) -> list[int]:
+    return [index for batch in batches for index in batch]
+
+
+OURS: dict[str, Any] = {
+    "sample_shapes": ((), None),
+    "sample_dtypes": (torch.int64, None),
+    "max_pool_bytes": 1 << 25,
+    "num_slots": 11,
+    "worker_restarts": 2,
+    "device": "cpu",
+    "device_prefetch": 3,
+    "worker_type": "process",
+    "seeding": "sample",
+    "epoch_size": None,
+}
+
+
+def given_or_default(given: dict[str, Any]) -> dict[str, Any]:
+    defaults = inspect.signature(ShmDataLoader.__init__).parameters
+    return {name: given.get(name, defaults[name].default) for name in OWN_ARGUMENTS}
+
+
+def own_arguments(loader: Any) -> dict[str, Any]:
+    return {name: getattr(loader, name) for name in OWN_ARGUMENTS}
+
+
+# Said in time, before the script is ended.
+WHERE_IT_HANGS = f"import faulthandler\nfaulthandler.dump_traceback_later({0.8 * PATIENCE})\n"
+
+
+def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
+    """Runs a script, with torchrun if more than one rank is wanted, and returns what each rank told."""
+    script = folder / "script.py"
+    script.write_text(WHERE_IT_HANGS + textwrap.dedent(code))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, *launcher, script, folder],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its ranks; killed, it would leave them
+            output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Exception ignored" not in output, output
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def tell(result: Any) -> None:
+    """Called in a script: leaves a result for the test that runs it."""
+    Path(sys.argv[1], f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skips a test whose framework, which only its scripts import, is not installed."""
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {module}, of the extra named frameworks")
+
+
+def by_either(library: str, code: str) -> str:
+    """Makes a script that loads with a library's loader and with a class that inherits from that and from ours.
+
+    Args:
+        library: the module whose ``DataLoader`` it is.
+        code: defines ``make_loader(kind)`` and ``assert_usable(batch)``.
+    """
+    main = f"""
+        from {library} import DataLoader
+        from shmloader import ShmDataLoader
+        from tests.helpers.support import assert_same
+        from tests.frameworks.support import tell
+
+        class Loader(DataLoader, ShmDataLoader):
+            pass
+
+        def load(kind):
+            seed(5)
+            iterator = iter(make_loader(kind))
+            return type(iterator).__module__.split(".")[0], list(iterator)
+
+        def main():
+            (stock_module, expected), (module, got) = load(DataLoader), load(Loader)
+            for batch in got:
+                assert_usable(batch)
+            for one, other in zip(got, expected, strict=True):
+                assert_same(comparable(one), comparable(other))
+            restarts = Loader(range(8), num_workers=1, worker_restarts=3).worker_restarts
+            tell([stock_module, module, len(got), restarts])
+
+        main()
+    """
+    return textwrap.dedent(code) + textwrap.dedent(main)
