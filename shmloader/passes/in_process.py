@@ -125,14 +125,13 @@ class TrackedInProcessIterator(InProcessIterator):
     def __next__(self) -> Any:
         self._steps.tell()
         meter = self._meter
-        meter.entered = entered = monotonic_ns()
+        entered = monotonic_ns()
         meter.outside += entered - meter.left
+        meter.entered = entered
         try:
             return super().__next__()
         finally:
-            left = monotonic_ns()
-            meter.inside += left - entered
-            meter.left = left  # last: who looks from another thread finds it inside until then
+            meter.left = monotonic_ns()
 
     def _next_data(self) -> Any:
         progress = self._tracking.progress

@@ -264,9 +264,14 @@ class ShmIterator(BaseIterator):
     def __next__(self) -> Any:
         if self._steps.listeners:  # before anything is taken, which an interrupt in there would lose
             self._steps.tell()
+        stepper = get_ident()
+        if stepper == self._stepper:
+            raise RuntimeError("next() of this iterator was called by a handler that runs within its next()")
         meter = self._meter
-        meter.entered = entered = monotonic_ns()
+        entered = monotonic_ns()
         meter.outside += entered - meter.left
+        meter.entered = entered
+        self._stepper = stepper  # no call comes between this and what ends it, nor an interrupt
         try:
             limit = self._IterableDataset_len_called
             if profiler_enabled() or (limit is not None and self._num_yielded >= limit):
@@ -274,19 +279,6 @@ class ShmIterator(BaseIterator):
             data = self._next_data()
             self._num_yielded += 1
             return data
-        finally:
-            left = monotonic_ns()
-            meter.inside += left - entered
-            meter.left = left  # last: who looks from another thread finds it inside until then
-
-    def _next_data(self) -> Any:
-        stepper = get_ident()
-        if stepper == self._stepper:
-            raise RuntimeError("next() of this iterator was called by a handler that runs within its next()")
-        self._stepper = stepper
-        try:
-            watcher = self._watcher
-            return self._step() if watcher is None else watched(watcher, self._step, lambda: self._dispatcher.last.seq)
         except Exception as error:
             if not isinstance(error, StopIteration):
                 process_exit.wait_if_abandoned()
@@ -298,8 +290,13 @@ class ShmIterator(BaseIterator):
             raise
         finally:
             self._stepper = 0
+            meter.left = monotonic_ns()
             if self._closing is not None:
                 self._closing.set()
+
+    def _next_data(self) -> Any:
+        watcher = self._watcher
+        return self._step() if watcher is None else watched(watcher, self._step, lambda: self._dispatcher.last.seq)
 
     def _step(self) -> Any:
         if not self._dispatcher.is_open or self._closing is not None:

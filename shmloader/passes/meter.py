@@ -77,12 +77,15 @@ class Meter:
     Attributes:
         entered: when ``next`` was entered last.
         left: when it was left last, or the pass began.
-        outside, inside, wait, waits, first_wait: see `Totals`.
+        outside: see `Totals`. It is set with ``entered``, and no call in between, so that no other thread and no
+            signal's handler finds the one without the other. What was spent within ``next`` follows from it.
+        wait, waits, first_wait: see `Totals`.
     """
 
     def __init__(self, meters: Meters, records: list[Record], pool: Pool | None = None) -> None:
         self.entered = self.left = time.monotonic_ns()
-        self.outside = self.inside = self.wait = self.waits = self.first_wait = 0
+        self._since = self.left  # less what lies between passes
+        self.outside = self.wait = self.waits = self.first_wait = 0
         self._meters = meters
         self._records = records
         self._pool = pool
@@ -92,7 +95,8 @@ class Meter:
     def begin(self) -> None:
         """Has the loader count from here on; but of workers, whose records are new, all that they have done."""
         self._before = self._counts()._replace(workers=())
-        self.outside = self.inside = self.wait = self.waits = self.first_wait = 0
+        self._since = self.left
+        self.outside = self.wait = self.waits = self.first_wait = 0
         self._at_begin = self._batches
         self._meters.add(self)
 
@@ -131,14 +135,17 @@ class Meter:
     def _times(self) -> Totals:
         while True:
             entered, left = self.entered, self.left
-            times = Totals(
-                outside=self.outside, inside=self.inside, wait=self.wait, waits=self.waits, first_wait=self.first_wait
-            )
-            now = time.monotonic_ns()
+            times = Totals(outside=self.outside, wait=self.wait, waits=self.waits, first_wait=self.first_wait)
+            until = time.monotonic_ns() if entered > left else left  # behind the waits, which are a part of it
+            times = times._replace(inside=until - self._since - times.outside)
             if self.entered == entered and self.left == left:  # else the iterator's thread has gone on meanwhile
-                break
-        # In the first case it is asked for within `next`.
-        return times._replace(inside=times.inside + now - entered) if entered > left else times
+                return times
+
+    def go_on(self, now: int) -> None:
+        """Notes that the loop has a pass's iterator: what lies before that is not its time between batches."""
+        if self.left >= self.entered:  # else another thread is in its `next`, or this was called from there
+            self._since += now - self.left
+            self.left = now
 
     def slowest(self) -> list[tuple[int, Slow]]:
         """Returns the slowest samples of the pass with the workers that made them, the slowest first."""
@@ -205,8 +212,7 @@ class Meters:
         now = time.monotonic_ns()
         self._add(Totals(starting=now - began))
         for meter in self._sum.live:
-            if meter.left >= meter.entered:  # else another thread is in its `next`, or this was called from there
-                meter.left = now
+            meter.go_on(now)
 
     def add_ending(self, took: int) -> None:
         """Notes that a pass has ended, and how long that took."""
