@@ -21,6 +21,7 @@ from . import (
     hidden,
     pictures,
     producers,
+    recording,
     resuming,
     samplers,
     seeding,
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, Command] = {
     "cached": cached,
     "pictures": pictures,
     "gpu": gpu,
+    "recording": recording,
     "trace": tracing,
 }
 
