@@ -182,6 +182,21 @@ def read_head(header: Header, index: int, offset: int, data: bytes) -> Record | 
     return Record(offset, nbytes, form, number, body_crc)
 
 
+def whole_record(memory: memoryview, index: int, offset: int) -> Record | None:
+    """Returns the record of a sample that is whole, since nothing changes what was written; None: another sample's.
+
+    Args:
+        memory: of the whole file.
+        index: the sample's.
+        offset: where the record begins.
+    """
+    _, its_index, number, nbytes, length, body_crc = _HEAD.unpack_from(memory, offset)
+    if its_index != index:
+        return None
+    start = offset + HEAD_BYTES
+    return Record(offset, nbytes, bytes(memory[start : start + length]), number, body_crc)
+
+
 def has_form_and_size_of(like: Record, memory: Any, offset: int) -> bool:
     """Whether the record at ``offset``, which is whole, has parts of the same kinds and sizes as another one."""
     _, _, _, nbytes, length, _ = _HEAD.unpack_from(memory, offset)

@@ -81,12 +81,7 @@ class _ByMap:
 
     def find(self, index: int) -> Record | None:
         offset = self._word[index]
-        if not offset:
-            return None
-        start = offset + HEAD_BYTES
-        head = bytes(self._bytes[offset:start])
-        form = self._bytes[start : start + (layout.form_bytes(self._header, head) or 0)]
-        return layout.read_head(self._header, index, offset, head + form)
+        return layout.whole_record(self._bytes, index, offset) if offset else None
 
     def read(self, record: Record, parts: Sequence[Array]) -> bool:
         self._copy(record.parts_offset, parts)
