@@ -18,7 +18,9 @@ def test_it_is_measured() -> None:
     add_options(parser)
     found = measure(parser.parse_args(["--rounds", "1", "--batches", "20"]))
     assert set(found.costs) == {"single28", "gray28"}
-    assert all(side.median > 0 for cost in found.costs.values() for side in vars(cost).values())
+    # The kernel counts a process's time up to when it was last looked at, which may be before a short stretch.
+    assert all(side.median >= 0 for cost in found.costs.values() for side in vars(cost).values())
+    assert all(cost.loop.median > 0 for cost in found.costs.values())
     assert Recorder.end is before
 
 

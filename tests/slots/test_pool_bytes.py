@@ -192,13 +192,6 @@ def test_indices_larger_than_the_pool() -> None:
         list(loader)
 
 
-def test_a_tiny_dev_shm_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of ours has a name: what the pool maps is no file of /dev/shm."""
-    before = set(os.listdir("/dev/shm"))  # noqa: PTH208
-    for _ in blobs([MIB] * 4):
-        assert set(os.listdir("/dev/shm")) == before  # noqa: PTH208
-
-
 @pytest.mark.parametrize("in_order", [True, False])
 def test_written_batches_that_wait_make_room_for_the_one_before_them(in_order: bool) -> None:
     """Slots that are large enough for the batches before, and a few bytes too small for the next, are waited for."""
