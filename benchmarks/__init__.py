@@ -13,6 +13,7 @@ The other commands, ``python -m benchmarks NAME``:
 - `threads`: worker threads, and how they scale;
 - `calls`: what the results of calls in background processes take, beside other pools of processes;
 - `samplers`: samplers that shuffle;
+- `tokens`, `tabular`: rows of memory maps, as sequences of tokens and as rows of a table;
 - `producers`: what items of a producer take, beside queues;
 - `gpu`: what a CUDA device gets.
 

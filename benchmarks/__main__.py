@@ -27,7 +27,9 @@ from . import (
     seeding,
     shared,
     suite,
+    tabular,
     threads,
+    tokens,
     tracing,
 )
 from .output import Found, chart_folder
@@ -60,13 +62,15 @@ _COMMANDS: dict[str, Command] = {
     "shared": shared,
     "cached": cached,
     "pictures": pictures,
+    "tokens": tokens,
+    "tabular": tabular,
     "gpu": gpu,
     "recording": recording,
     "trace": tracing,
 }
 
 # Those that draw charts.
-_DRAWN = (_DEFAULT, "growth", "pictures", "trace")
+_DRAWN = (_DEFAULT, "growth", "pictures", "tokens", "tabular", "trace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
