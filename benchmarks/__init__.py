@@ -8,6 +8,7 @@ Other libraries can be timed beside them. See `cells`, `limit`, `peers`, `contes
 The other commands, ``python -m benchmarks NAME``:
 
 - `edges`: how passes begin, follow each other and end, and what memory a loader takes;
+- `bars`: what some of its figures are up against, each beside a control that has no loader;
 - `growth`: how the cost of a batch grows;
 - `hidden`: a training step with a loader behind it;
 - `threads`: worker threads, and how they scale;

@@ -13,6 +13,7 @@ from shmloader.cli.console import Parser, UsageError
 from shmloader.cli.machine import machine, machine_line
 
 from . import (
+    bars,
     cached,
     calls,
     edges,
@@ -51,6 +52,7 @@ _DEFAULT = "suite"
 _COMMANDS: dict[str, Command] = {
     _DEFAULT: suite,
     "edges": edges,
+    "bars": bars,
     "growth": growth,
     "hidden": hidden,
     "threads": threads,

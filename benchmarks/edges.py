@@ -156,7 +156,7 @@ def measure_cell(cell: Cell, num_workers: int, rounds: int, done: Callable[[], N
         done: called after each contestant's turn; `turns` says how often.
     """
     dataset = cell.dataset()  # one for all, since a fork takes the longer the more memory there is
-    loader = functools.partial(_loader, cell, dataset, num_workers)
+    loader = functools.partial(loader_of, cell, dataset, num_workers)
     contestants: dict[tuple[str, str], Callable[[], float]] = {
         (FIRST, "bare"): functools.partial(bare, dataset, num_workers)
     }
@@ -176,9 +176,18 @@ def turns(rounds: int) -> int:
     return (1 + len(_LOADERS) * len(_EDGES)) * (_WARM_UP + rounds)
 
 
-def _loader(
+def loader_of(
     cell: Cell, dataset: Dataset[Any], num_workers: int, kind: Callable[..., DataLoader[Any]], stay: bool
 ) -> DataLoader[Any]:
+    """Returns a loader whose passes have so few batches that both their ends show.
+
+    Args:
+        cell: what it loads.
+        dataset: the cell's.
+        num_workers: worker processes.
+        kind: its class.
+        stay: whether they stay from pass to pass.
+    """
     return kind(
         dataset,
         cell.batch_size,

@@ -112,12 +112,20 @@ def shared(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]
 
 def limit_of(cell: Cell, num_workers: int) -> Limit:
     """Returns so many processes that make a cell's batches."""
+    return Limit(work_of(cell, num_workers))
+
+
+def work_of(cell: Cell, num_workers: int) -> list[Iterator[None]]:
+    """Returns for each of so many processes what makes its share of a cell's batches, one at each ``next``.
+
+    The memory that is filled is made here, so that processes which are forked afterwards share it with this one.
+    """
     dataset = cell.source()
     work = []
     for number in range(num_workers):
         fills = [_filler(cell, dataset) for _ in range(_BUFFERS)]
         work.append(_batches(dataset, fills, _shares(cell.batch_size, number, num_workers)))
-    return Limit(work)
+    return work
 
 
 def _batches(dataset: Any, fills: list[_Fill], batches: Iterator[range]) -> Iterator[None]:
