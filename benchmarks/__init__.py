@@ -10,6 +10,7 @@ The other commands, ``python -m benchmarks NAME``:
 - `edges`: how passes begin, follow each other and end, and what memory a loader takes;
 - `bars`: what some of its figures are up against, each beside a control that has no loader;
 - `growth`: how the cost of a batch grows;
+- `scale`: many workers, and many ranks, on one machine;
 - `hidden`: a training step with a loader behind it;
 - `threads`: worker threads, and how they scale;
 - `calls`: what the results of calls in background processes take, beside other pools of processes;
