@@ -157,8 +157,9 @@ def dots(path: Path, labels: Labels, series: Mapping[str, Mapping[str, Figure]])
                 axes.annotate(times(one.median), (one.high, row), (6, 0), textcoords="offset points", va="center")
             axes.axvline(1, color=_COLOURS[1], lw=1)
         axes.set_xscale("log")
-        _plain_numbers(axes.xaxis)
         axes.margins(x=0.08)
+        _number_often(axes)
+        _plain_numbers(axes.xaxis)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
         axes.set_xlabel(labels.values)
@@ -225,6 +226,15 @@ def _drawn(path: Path, labels: Labels, height: float, names: Sequence[str]) -> I
         notes = "\n".join(line for note in labels.notes for line in textwrap.wrap(note, _NOTE_COLUMNS))
         canvas.supxlabel(notes, x=0.01, ha="left", fontsize=7, color=_FAINT)
         canvas.savefig(path)
+
+
+def _number_often(axes: Any) -> None:
+    """Marks 1, 2 and 5 of each decade of a logarithmic axis that is short, and would have a number or two else."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_xlim()
+    if high < 300 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
 
 
 def _plain_numbers(axis: Any) -> None:
