@@ -21,7 +21,8 @@ from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure, size
 from shmloader.cli.bench.measure import interleave
 
-OURS, SHARED, BARE = "ours", "processes that share as much memory", "processes that share none"
+OURS, BARE = "ours", "processes that share none"
+SHARED, EARLY = "processes that share as much memory", "the same, where it is given back before they end"
 
 _CONTEXT = multiprocessing.get_context("fork")
 _WARM_UP = 1
@@ -68,6 +69,7 @@ def measure(rounds: int, done: Callable[[], None] = lambda: None, *, cell: Cell 
     turns: dict[str, Callable[[], float]] = {
         OURS: functools.partial(close, make),
         SHARED: functools.partial(end_of_processes, 2, nbytes),
+        EARLY: functools.partial(end_of_processes, 2, nbytes, early=True),
         BARE: functools.partial(end_of_processes, 2, 0),
     }
     took = interleave(list(turns.values()), _WARM_UP + rounds, done)
@@ -76,15 +78,16 @@ def measure(rounds: int, done: Callable[[], None] = lambda: None, *, cell: Cell 
 
 def turns(rounds: int) -> int:
     """Returns how often `measure` calls ``done``."""
-    return 3 * (_WARM_UP + rounds)
+    return 4 * (_WARM_UP + rounds)
 
 
-def end_of_processes(count: int, nbytes: int) -> float:
+def end_of_processes(count: int, nbytes: int, *, early: bool = False) -> float:
     """Returns the seconds that so many processes take to end, and the memory that they shared to be given back.
 
     Args:
         count: of processes.
         nbytes: of memory that this process and all of them have written to.
+        early: whether this process gives the memory back while the others have it.
     """
     memory = mmap.mmap(-1, nbytes) if nbytes else None
     _touch(memory)
@@ -97,10 +100,12 @@ def end_of_processes(count: int, nbytes: int) -> float:
         for _ in processes:
             receiver.recv_bytes()
         start = time.perf_counter()
+        if memory is not None and early:
+            memory.madvise(mmap.MADV_REMOVE)
         os.close(telling)
         for process in processes:
             process.join()
-        if memory is not None:
+        if memory is not None and not early:
             memory.madvise(mmap.MADV_REMOVE)
         seconds = time.perf_counter() - start
     finally:
