@@ -3,6 +3,7 @@
 Each part is an experiment, with a control beside the loader:
 
 - waking: the same lines of Python with and without a sleep before them; no loader at all.
+- profile: where the main process's processor time goes, as ``perf`` samples it.
 - least: this loader, two processes with pipes and nothing else, and the limit.
 - passes: the first pass and later ones.
 - closing: the end of a loader, and of processes that share as much memory.
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 from benchmarks.output import Found, some_of
 from shmloader.cli.console import positive, shown
 
-from . import closing, holding, least, passes, waking
+from . import closing, holding, least, passes, profile, waking
 
 
 class _Result(Protocol):
@@ -45,6 +46,7 @@ class Part:
 
 PARTS = (
     Part("waking", waking.measure, waking.turns),
+    Part("profile", profile.measure, profile.turns),
     Part("least", least.measure, least.turns),
     Part("passes", passes.measure, passes.turns),
     Part("closing", closing.measure, closing.turns),

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import bars
-from benchmarks.bars import PARTS, Bars, closing, holding, least, passes, waking
+from benchmarks.bars import PARTS, Bars, closing, holding, least, passes, profile, waking
 from benchmarks.bars.holding import Holding
 from benchmarks.bars.least import LIMIT, OURS, PIPES, Least
 from benchmarks.bars.passes import Pass, Passes
@@ -82,6 +81,28 @@ def test_others_run_beside_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children() == before
 
 
+def test_libraries_are_grouped() -> None:
+    report = "60.50% ;libpython3.11.so.1.0  \n 20.25;[kernel.kallsyms]\n10.00%;libtorch_cpu.so\n9.25;something.so\n\n"
+    shares = profile.grouped(report)
+    assert shares == pytest.approx(
+        {"Python": 0.605, "kernel": 0.2025, "libc": 0, "torch": 0.1, "numpy": 0, "others": 0.0925}
+    )
+    assert profile.grouped("no data") is None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_profile_is_taken_where_perf_is_there(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = children()
+    if not is_there:
+        monkeypatch.setattr("benchmarks.bars.profile.shutil.which", lambda name: None)
+    found = profile.measure(1, seconds=0.1, cells=(TINY,))
+    assert found.cpu["tiny"] > 0
+    shares = found.shares["tiny"]
+    assert shares is None or sum(shares.values()) == pytest.approx(1, abs=0.05)
+    assert is_there or shares is None
+    assert children() == before
+
+
 def test_passes_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     before = children()
     found = passes.measure(2, batches=60)
@@ -100,13 +121,17 @@ def test_processes_that_share_memory_end() -> None:
 
 
 def test_an_end_is_measured() -> None:
-    found = closing.measure(2, cell=TINY)
+    done: list[None] = []
+    found = closing.measure(2, lambda: done.append(None), cell=TINY)
+    assert len(done) == closing.turns(2)
     assert found.nbytes > 0
     assert all(len(took.rounds) == 2 and took.low > 0 for took in found.seconds.values())
 
 
 def test_memory_is_measured_with_batches_held_and_dropped() -> None:
-    found = holding.measure(1, cell=TINY)
+    done: list[None] = []
+    found = holding.measure(1, lambda: done.append(None), cell=TINY)
+    assert len(done) == holding.turns(1)
     assert set(found.added) == {(name, drops) for name in ("ours", "torch's") for drops in (False, True)}
     assert json.loads(json.dumps(found.as_dict()))["batch_bytes"] == 2 * (6 + 8)
 
@@ -115,6 +140,10 @@ def test_it_says_what_was_found() -> None:
     took = [Round(10, 0.002, 0.001), Round(10, 0.004, 0.001)]
     parts: dict[str, Any] = {
         "waking": Waking({"right after themselves": [(2e-6, 1e-6), (4e-6, 2e-6)]}),
+        "profile": profile.Profile(
+            {"cell": 2e-4, "other": 1e-5},
+            {"cell": {"Python": 0.7, "kernel": 0.2, "libc": 0, "torch": 0.1, "numpy": 0, "others": 0}, "other": None},
+        ),
         "least": Least({"cell": {OURS: took, PIPES: took, LIMIT: took}}, {"cell": 0.25}),
         "passes": Passes([[Pass(2e-5, 1e-5, 0.02, 10, 20)] * 5] * 2),
         "closing": closing.Closing(10**6, {"ours": figure([1e-3, 2e-3])}),
@@ -126,6 +155,8 @@ def test_it_says_what_was_found() -> None:
     for line in (
         "| right after themselves | 3.0 (2.0 to 4.0) | 1.5 (1.0 to 2.0) | 2.00x (2.00x to 2.00x) |",
         "| cell | 300 (200 to 400) | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 100 (100 to 100) |",
+        "| cell | 200.0 | 70% | 20% | 0% | 10% | 0% | 0% |",
+        "| other | 10.0 | not known |",
         "| 5 | 20.0 (20.0 to 20.0) | 1.00x (1.00x to 1.00x) | 10.0 (10.0 to 10.0) | 10 | 20 | 20.0 |",
         "| ours | 1.50 ms (1.00 ms to 2.00 ms) |",
         "| holds its batch until it has the next | 6.00 MB, 6.0 batches | 5.00 MB, 5.0 batches |",
@@ -136,12 +167,8 @@ def test_it_says_what_was_found() -> None:
 
 
 def test_each_part_counts_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (closing, holding):
-        done: list[None] = []
-        module.measure(2, lambda done=done: done.append(None), cell=TINY)
-        assert len(done) == module.turns(2)
     monkeypatch.setattr(waking, "_REPEATS", 1)
-    done = []
+    done: list[None] = []
     waking.measure(1, lambda: done.append(None))
     assert len(done) == waking.turns(1)
-    assert bars.PARTS[2].turns(3) == 15
+    assert passes.turns(3) == 15
