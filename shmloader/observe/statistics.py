@@ -89,10 +89,10 @@ def _of_passes(found: LoaderStatistics) -> list[list[str]]:
     rows += [[name, *(table.count(getattr(one, name)) for one in passes)] for name in ("batches", "samples")]
     rows.append(["bytes", *(table.size(one.bytes) for one in passes)])
     rows.append(["samples/s", *(table.count(one.samples_per_second) for one in passes)])
-    rows.append(["time", *(table.seconds(one.seconds) for one in passes)])
+    rows.append(["time", *(table.duration(one.seconds) for one in passes)])
     for text, name in (("  loop", "loop"), ("  waited", "wait"), ("  own work", "own"), ("  start and end", "start")):
         values = [(getattr(one, f"{name}_seconds"), one.seconds) for one in passes]
-        rows.append([text, *(f"{table.seconds(part)} {table.share(part, whole):>5}" for part, whole in values)])
+        rows.append([text, *(f"{table.duration(part)} {table.share(part, whole):>5}" for part, whole in values)])
     for name in ("copies", "growth", "restarts"):
         if getattr(found, name):
             rows.append([name, *(table.count(getattr(one, name)) for one in passes)])

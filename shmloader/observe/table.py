@@ -1,28 +1,35 @@
-"""A loader's figures as a table that a person reads at a glance. Pure."""
+"""Figures as text: how times, sizes, counts and shares are written everywhere, and tables of them. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_UNITS = "B", "KB", "MB", "GB", "TB"
+_TIMES = ("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)
+_SIZES = ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)
+_NEARLY_ONE = 0.9995  # which three digits make 1.00
 _WIDTH = 100
 
 
-def seconds(value: float) -> str:
-    """Returns a time."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return "0" if value <= 0 else f"{value * 1e9:.3g} ns"
+def duration(seconds: float) -> str:
+    """Writes a time with three digits, in the unit that suits it; none is less than 0."""
+    for unit, scale in _TIMES:
+        if seconds >= _NEARLY_ONE * scale:
+            return f"{three_digits(seconds / scale)} {unit}"
+    return "0" if seconds <= 0 else f"{seconds * 1e9:.2g} ns"
 
 
-def size(value: float) -> str:
-    """Returns a number of bytes."""
-    unit = 0
-    while value >= 1000 and unit < len(_UNITS) - 1:
-        value /= 1000
-        unit += 1
-    return f"{value:.3g} {_UNITS[unit]}"
+def size(nbytes: float) -> str:
+    """Writes a number of bytes with three digits, in the unit that suits it."""
+    for unit, scale in _SIZES:
+        if abs(nbytes) >= _NEARLY_ONE * scale:
+            return f"{three_digits(nbytes / scale)} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def three_digits(value: float) -> str:
+    """Writes a number of 1 to 999 with three digits, zeros included."""
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}"
 
 
 def count(value: float) -> str:

@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 from enum import Enum
 
-from . import table
 from .figures import PassStatistics, SlowSample, WorkerStatistics
+from .table import duration, size
 
 # Nothing is said of less. In some thirty batches each worker of a usual number has made a few, and what happens once,
 # at the start, is a small part; a tenth of a second is longer than what else a machine does meanwhile.
@@ -163,8 +163,8 @@ class _Case:
 
 def _unknown(figures: PassStatistics) -> Verdict:
     return Verdict(
-        f"Too little to tell: {_batches(figures.batches)} in {_time(figures.seconds)}; a verdict takes {LEAST_BATCHES} "
-        f"batches and {LEAST_SECONDS:g} s."
+        f"Too little to tell: {_batches(figures.batches)} in {duration(figures.seconds)}; a verdict takes "
+        f"{LEAST_BATCHES} batches and {LEAST_SECONDS:g} s."
     )
 
 
@@ -179,8 +179,8 @@ def _loop_bound(case: _Case) -> Verdict:
 def _start_up(case: _Case) -> Verdict:
     return Verdict(
         f"Beginning and ending passes takes {_percent(case.start_share)} of the time "
-        f"({_time(case.figures.start_seconds)}). persistent_workers=True keeps workers from pass to pass; epoch_size "
-        "makes passes longer; worker_type='thread' starts at once.",
+        f"({duration(case.figures.start_seconds)}). persistent_workers=True keeps workers from pass to pass; "
+        "epoch_size makes passes longer; worker_type='thread' starts at once.",
         Kind.START_UP,
         "persistent_workers",
     )
@@ -190,7 +190,7 @@ def _in_process(case: _Case) -> Verdict:
     if case.made and case.work / case.made < _QUICK_SECONDS:
         return Verdict(
             f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time and "
-            f"{_time(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as "
+            f"{duration(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as "
             "long. A larger batch_size takes less of the loop for each sample.",
             Kind.IN_PROCESS,
             "batch_size",
@@ -210,8 +210,8 @@ def _of_copies_and_room(case: _Case) -> Verdict | None:
         share = f"{_percent(figures.copies / figures.batches)} of the batches are handed out as private copies"
         if figures.copies_for_room >= _MOST * figures.copies:
             return Verdict(
-                f"{share}, since {_size(setting.max_bytes)} leaves no room to lend more. Raise max_pool_bytes, or hold "
-                "fewer batches.",
+                f"{share}, since the cap of {size(setting.max_bytes)} leaves no room to lend more. Raise "
+                "max_pool_bytes, or hold fewer batches.",
                 Kind.MEMORY_CAP,
                 "max_pool_bytes",
             )
@@ -225,7 +225,7 @@ def _of_copies_and_room(case: _Case) -> Verdict | None:
     if room and room >= _ROOM * (room + case.work):
         return Verdict(
             f"Workers wait for room in {_percent(room / (room + case.work))} of their time: batches do not fit under "
-            f"{_size(setting.max_bytes)}. Raise max_pool_bytes, or make batches smaller or num_workers less.",
+            f"the cap of {size(setting.max_bytes)}. Raise max_pool_bytes, or make batches smaller or num_workers less.",
             Kind.MEMORY_CAP,
             "max_pool_bytes",
         )
@@ -264,7 +264,7 @@ def _own_work(case: _Case) -> Verdict:
 
 def _stragglers(case: _Case) -> Verdict:
     count = sum(worker.late_batches for worker in case.workers)
-    named = "; ".join(f"{one.what} ({_time(one.seconds)})" for one in case.slowest[:3])
+    named = "; ".join(f"{one.what} ({duration(one.seconds)})" for one in case.slowest[:3])
     others = "; in_order=False lets other batches go ahead" if case.setting.in_order else ""
     return Verdict(
         f"{_waits(case)} mostly for {_batches(count)} that took several times the others. Slowest: "
@@ -284,8 +284,8 @@ def _slow_worker(case: _Case) -> Verdict | None:
         return None
     remedy = "Others wait for it, since batches come in order; in_order=False lets them go ahead. "
     return Verdict(
-        f"{_waits(case)} and worker {slow.number} takes {_time(_seconds_a_batch(slow))} a batch where others take "
-        f"{_time(others)}. {remedy if case.setting.in_order else ''}Look at what that worker reads.",
+        f"{_waits(case)} and worker {slow.number} takes {duration(_seconds_a_batch(slow))} a batch where others take "
+        f"{duration(others)}. {remedy if case.setting.in_order else ''}Look at what that worker reads.",
         Kind.SLOW_WORKER,
         "in_order" if case.setting.in_order else "dataset",
     )
@@ -328,7 +328,7 @@ def _of_time(case: _Case) -> str:
     if not case.made or not case.work:
         return ""
     return (
-        f" A batch takes a worker {_time(case.work / case.made)}: {_percent(fetch / case.work)} reading samples, "
+        f" A batch takes a worker {duration(case.work / case.made)}: {_percent(fetch / case.work)} reading samples, "
         f"{_percent(1 - fetch / case.work)} collating."
     )
 
@@ -343,13 +343,3 @@ def _batches(count: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.1f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
-
-
-def _size(nbytes: int) -> str:
-    return f"the cap of {table.size(nbytes)}"

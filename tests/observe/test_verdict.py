@@ -186,7 +186,7 @@ def test_what_takes_a_samples_time() -> None:
 def test_stragglers_are_named() -> None:
     slowest = (SlowSample(0.7, "index 17", 0), SlowSample(0.1, "the batch of [1, 2]", 1))
     verdict = judge(CASES[Kind.STRAGGLERS][0], TWO, slowest)
-    assert "index 17 (700.0 ms); the batch of [1, 2] (100.0 ms)" in verdict
+    assert "index 17 (700 ms); the batch of [1, 2] (100 ms)" in verdict
     assert "in_order=False" in verdict
     verdict = judge(CASES[Kind.STRAGGLERS][0], dataclasses.replace(TWO, in_order=False), slowest)
     assert "in_order" not in verdict

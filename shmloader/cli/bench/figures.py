@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shmloader.observe.table import duration, size, three_digits
+
+__all__ = ["Figure", "duration", "figure", "ratio", "size", "times"]  # with those that figures are written by
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -61,27 +65,6 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Figure:
     return figure([one / other for one, other in zip(above, below, strict=True)])
 
 
-def duration(seconds: float) -> str:
-    """Writes a time with three digits in the unit that suits it."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{_three_digits(seconds / scale)} {unit}"
-    return f"{_three_digits(seconds * 1e6)} us"
-
-
-def size(nbytes: float) -> str:
-    """Writes a number of bytes with three digits in the unit that suits it."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(nbytes) >= scale:
-            return f"{_three_digits(nbytes / scale)} {unit}"
-    return f"{nbytes:.0f} B"
-
-
 def times(value: float) -> str:
     """Writes a quotient, as in 12.3x."""
-    return f"{_three_digits(value)}x"
-
-
-def _three_digits(value: float) -> str:
-    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:.{digits}f}"
+    return f"{three_digits(value)}x"

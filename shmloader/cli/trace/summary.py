@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from shmloader.observe import table
+
 from .reading import TraceEvents
 from .timeline import Span, Timeline
 
@@ -37,7 +39,8 @@ def _lacks(trace: TraceEvents) -> Iterator[str]:
 def _of_loader(timeline: Timeline) -> Iterator[str]:
     seconds = timeline.end - timeline.begin
     count = len(timeline.steps)
-    yield f"{timeline.label}: {count} batches in {time(seconds)}, {count / seconds if seconds else 0:.4g} a second"
+    rate = table.count(count / seconds if seconds else 0)
+    yield f"{timeline.label}: {count} batches in {table.duration(seconds)}, {rate} a second"
     rows = [*_loop(timeline, seconds), *_workers(timeline, seconds), *_slots(timeline)]
     rows += [("seen", f"{what} x {times}") for what, times in Counter(what for _, what, _ in timeline.instants).items()]
     yield from (f"  {name:<12}{text}" for name, text in rows)
@@ -49,11 +52,11 @@ def _of_loader(timeline: Timeline) -> Iterator[str]:
 
 def _loop(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
     waited, stepped, wrote = (total(timeline.loop, name) for name in ("wait", "next", "writing the trace"))
-    yield "the loop", f"waited for workers {part(waited, seconds)}, {time(waited)}"
-    yield "", f"other work of the loader {part(stepped - waited, seconds)}, {time(max(stepped - waited, 0))}"
-    yield "", f"its own {part(seconds - stepped - wrote, seconds)}, {time(max(seconds - stepped - wrote, 0))}"
+    yield "the loop", f"waited for workers {part(waited, seconds)}, {table.duration(waited)}"
+    yield "", f"other work of the loader {part(stepped - waited, seconds)}, {table.duration(max(stepped - waited, 0))}"
+    yield "", f"its own {part(seconds - stepped - wrote, seconds)}, {table.duration(max(seconds - stepped - wrote, 0))}"
     if wrote:
-        yield "", f"writing this trace {part(wrote, seconds)}, {time(wrote)}"
+        yield "", f"writing this trace {part(wrote, seconds)}, {table.duration(wrote)}"
 
 
 def _workers(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
@@ -61,9 +64,12 @@ def _workers(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
         fetch, collate, raising = (total(track, name) for name in ("fetch", "collate", "raising"))
         paused = total(track, "waiting for room or at the gate")
         batches = sum(span.name in ("fetch", "raising") for span in track)
-        busy = fetch + collate + raising - paused
-        text = f"busy {part(busy, seconds)}: {batches} batches, fetching {time(fetch)}, collating {time(collate)}"
-        yield f"worker {number}", text + (f", waiting for room or at the gate {time(paused)}" if paused else "")
+        busy = part(fetch + collate + raising - paused, seconds)
+        text = f"busy {busy}: {batches} batches, fetching {table.duration(fetch)}, collating {table.duration(collate)}"
+        yield (
+            f"worker {number}",
+            text + (f", waiting for room or at the gate {table.duration(paused)}" if paused else ""),
+        )
 
 
 def _slots(timeline: Timeline) -> Iterator[tuple[str, str]]:
@@ -83,7 +89,8 @@ def _slowest(timeline: Timeline) -> Iterator[str]:
                 found.append((span.seconds, following.seconds if is_same and following else 0.0, number, span.batch))
     found.sort(key=lambda one: -(one[0] + one[1]))
     for fetch, collate, number, batch in found[:_SLOWEST]:
-        yield f"batch {batch}, worker {number}: {time(fetch + collate)} (fetch {time(fetch)}, collate {time(collate)})"
+        parts = f"fetch {table.duration(fetch)}, collate {table.duration(collate)}"
+        yield f"batch {batch}, worker {number}: {table.duration(fetch + collate)} ({parts})"
 
 
 def _at_once(spans: Iterable[Span]) -> int:
@@ -105,11 +112,3 @@ def total(spans: Iterable[Span], name: str) -> float:
 def part(seconds: float, of: float) -> str:
     """Writes a share of time."""
     return f"{100 * max(seconds, 0) / of if of else 0:.0f} %"
-
-
-def time(seconds: float) -> str:
-    """Writes a time with three digits, in the unit that it needs."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"

@@ -60,13 +60,13 @@ def _printed(trace: TraceEvents) -> str:
 
 def test_the_summary_says_who_did_what_for_how_long() -> None:
     text = _printed(TraceEvents(_made()))
-    assert "it: x: 10 batches in 1 ms, 1e+04 a second" in text
+    assert "it: x: 10 batches in 1.00 ms, 10,000 a second" in text
     assert "waited for workers 30 %, 300 us" in text
     assert "other work of the loader 10 %, 100 us" in text
     assert "its own 60 %, 600 us" in text
     assert "worker 0    busy 40 %: 5 batches, fetching 300 us, collating 100 us" in text
     assert "3 used; at once at most 1 ready, 1 held" in text
-    assert text.count("80 us (fetch 60 us, collate 20 us)") == 5
+    assert text.count("80.0 us (fetch 60.0 us, collate 20.0 us)") == 5
 
 
 def test_the_summary_says_what_is_not_in_the_file() -> None:
