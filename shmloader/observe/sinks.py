@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .statistics import LoaderStatistics
+
+_FIRST_NAME = b"time,"  # of a file of CsvSink's
 
 
 def flat(statistics: LoaderStatistics) -> dict[str, Any]:
@@ -105,7 +108,8 @@ class CsvSink:
 
     The first row has the names: ``time`` (seconds since 1970) and the fields of the statistics. Later rows have what
     is under these names; a figure that there was not at first, of one worker more, say, is left out. The file is opened
-    for each row, so that each is on disk, and the file may be moved away meanwhile.
+    for each row, so that each is on disk, and the file may be moved away meanwhile. A row that was cut, since the disk
+    was full or the program was killed, is left as it is: the next one begins on a line of its own.
 
     Args:
         path: the file. One that is there is gone on with.
@@ -119,21 +123,44 @@ class CsvSink:
 
         Raises:
             OSError: the file cannot be written to.
-            ValueError: the file has other names in its first row.
+            ValueError: the file has other names in its first row, or that row was cut.
         """
         row = {"time": f"{time.time():.3f}", **flat(statistics)}
-        with self._path.open("a+", newline="", encoding="utf-8") as file:
-            names = None
+        with self._path.open("ab+") as file:
+            names, end = None, b""
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # of a device there may be no end of the first row
-                file.seek(0)
-                names = next(csv.reader(file), None)
-            if names is not None and names[:1] != ["time"]:
-                raise ValueError(f"{self._path} is not a file of CsvSink's: its first row does not begin with 'time'")
-            file.seek(0, os.SEEK_END)
-            writer = csv.DictWriter(file, names or list(row), restval="", extrasaction="ignore")
+                names, end = self._names(file), _end_of_a_cut_row(file)
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, names or list(row), restval="", extrasaction="ignore")
             if names is None:
                 writer.writeheader()
             writer.writerow(row)
+            file.write(end + text.getvalue().encode(errors="backslashreplace"))
+
+    def _names(self, file: IO[bytes]) -> list[str] | None:
+        """Returns what stands in the first row, or None where there is none."""
+        file.seek(0)
+        first = file.readline()
+        if not first:
+            return None
+        if not first.startswith(_FIRST_NAME) and not _FIRST_NAME.startswith(first):
+            raise ValueError(f"{self._path} is not a file of CsvSink's: its first row does not begin with 'time'")
+        if not first.endswith(b"\n"):
+            raise ValueError(f"{self._path} was cut in its first row, which has the names; remove it, or take another")
+        return next(csv.reader([first.decode(errors="replace")]))
+
+
+def _end_of_a_cut_row(file: IO[bytes]) -> bytes:
+    """Returns what ends the last row of a file, if that was cut: else the next one would be a part of it."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return b""
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return b""
+    file.seek(0)
+    quotes = sum(block.count(b'"') for block in iter(lambda: file.read(1 << 20), b""))
+    return b'"\r\n' if quotes % 2 else b"\r\n"  # the former of one that was cut within a text
 
 
 class TqdmSink:

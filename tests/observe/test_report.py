@@ -453,6 +453,36 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
         CsvSink("/dev/full")(FIGURES)
 
 
+def test_a_row_that_was_cut_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Wherever that was, also within a text with commas."""
+    path = tmp_path / "loader.csv"
+    figures = dataclasses.replace(FIGURES, verdict='many, many "workers"')
+    CsvSink(path)(figures)
+    header = len(path.read_bytes().splitlines(keepends=True)[0])
+    CsvSink(path)(figures)
+    whole = path.read_bytes()
+    second = whole.index(b"\n", header) + 1
+    for size in range(second, len(whole)):
+        path.write_bytes(whole[:size])
+        CsvSink(path)(dataclasses.replace(figures, batches=99))
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert (rows[0]["batches"], rows[0]["verdict"]) == ("7", figures.verdict)
+        assert (rows[-1]["batches"], rows[-1]["verdict"]) == ("99", figures.verdict)
+        assert len(rows) == (2 if size == second else 3)
+
+
+def test_names_that_were_cut_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "loader.csv"
+    CsvSink(path)(FIGURES)
+    names = path.read_bytes().splitlines(keepends=True)[0]
+    for size in range(1, len(names)):
+        path.write_bytes(names[:size])
+        with pytest.raises(ValueError, match="cut in its first row"):
+            CsvSink(path)(FIGURES)
+        assert path.read_bytes() == names[:size]
+
+
 def test_progress_bars() -> None:
     with tqdm(total=3, file=io.StringIO()) as bar:
         TqdmSink(bar)(FIGURES)
