@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -75,6 +76,17 @@ def milliseconds(text: str) -> float:
     if not 0 <= value < _LONGEST:
         raise argparse.ArgumentTypeError("must be 0 or more, and less than a minute")
     return value / 1000
+
+
+def moment(text: str) -> float:
+    """Reads a time in seconds, counted from some beginning."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("must be 0 or more, and not infinite")
+    return value
 
 
 def open_streams() -> None:

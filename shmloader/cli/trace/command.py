@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shmloader.cli.console import UsageError
+from shmloader.cli.console import UsageError, moment
 
 from . import merging, picture, summary
 from .reading import read
@@ -39,8 +39,8 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     add("file", type=Path, metavar="FILE", help="what loader.trace(path) has written")
     add("--plot", type=Path, metavar="PICTURE", help="draw it: a .png, .svg or .pdf (pip install 'shmloader[plot]')")
     add("--loader", metavar="LABEL", help="which to draw, where there are several; default: the one of most batches")
-    add("--begin", type=float, metavar="SECONDS", help="draw from here on, counted from the beginning of the trace")
-    add("--end", type=float, metavar="SECONDS", help="draw up to here")
+    add("--begin", type=moment, metavar="SECONDS", help="draw from here on, counted from the beginning of the trace")
+    add("--end", type=moment, metavar="SECONDS", help="draw up to here")
     add("--merge", type=Path, metavar="OTHER", help="another file of trace events")
     add("--out", type=Path, metavar="BOTH", help="where both go together; compressed if it ends in .gz")
 

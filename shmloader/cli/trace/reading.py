@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 16 + zlib.MAX_WBITS
 _END = "shmloader_trace"  # the name of a file's last event
 _LOST = "shmloader_lost"
+_LARGEST = 1e30  # of numbers: no time is as large, in whatever unit
 
 Event = dict[str, Any]
 
@@ -35,17 +37,19 @@ class TraceEvents:
     @property
     def end(self) -> dict[str, Any]:
         """What a file of ours says of itself in its last event; empty where there is none."""
-        return next((event["args"] for event in reversed(self.events) if event.get("name") == _END), {})
+        return next((event.get("args", {}) for event in reversed(self.events) if event.get("name") == _END), {})
 
     @property
     def lost(self) -> int:
         """Batches of which nobody knows what the worker did when."""
-        return sum(event["args"]["batches"] for event in self.events if event.get("name") == _LOST)
+        found = (event.get("args", {}).get("batches", 0) for event in self.events if event.get("name") == _LOST)
+        return sum(count for count in found if isinstance(count, int))
 
     @property
     def base(self) -> int:
         """Nanoseconds since 1970 from which times count."""
-        return int(self.rest.get("baseTimeNanoseconds", self.end.get("baseTimeNanoseconds", 0)))
+        base = self.rest.get("baseTimeNanoseconds", self.end.get("baseTimeNanoseconds", 0))
+        return int(base) if _is_number(base) else 0
 
 
 def read(path: Path) -> TraceEvents:
@@ -61,9 +65,12 @@ def read(path: Path) -> TraceEvents:
     if data.startswith(_GZIP_MAGIC):
         data = _unpacked(data, path)
     try:
-        return _parsed(json.loads(data), path)
+        found = json.loads(data)
     except ValueError:
         return _salvaged(data, path)
+    except RecursionError:
+        raise UsageError(f"{path} has no trace events") from None
+    return _parsed(found, path)
 
 
 def _unpacked(data: bytes, path: Path) -> bytes:
@@ -80,7 +87,35 @@ def _parsed(found: Any, path: Path) -> TraceEvents:
         found, rest = found.get("traceEvents"), {name: what for name, what in found.items() if name != "traceEvents"}
     if not isinstance(found, list) or not all(isinstance(event, dict) for event in found):
         raise UsageError(f"{path} has no trace events")
+    for number, event in enumerate(found):
+        for name, is_right in _FIELDS.items():
+            if name in event and not is_right(event[name]):
+                raise UsageError(f"{path} is not a trace: its event {number} has a {name!r} of another kind")
     return TraceEvents(found, rest)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and -_LARGEST < value < _LARGEST
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float, str))
+
+
+# What is looked at of an event, of others' too, and what it has to be where it is there at all.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "ph": _is_text,
+    "name": _is_text,
+    "pid": _is_plain,
+    "tid": _is_plain,
+    "ts": _is_number,
+    "dur": _is_number,
+    "args": lambda value: isinstance(value, dict),
+}
 
 
 def _salvaged(data: bytes, path: Path) -> TraceEvents:
@@ -90,6 +125,7 @@ def _salvaged(data: bytes, path: Path) -> TraceEvents:
         raise UsageError(f"{path} is neither JSON nor a trace without its end")
     body = body[: body.rfind(b"\n") + 1].rstrip(b"\n,")
     try:
-        return TraceEvents(_parsed(json.loads(b"[" + body + b"]"), path).events, is_whole=False)
-    except ValueError as error:
+        found = json.loads(b"[" + body + b"]")
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a trace: {error}") from None
+    return TraceEvents(_parsed(found, path).events, is_whole=False)

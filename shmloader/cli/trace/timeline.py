@@ -102,11 +102,11 @@ def _named(events: list[Event]) -> tuple[list[Timeline], _Tracks]:
     loops: dict[str, list[tuple[Timeline, Event]]] = defaultdict(list)
     for event in events:
         if event.get("ph") == "M" and event.get("name") in ("thread_name", "process_name"):
-            label, colon, suffix = str(event["args"]["name"]).rpartition(": ")
+            label, colon, suffix = str(event.get("args", {}).get("name")).rpartition(": ")
             what = colon + suffix
             if what not in (_LOOP, _WORKERS, _SLOTS):
                 continue
-            key = event["pid"], event["tid"] if what == _LOOP else None
+            key = event.get("pid"), event.get("tid") if what == _LOOP else None
             if what == _LOOP and key not in tracks:
                 latest[label] = Timeline(label)
                 loops[label].append((latest[label], event))
@@ -114,17 +114,17 @@ def _named(events: list[Event]) -> tuple[list[Timeline], _Tracks]:
                 tracks.setdefault(key, (latest[label], what))
     for same in loops.values():
         for timeline, event in same if len(same) > 1 else []:
-            timeline.label += f" (process {event['pid']}, thread {event['tid']})"
+            timeline.label += f" (process {event.get('pid')}, thread {event.get('tid')})"
     return [timeline for same in loops.values() for timeline, _ in same], tracks
 
 
 def _add(timeline: Timeline, what: str, event: Event) -> None:
-    at = event.get("ts", 0) / 1e6
-    if event["ph"] == "i":
-        timeline.instants.append((at, event["name"], event["tid"] if what == _WORKERS else None))
-    elif event["ph"] == "X":
-        span = Span(event["name"], at, at + event["dur"] / 1e6, event.get("args", {}).get("batch"))
+    at, name, number = event.get("ts", 0) / 1e6, event.get("name", ""), event.get("tid")
+    if event.get("ph") == "i":
+        timeline.instants.append((at, name, number if what == _WORKERS and isinstance(number, int) else None))
+    elif event.get("ph") == "X":
+        span = Span(name, at, at + max(0, event.get("dur", 0)) / 1e6, event.get("args", {}).get("batch"))
         if what == _LOOP:
             timeline.loop.append(span)
-        else:
-            (timeline.workers if what == _WORKERS else timeline.slots)[event["tid"]].append(span)
+        elif isinstance(number, int):  # as in all that are ours
+            (timeline.workers if what == _WORKERS else timeline.slots)[number].append(span)

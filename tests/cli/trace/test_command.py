@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.util
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def test_a_file_is_read_wherever_it_was_cut(tmp_path: Path, packed: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"3", b"[1]", b'{"a": 3}', b"[\nx\n", b"\x1f\x8bnonsense", b"\x00\xff"]
+    "content", [b"", b"hello", b"3", b"[1]", b'{"a": 3}', b"[\nx\n", b"\x1f\x8bnonsense", b"\x00\xff", b"[" * 100_000]
 )
 def test_what_is_no_trace_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
@@ -108,6 +110,62 @@ def test_what_is_no_trace_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert str(path) in error
+
+
+_STRANGE = [None, True, -3, 0.5, 1e300, 10**400, "x", "", [], [1], {}, {"name": 3}, float("nan"), float("inf")]
+
+
+def _summed_up_or_refused(capsys: pytest.CaptureFixture[str], trials: int, options: list[str]) -> None:
+    """Any field of any event may be something else, or missing."""
+    draw = random.Random(0)
+    Path("other.json").write_text(json.dumps({"traceEvents": _made(3), "baseTimeNanoseconds": 10**9}))
+    for _ in range(trials):
+        events = _made(3)
+        for _ in range(draw.randrange(1, 4)):
+            event = draw.choice(events)
+            if draw.random() < 0.3 and isinstance(event.get("args"), dict):
+                event = event["args"]
+            name = draw.choice([*event, "name"])
+            if draw.random() < 0.3:
+                event.pop(name, None)
+            else:
+                event[name] = draw.choice(_STRANGE)
+        found: Any = {"traceEvents": events, "baseTimeNanoseconds": draw.choice(_STRANGE)}
+        Path("trace.json").write_text(json.dumps(draw.choice([events, found])))
+        code: Any = 2
+        with contextlib.suppress(SystemExit):
+            code = main(["trace", "trace.json", *options])
+        assert (code, capsys.readouterr().err.count("\n")) in ((0, 0), (2, 1))
+
+
+@pytest.mark.parametrize("options", [[], ["--merge", "other.json", "--out", "both.json"]], ids=str)
+def test_events_of_any_kind_give_a_summary_or_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _summed_up_or_refused(capsys, 250, options)
+
+
+@pytest.mark.usefixtures("_matplotlib")
+def test_events_of_any_kind_give_a_picture_or_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _summed_up_or_refused(capsys, 25, ["--plot", "out.svg"])
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "x", ""])
+@pytest.mark.parametrize("option", ["--begin", "--end"])
+def test_moments_that_cannot_be_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
+) -> None:
+    (tmp_path / "trace.json").write_text(json.dumps(_made()))
+    with pytest.raises(SystemExit) as caught:
+        main(["trace", str(tmp_path / "trace.json"), "--plot", str(tmp_path / "x.png"), f"{option}={text}"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert option in error
 
 
 @pytest.mark.parametrize(
