@@ -539,8 +539,8 @@ class ShmDataLoader(DataLoader[T_co]):
 
         The file is written by the thread that iterates, each second or every few thousand batches, which takes some
         milliseconds then. It is whole JSON after each write, and so also if the process is killed. One that ends in
-        ``.gz`` is compressed, which takes more time; of a killed process it lacks its end, and ``zcat`` reads it up to
-        there. Forked processes write nothing. Times count as those of torch's profiler do.
+        ``.gz`` is compressed, which takes more time. Forked processes write nothing. Times count as those of torch's
+        profiler do.
 
         Args:
             path: the file; one that is there is overwritten.

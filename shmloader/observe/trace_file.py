@@ -2,8 +2,9 @@
 
 It is Chrome's JSON array format, an event a line. Behind the events comes the end of the file, which says how many
 there are; the next write overwrites it. So what is on the disk is whole JSON after each write, also when the process
-is killed. A compressed file is one stream, which cannot be overwritten: it has its end when it is closed, and what a
-killed process leaves can be read up to its last write, by ``zcat`` for instance.
+is killed or the disk is full. So it is in a compressed file: its end is made by a copy of the stream, which goes on
+without it, and is padded to one length, so that there is room for any where the last one was. Zeros behind the end of
+a stream mean nothing, and there are none once the file is closed.
 
 All writes are by descriptor and place: nothing lies in a buffer that a forked child could write once more.
 """
@@ -60,8 +61,9 @@ class _Gzip:
         return packed
 
     def end(self, data: bytes, is_last: bool) -> bytes:
-        packed: bytes = self._stream.compress(data) + self._stream.flush() if is_last else b""
-        return packed
+        stream = self._stream.copy()
+        packed: bytes = stream.compress(data) + stream.flush()
+        return packed if is_last else packed.ljust(_END_BYTES, b"\0")
 
     def copy(self) -> _Encoding:
         return _Gzip(self._stream.copy())

@@ -369,8 +369,9 @@ def test_forked_processes_write_nothing(tmp_path: Path) -> None:
     assert_in_turn(line)
 
 
-def test_a_killed_process_leaves_what_was_written(tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_a_killed_process_leaves_what_was_written(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
     done = run_file(
         f"""
         import os, signal
