@@ -71,7 +71,7 @@ class Trace:
         key = id(pool)
         if key not in self._logs:
             spans = Spans(self._tracks(), self._clock)
-            self._logs[key] = TraceLog(pool, spans, self._write, self.announce, self._lock)
+            self._logs[key] = TraceLog(pool, spans, self._write, lambda: self._file.room, self.announce, self._lock)
             self._pools[key] = pool  # so that no other gets its number
         return self._logs[key]
 

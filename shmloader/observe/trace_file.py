@@ -116,8 +116,13 @@ class TraceFile:
         """Whether events were dropped, so that all that come are."""
         return self.dropped > 0
 
+    @property
+    def room(self) -> int:
+        """How many bytes it may still take; 0: it takes no more."""
+        return 0 if self.is_full or self.error is not None else self.max_bytes - _END_BYTES - self._place
+
     def write(self, lines: bytes, count: int) -> None:
-        """Adds events, whole lines; those for which there is no room are counted. Does not raise.
+        """Adds events, all of them or, where there is no room for all, none: these are counted. Does not raise.
 
         Args:
             lines: the events, each with a comma and a newline at its end.
@@ -126,15 +131,14 @@ class TraceFile:
         if not self.is_open or self.error is not None:
             self.dropped += count
             return
-        kept = b"" if self.is_full else self._that_fit(lines)
-        kept_count = count if len(kept) == len(lines) else kept.count(b"\n")
-        self.dropped += count - kept_count
+        if self.is_full or not self._has_room_for(lines):
+            lines, self.dropped, count = b"", self.dropped + count, 0
         before = self._encoding.copy()
         try:
-            self._put(kept, kept_count)
+            self._put(lines, count)
         except OSError as error:
             self.error = error
-            self.dropped += kept_count
+            self.dropped += count
             self._encoding = before
             self._mend()
 
@@ -154,11 +158,9 @@ class TraceFile:
         fd, self._fd = self._fd, -1
         os.close(fd)
 
-    def _that_fit(self, lines: bytes) -> bytes:
-        room = self.max_bytes - _END_BYTES - self._place
-        if isinstance(self._encoding, _Gzip):
-            return lines if len(self._encoding.copy().body(lines)) <= room else b""
-        return lines if len(lines) <= room else lines[: lines.rfind(b"\n", 0, max(room, 0)) + 1]
+    def _has_room_for(self, lines: bytes) -> bool:
+        # Half of it is room for whatever compressing makes of them, so that it need not be tried.
+        return 2 * len(lines) <= self.room or len(self._encoding.copy().body(lines)) <= self.room
 
     def _put(self, lines: bytes, count: int = 0) -> None:
         body = self._encoding.body(lines) if lines else b""

@@ -7,7 +7,8 @@ memory until the loop is slower, or the trace ends. There is a limit to what may
 takes the time that it needs.
 
 What workers do they record themselves, in a ring of some hundred rows each (`workers.recorder`), which is copied often
-enough for fast loops.
+enough for fast loops. What is written at once is a window: all that the loop and its workers have done up to some time.
+The file has it as a whole or not at all, so that tracks of a trace that became full end at one time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ _BRIEF_NANOSECONDS = 5_000
 _ROWS = 1 << 14
 _MOST_ROWS = 1 << 20
 
+# Where the file is nearly full, windows are small, so that little is left out: so much does a row take at most, with
+# what workers did for the same batch; and fewer rows than these are none.
+_BYTES_A_ROW = 1024
+_FEWEST_ROWS = 16
+
+_ENDED = 5  # of the words of a worker's row; see `Record.raw_rows`
+_ALL = 1 << 62  # later than any time
+
 # How soon all is written again, and how many times longer than writing the loop goes on in between.
 _INTERVAL_NANOSECONDS = 500_000_000
 _PAUSE_PER_WRITE = 50
@@ -53,7 +62,8 @@ class TraceLog:
     Args:
         pool: the pool; None: there are no workers.
         spans: makes lines of rows.
-        write: writes lines. It does not raise.
+        write: writes lines, all or none. It does not raise.
+        room: says how many bytes of lines may still be written.
         announce: raises warnings that are due.
         lock: of all logs of a file. Passes may be iterated in several threads, and a trace may end in another one.
 
@@ -66,6 +76,7 @@ class TraceLog:
         pool: Pool | None,
         spans: Spans,
         write: Callable[[Lines], object],
+        room: Callable[[], int],
         announce: Callable[[], None],
         lock: threading.Lock,
     ) -> None:
@@ -74,6 +85,7 @@ class TraceLog:
         self._pool = None if pool is None else weakref.ref(pool)
         self._spans = spans
         self._write = write
+        self._room = room
         self._lock = lock
         self._rows: list[int] = []
         self._add = self._rows.extend
@@ -178,17 +190,36 @@ class TraceLog:
             self._write(self._spans.close(_now()))
 
     def _flush(self) -> None:
-        notes, self._notes = self._notes, []
-        rows = np.array(self._rows[: COLUMNS * _ROWS], np.int64).reshape(-1, COLUMNS)
-        del self._rows[: rows.size]
-        self._write(joined([*notes, *self._of_workers(), self._spans.of_parent(rows)]))
+        """Writes a window, or several small ones."""
+        left = _ROWS
+        while left > 0 and (self._rows or self._notes or self._copied):
+            left -= self._write_window(min(left, self._most_rows()))
 
-    def _of_workers(self) -> list[Lines]:
+    def _most_rows(self) -> int:
+        rows = self._room() // _BYTES_A_ROW
+        return rows if rows >= _FEWEST_ROWS else _ROWS  # in the latter case, to be counted
+
+    def _write_window(self, most_rows: int) -> int:
+        """Writes what was done up to the time of one of the next rows, and returns how many rows of the loop's."""
+        notes, self._notes = self._notes, []
+        rows = np.array(self._rows[: COLUMNS * most_rows], np.int64).reshape(-1, COLUMNS)
+        del self._rows[: rows.size]
+        until = _ALL
+        if self._rows:
+            at, kind, ended, _ = rows[-1].tolist()
+            until = ended if kind >= NEXT else at
+        self._write(joined([*notes, *self._of_workers(until), self._spans.of_parent(rows)]))
+        return len(rows) or most_rows
+
+    def _of_workers(self, until: int) -> list[Lines]:
+        """Returns what workers had done by then; the rest stays."""
+        copied, self._copied = self._copied, deque()
         found: list[Lines] = []
-        rows = 0
-        while self._copied and rows < _ROWS // COLUMNS:
-            worker, since, data = self._copied.popleft()
+        for worker, since, data in copied:
             words = np.frombuffer(data, np.int64).reshape(-1, ROW_WORDS)
-            rows += len(words)
-            found.append(self._spans.of_worker(worker, words, KINDS, since))
+            count = int(np.searchsorted(words[:, _ENDED], until, "right"))
+            if count:
+                found.append(self._spans.of_worker(worker, words[:count], KINDS, since))
+            if count < len(words):
+                self._copied.append((worker, since, data[count * 8 * ROW_WORDS :]))
         return found

@@ -304,6 +304,23 @@ def test_a_full_trace_says_so_once_and_training_goes_on(tmp_path: Path) -> None:
     assert read(tmp_path / "t.json").end["dropped"] > 1000
 
 
+@pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
+def test_tracks_of_a_full_trace_end_at_one_time(tmp_path: Path, name: str) -> None:
+    """What loop and workers did up to some time is there, and nothing of what came later."""
+    loader = ShmDataLoader(Images(12_000, (1,)), batch_size=4, num_workers=2)
+    with pytest.warns(TraceWarning, match=r"is full"), loader.trace(tmp_path / name, max_bytes=3 * LEAST_BYTES):
+        assert sum(1 for _ in loader) == 3000
+    line = timeline(tmp_path / name)
+    steps = len(line.steps)
+    assert 100 < steps < 2900
+    assert (tmp_path / name).stat().st_size > 0.8 * 3 * LEAST_BYTES
+    made = Counter(span.batch for track in line.workers.values() for span in track if span.name == "fetch")
+    # Of what the loop has taken all is there, and beyond that no more than was under way.
+    assert set(range(steps)) <= set(made)
+    assert max(batch for batch in made if batch is not None) < steps + 8
+    assert max(batch for batch in on_slots(line, "held") if batch is not None) < steps
+
+
 def test_a_disk_that_becomes_full_ends_the_trace_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmloader.observe.trace_log._INTERVAL_NANOSECONDS", 0)
     monkeypatch.setattr("shmloader.observe.trace_log._PAUSE_PER_WRITE", 0)

@@ -30,8 +30,7 @@ def _lacks(trace: TraceEvents) -> Iterator[str]:
     if end.get("error"):
         yield f"The trace ends early: it could not be written to ({end['error']})."
     if end.get("dropped"):
-        yield f"{end['dropped']} events were dropped, for which there was no room (max_bytes)."
-        yield "Tracks do not end at one time then, so shares of time are too small for some: draw or view it instead."
+        yield f"What came later is not here: {end['dropped']} events, for which there was no room (max_bytes)."
     if trace.lost:
         yield f"Of {trace.lost} batches it is not known what their workers did when."
 
