@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from types import MappingProxyType
 from typing import Any
 
 from shmloader.data.cache_statistics import sum_of_caches
@@ -13,6 +12,7 @@ from shmloader.passes.meter import Meters, Totals
 from shmloader.slots.pool import Pool
 from shmloader.workers.recorder import Slow, Sums
 
+from .counts import Counts
 from .figures import PassStatistics, SlowSample, WorkerStatistics
 from .statistics import STOCK, LoaderStatistics
 from .verdict import Setting, is_enough, judge
@@ -45,7 +45,7 @@ def collect(
     pools: dict[str, Any] = {}
     if pool is not None:
         leased = pool.leased  # first: it frees what has ended
-        slots = MappingProxyType({state.value: count for state, count in pool.states().items()})
+        slots = Counts({state.value: count for state, count in pool.states().items()})
         pools = {"num_slots": pool.num_slots, "max_bytes": pool.max_bytes, "resident_bytes": pool.resident_bytes}
         pools |= {"leased": leased, "slots": slots}
         setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)

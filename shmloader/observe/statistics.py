@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from shmloader.data.cache_statistics import CacheStatistics
 from shmloader.slots.ledger import State
 
 from . import table
+from .counts import Counts
 from .figures import PassStatistics, SlowSample
 from .verdict import Verdict
 
@@ -53,7 +53,7 @@ class LoaderStatistics(PassStatistics):
     max_bytes: int = 0
     resident_bytes: int = 0
     leased: int = 0
-    slots: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    slots: Mapping[str, int] = field(default_factory=Counts)
     cache: CacheStatistics | None = None
     verdict: Verdict = STOCK
 
@@ -74,13 +74,14 @@ class LoaderStatistics(PassStatistics):
         parts.append(table.wrapped(self.verdict))
         return "\n\n".join("\n".join(lines) for lines in parts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return _restored, ({**values, "slots": dict(self.slots)},)
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all figures in dicts, lists, numbers and texts, for JSON.
 
-
-def _restored(values: dict[str, Any]) -> LoaderStatistics:
-    return LoaderStatistics(**{**values, "slots": MappingProxyType(values["slots"])})
+        As `dataclasses.asdict`; and beside the verdict's text, ``verdict_kind`` and ``verdict_knob``.
+        """
+        found = dataclasses.asdict(self)
+        found |= {"slots": dict(self.slots), "verdict": str.__str__(self.verdict)}
+        return found | {"verdict_kind": self.verdict.kind.value, "verdict_knob": self.verdict.knob}
 
 
 def _of_passes(found: LoaderStatistics) -> list[list[str]]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import gc
+import json
+import operator
 import os
 import pickle
 import random
@@ -23,6 +27,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from shmloader import ArrayDataset, ChunkedDataset, LoaderStatistics, ShmDataLoader, WorkerRestartWarning
 from shmloader.observe import processors, table
+from shmloader.observe.counts import Counts
 from shmloader.observe.sinks import flat
 from shmloader.observe.verdict import Kind
 
@@ -373,6 +378,57 @@ def test_slots_by_state() -> None:
     with pytest.raises(TypeError):
         found.slots["free"] = 1  # type: ignore[index]
     del held
+
+
+@pytest.mark.parametrize("batches", [0, 3])
+def test_figures_go_wherever_dataclasses_go(batches: int) -> None:
+    loader = ShmDataLoader(Rows(), batch_size=4, num_workers=2, name="train")
+    iterator = iter(loader)
+    for _ in range(batches):
+        next(iterator)
+    found = loader.statistics()
+    del iterator
+    for same in (copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found)), dataclasses.replace(found)):
+        assert same == found
+        assert (same.verdict.kind, same.verdict.knob) == (found.verdict.kind, found.verdict.knob)
+    assert len({found, copy.deepcopy(found)}) == 1
+    fields = dataclasses.asdict(found)
+    assert json.loads(json.dumps(fields))["slots"] == fields["slots"] == found.slots
+    plain = found.to_dict()
+    assert json.loads(json.dumps(plain)) == json.loads(json.dumps({**fields, **plain}))
+    assert plain["last_pass"]["batches"] == plain["batches"] == batches
+    assert (plain["verdict"], plain["verdict_kind"], plain["verdict_knob"]) == (
+        found.verdict,
+        "too little to tell",
+        None,
+    )
+    assert {type(value) for value in _leaves(plain)} <= {int, float, str, type(None)}
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else None
+    if parts is None:
+        yield value
+    for part in parts or ():
+        yield from _leaves(part)
+
+
+def test_counts_cannot_be_changed() -> None:
+    counts = Counts({"free": 1})
+    changes: list[Callable[[Any], object]] = [
+        lambda counts: counts.update(free=2),
+        lambda counts: counts.pop("free"),
+        lambda counts: counts.popitem(),
+        lambda counts: counts.clear(),
+        lambda counts: counts.setdefault("ready", 1),
+        lambda counts: operator.setitem(counts, "free", 2),
+        lambda counts: operator.delitem(counts, "free"),
+        lambda counts: counts.__ior__({"free": 2}),
+    ]
+    for change in changes:
+        with pytest.raises(TypeError, match="cannot be changed"):
+            change(counts)
+    assert counts == {"free": 1}
 
 
 def test_slowest_samples_are_named() -> None:
