@@ -518,6 +518,14 @@ class ShmDataLoader(DataLoader[T_co]):
             prefetch_factor=self.prefetch_factor or 0,
             in_order=self.in_order,
             stays=self.persistent_workers or self.epoch_size is not None,
+            goes_on=self.epoch_size is not None,
+            worker_type=self.worker_type,
+            is_stream=is_stream(self),
+            batching="batch_size"
+            if self.batch_size is not None
+            else "batch_sampler"
+            if self.batch_sampler is not None
+            else None,
         )
         return gathering.collect(
             self._lifetime.meters,

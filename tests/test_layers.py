@@ -40,6 +40,7 @@ WINGS = {
         "gathering sinks registry trace_file trace_log",
         "statistics trace_spans",
         "verdict processors trace_lines",
+        "case",
         "table figures counts",
     ],
     "passes": [
@@ -95,16 +96,16 @@ PURE = [
     "passes/lines.py", "passes/steps.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
-    "data/cache_layout.py", "observe/counts.py", "observe/figures.py", "observe/verdict.py", "observe/table.py",
-    "observe/trace_lines.py",
+    "data/cache_layout.py", "observe/counts.py", "observe/figures.py", "observe/case.py", "observe/verdict.py",
+    "observe/table.py", "observe/trace_lines.py",
     "observe/trace_spans.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "json",
     "math", "numpy.typing", "operator", "re", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy",
     "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes", "shmloader.batches.structure",
-    "shmloader.cli.doctor.finding", "shmloader.errors", "shmloader.observe.figures", "shmloader.observe.table",
-    "shmloader.observe.trace_lines",
+    "shmloader.cli.doctor.finding", "shmloader.errors", "shmloader.observe.case", "shmloader.observe.figures",
+    "shmloader.observe.table", "shmloader.observe.trace_lines",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -41,6 +41,8 @@ class WorkerStatistics:
         late_seconds: by how much these took longer than the mean.
         cpu_share: the part of its work in which it used a processor: near 1 where samples are computed, and less where
             files or networks are waited for, or processors are short. None: not known yet.
+        lock_seconds: how long a worker thread waits, in the mean, when it asks for the interpreter lock: microseconds,
+            or some milliseconds where other threads compute. None: not known, or the worker is a process.
     """
 
     number: int
@@ -56,6 +58,7 @@ class WorkerStatistics:
     late_batches: int = 0
     late_seconds: float = 0.0
     cpu_share: float | None = None
+    lock_seconds: float | None = None
 
     @property
     def work_seconds(self) -> float:
@@ -82,6 +85,8 @@ class PassStatistics:
         first_wait_seconds: the part of that before the first batch, which is in ``start_seconds`` too.
         waits: how often ``next`` has blocked.
         own_seconds: the loader's own work in ``next``: reading the sampler, taking batches from slots.
+        sampler_seconds: the part of that in which the sampler was read, without the first batches; with workers it
+            follows from some of the reads, so that it is known of passes of some tens of batches only.
         loop_seconds: what the loop did between one ``next`` and the following one.
         workers: each worker, by number.
     """
@@ -98,6 +103,7 @@ class PassStatistics:
     first_wait_seconds: float = 0.0
     waits: int = 0
     own_seconds: float = 0.0
+    sampler_seconds: float = 0.0
     loop_seconds: float = 0.0
     workers: tuple[WorkerStatistics, ...] = ()
 

@@ -33,7 +33,7 @@ def collect(
     Args:
         meters: what the loader's passes have taken.
         pool: the one used last.
-        setting: what the loader is; the pool's part is filled in here.
+        setting: what the loader is; what depends on the pool, the pass and the caches is filled in here.
         dataset: the loader's.
         is_stock: whether torch's own loader has taken its place.
         name: the loader's.
@@ -49,14 +49,18 @@ def collect(
         pools = {"num_slots": pool.num_slots, "max_bytes": pool.max_bytes, "resident_bytes": pool.resident_bytes}
         pools |= {"leased": leased, "slots": slots}
         setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)
-    verdict = STOCK if is_stock else judge(last if is_enough(last) else life, setting, slowest)
+    cache = sum_of_caches(dataset, CachedDataset)
+    judged = last if is_enough(last) else life
+    has_first_pass = judged is life or not mark.batches
+    setting = dataclasses.replace(setting, has_first_pass=has_first_pass, is_cached=cache is not None)
+    verdict = STOCK if is_stock else judge(judged, setting, slowest)
     return LoaderStatistics(
         **_fields(life),
         **pools,
         name=name,
         last_pass=last,
         slowest=slowest,
-        cache=sum_of_caches(dataset, CachedDataset),
+        cache=cache,
         verdict=verdict,
     )
 
@@ -79,7 +83,8 @@ def of_totals(totals: Totals) -> PassStatistics:
         wait_seconds=totals.wait / _NANO,
         first_wait_seconds=totals.first_wait / _NANO,
         waits=totals.waits,
-        own_seconds=(totals.inside - totals.wait - totals.ending) / _NANO,
+        own_seconds=(own := (totals.inside - totals.wait - totals.ending) / _NANO),
+        sampler_seconds=max(0.0, min(totals.sampling / _NANO, own)),
         loop_seconds=totals.outside / _NANO,
         workers=tuple(_worker(number, sums) for number, sums in enumerate(totals.workers)),
     )
@@ -105,4 +110,5 @@ def _worker(number: int, sums: Sums) -> WorkerStatistics:
         late_batches=sums.lates,
         late_seconds=sums.late / _NANO,
         cpu_share=min(1.0, sums.cpu / sums.cpu_work) if sums.cpu_work > 0 else None,
+        lock_seconds=sums.lock / sums.locks / _NANO if sums.locks > 0 else None,
     )

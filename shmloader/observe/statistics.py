@@ -105,12 +105,14 @@ _TIMES = "fetch", "collate", "idle", "room", "paused"
 
 def _of_workers(last: PassStatistics) -> list[list[str]]:
     times = [name for name in _TIMES if name in _TIMES[:3] or any(getattr(w, f"{name}_seconds") for w in last.workers)]
-    rows = [["worker", "batches", *times, "late", "processor"]]
+    has_lock = any(worker.lock_seconds is not None for worker in last.workers)
+    rows = [["worker", "batches", *times, "late", "processor", *(["lock"] if has_lock else [])]]
     for worker in last.workers:
         values = [getattr(worker, f"{name}_seconds") for name in times]
         shares = [table.share(value, sum(values)) for value in values]
         used = "-" if worker.cpu_share is None else table.share(worker.cpu_share, 1)
-        rows.append([str(worker.number), table.count(worker.batches), *shares, str(worker.late_batches), used])
+        lock = [] if not has_lock else ["-" if worker.lock_seconds is None else table.duration(worker.lock_seconds)]
+        rows.append([str(worker.number), table.count(worker.batches), *shares, str(worker.late_batches), used, *lock])
     return rows
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from dataclasses import dataclass
 from enum import Enum
 
+from .case import Case, Setting
 from .figures import PassStatistics, SlowSample, WorkerStatistics
 from .table import duration, size
+
+__all__ = ["LEAST_BATCHES", "LEAST_SECONDS", "Kind", "Setting", "Verdict", "is_enough", "judge"]
 
 # Nothing is said of less. In some thirty batches each worker of a usual number has made a few, and what happens once,
 # at the start, is a small part; a tenth of a second is longer than what else a machine does meanwhile.
@@ -19,6 +20,7 @@ LEAST_SECONDS = 0.1
 _LITTLE = 0.05
 # Beginning and ending passes is worth a knob from here on: persistent workers save nearly all of it.
 _START = 0.2
+_FAR_LONGER = 2  # where workers stay, than all else that the loop waits for
 # Copies cost what copying a batch costs, room what the worker waits: below, another cause is larger.
 _COPIES = 0.1
 _ROOM = 0.1
@@ -31,8 +33,20 @@ _LEAST_BATCHES_OF_WORKER = 8
 _IDLE = 0.2
 # What the loop's process itself takes for a worker's batch, waits left out, is some tens of microseconds.
 _QUICK_SECONDS = 100e-6
-# More is not guessed: the figures say what one worker takes, and not what so many do to a disk.
-_MOST_WORKERS_FACTOR = 4
+# A look at the interpreter lock takes a microsecond where nobody else computes, and the interpreter's switch interval,
+# five milliseconds, or several of them where somebody does.
+_LOCK_SECONDS = 1e-3
+# So much of a processor do threads use at least that slow down a loop which does not wait for them.
+_LOCK_USED = 0.2
+# Waiting for a worker that is there takes some ten microseconds beside its work; more on a machine that is busy.
+_HELD_UP_SECONDS = 0.5e-3
+# Processes that compute so much of their time share processors, and not only a disk.
+_COMPUTES = 0.8
+# Samples of two workers that take as long are chance, or it is not the samples.
+_ALIKE = 0.9
+# Collating is worth writing samples in place from here on.
+_COLLATES = 0.2
+_FAR_MORE = 16  # times as many workers as there are: a loop that does next to nothing
 
 
 class Kind(Enum):
@@ -42,9 +56,12 @@ class Kind(Enum):
     LOOP_BOUND = "the loop is the limit"
     IN_PROCESS = "no workers"
     START_UP = "start-up"
+    LATE_BEGIN = "late first batches"
     HELD_BATCHES = "held batches"
     MEMORY_CAP = "memory cap"
     OWN_WORK = "the loader's work in the loop's process"
+    INTERPRETER_LOCK = "the interpreter lock"
+    HELD_UP = "workers held up"
     STRAGGLERS = "straggling samples"
     SLOW_WORKER = "one slow worker"
     SHORT_OF_SLOTS = "too few batches ahead"
@@ -75,29 +92,6 @@ class Verdict(str):
         return str(self), self.kind, self.knob
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a loader is, as far as a verdict depends on it.
-
-    Attributes:
-        num_workers: workers; 0: the loop's process makes batches.
-        processors: how many this process may use.
-        prefetch_factor: batches per worker that are made ahead.
-        in_order: whether batches come in their order.
-        stays: whether workers stay from pass to pass.
-        num_slots: slots in the pool.
-        max_bytes: its cap.
-    """
-
-    num_workers: int
-    processors: int = 1
-    prefetch_factor: int = 2
-    in_order: bool = True
-    stays: bool = False
-    num_slots: int = 0
-    max_bytes: int = 0
-
-
 def is_enough(figures: PassStatistics) -> bool:
     """Whether a verdict can be given of so few batches."""
     return figures.batches >= LEAST_BATCHES and figures.seconds >= LEAST_SECONDS
@@ -113,52 +107,19 @@ def judge(figures: PassStatistics, setting: Setting, slowest: tuple[SlowSample, 
     """
     if not is_enough(figures):
         return _unknown(figures)
-    case = _Case(figures, setting, slowest)
-    if case.start_share >= _START and setting.num_workers and not setting.stays:
+    case = Case(figures, setting, slowest)
+    begins_long = case.start_share >= _START
+    if begins_long and setting.num_workers and not setting.stays:
         return _start_up(case)
+    if _waits_for_lock(case):
+        return _interpreter_lock(case)
+    if begins_long and figures.start_seconds >= _FAR_LONGER * (case.wait + case.own):
+        return _late_begin(case)
     if case.lost_share < _LITTLE:
         return _loop_bound(case)
     if setting.num_workers == 0:
         return _own_work(case) if case.own > case.wait else _in_process(case)
     return _of_copies_and_room(case) or _of_waiting(case)
-
-
-class _Case:
-    """Figures of a pass, less its beginning and end."""
-
-    def __init__(self, figures: PassStatistics, setting: Setting, slowest: tuple[SlowSample, ...]) -> None:
-        self.figures = figures
-        self.setting = setting
-        self.slowest = slowest
-        self.wait = max(0.0, figures.wait_seconds - figures.first_wait_seconds)
-        self.own = max(0.0, figures.own_seconds)
-        self.loop = max(0.0, figures.loop_seconds)
-        steady = self.wait + self.own + self.loop
-        self.lost_share = (self.wait + self.own) / steady if steady else 0.0
-        self.wait_share = self.wait / steady if steady else 0.0
-        self.start_share = figures.start_seconds / figures.seconds
-        self.workers = [worker for worker in figures.workers if worker.batches]
-        self.made = sum(worker.batches for worker in self.workers)
-        self.late = sum(worker.late_seconds for worker in self.workers)
-        self.work = sum(worker.work_seconds for worker in self.workers)
-        self.net_work = max(0.0, self.work - self.late)  # as if no batch were late
-
-    @property
-    def step(self) -> float:
-        """Seconds that the loop takes for a batch when it does not wait."""
-        return (self.loop + self.own) / self.figures.batches
-
-    def keeps_up(self, work: float) -> bool:
-        """Whether workers that work for so long in all could make batches as quickly as the loop takes them."""
-        return bool(self.made) and work / self.made / self.setting.num_workers <= self.step
-
-    @property
-    def most_workers(self) -> int:
-        """How many workers the processors can use."""
-        shares = [worker.cpu_share for worker in self.workers if worker.cpu_share is not None]
-        share = statistics.fmean(shares) if shares else 1.0
-        processors = self.setting.processors
-        return min(max(1, round(processors / max(share, 1e-3))), _MOST_WORKERS_FACTOR * processors)
 
 
 def _unknown(figures: PassStatistics) -> Verdict:
@@ -168,7 +129,7 @@ def _unknown(figures: PassStatistics) -> Verdict:
     )
 
 
-def _loop_bound(case: _Case) -> Verdict:
+def _loop_bound(case: Case) -> Verdict:
     return Verdict(
         f"The loop is the limit: it waits for data in {_percent(case.lost_share)} of its time. Nothing is to be gained "
         "from the loader.",
@@ -176,35 +137,84 @@ def _loop_bound(case: _Case) -> Verdict:
     )
 
 
-def _start_up(case: _Case) -> Verdict:
+def _start_up(case: Case) -> Verdict:
+    at_once = "" if case.setting.has_threads else "; worker_type='thread' starts at once"
     return Verdict(
         f"Beginning and ending passes takes {_percent(case.start_share)} of the time "
         f"({duration(case.figures.start_seconds)}). persistent_workers=True keeps workers from pass to pass; "
-        "epoch_size makes passes longer; worker_type='thread' starts at once.",
+        f"epoch_size makes passes longer{at_once}.",
         Kind.START_UP,
         "persistent_workers",
     )
 
 
-def _in_process(case: _Case) -> Verdict:
-    if case.made and case.work / case.made < _QUICK_SECONDS:
+def _late_begin(case: Case) -> Verdict:
+    """Says what there is to say of first batches that are late, where workers stay or there are none."""
+    setting = case.setting
+    took = f"{_percent(case.start_share)} of the time ({duration(case.figures.start_seconds)})"
+    behind = f"Behind the first batch the loop waits in {_percent(case.lost_share)} of its time."
+    if setting.has_first_pass and setting.num_workers:
         return Verdict(
-            f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time and "
-            f"{duration(case.work / case.made)} each. Workers would not be quicker: to take a batch from one takes as "
-            "long. A larger batch_size takes less of the loop for each sample.",
-            Kind.IN_PROCESS,
-            "batch_size",
+            f"Beginning takes {took}: workers are started once, and stay. {behind} A later pass tells what passes wait "
+            "for.",
+            Kind.LATE_BEGIN,
         )
-    wanted, most = _workers_for(case), case.most_workers
+    ahead = "" if not setting.num_workers else " Workers make nothing between passes."
+    first = "what the dataset's __iter__ does" if setting.is_stream else "what the sampler does"
+    remedy = "" if setting.goes_on else "; epoch_size makes passes longer"
     return Verdict(
-        f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time. num_workers="
-        f"{min(wanted, most)} would make them beside the loop.{_of_time(case)}",
+        f"Beginning passes takes {took}: what comes before a pass's first batch. {behind}{ahead} Look at {first}, and "
+        f"the first samples{remedy}.",
+        Kind.LATE_BEGIN,
+        "dataset" if setting.goes_on else "epoch_size",
+    )
+
+
+def _waits_for_lock(case: Case) -> bool:
+    """Whether threads compute at a time when the loop, or another of them, needs the interpreter."""
+    if not case.setting.has_threads or case.lock_seconds < _LOCK_SECONDS or case.setting.processors == 1:
+        return False
+    return case.lost_share >= _LITTLE or case.processors_used >= _LOCK_USED
+
+
+def _interpreter_lock(case: Case) -> Verdict:
+    return Verdict(
+        f"Threads wait for the interpreter lock, {duration(case.lock_seconds)} in the mean whenever a worker asks for "
+        f"it, and so do the loop's steps, as where samples are made by Python code: one thread runs it at a time. Together "
+        f"workers use {case.processors_used:.1f} processors. worker_type='process' has a lock for each worker.",
+        Kind.INTERPRETER_LOCK,
+        "worker_type",
+    )
+
+
+def _in_process(case: Case) -> Verdict:
+    setting = case.setting
+    share = f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time"
+    if case.made and case.seconds_a_batch < _QUICK_SECONDS:
+        larger = f"A larger {setting.batching}" if setting.batching else "A dataset that returns more at a time"
+        larger = larger.replace("larger batch_sampler", "batch_sampler of larger batches")
+        return Verdict(
+            f"{share} and {duration(case.seconds_a_batch)} each. Workers would not be quicker: to take a batch from "
+            f"one takes as long. {larger} takes less of the loop for each sample.",
+            Kind.IN_PROCESS,
+            setting.batching or "dataset",
+        )
+    if setting.processors == 1 and case.cpu_share >= _COMPUTES:
+        return Verdict(
+            f"{share}, and there is one processor, which they use. Workers help only where the loop's steps do not, as "
+            f"those do that wait for a GPU. {_faster_samples(case)}",
+            Kind.IN_PROCESS,
+            "dataset",
+        )
+    number = min(case.workers_wanted, case.workers_to_try)
+    return Verdict(
+        f"{share}. num_workers={number} would make them beside the loop.{_of_stream(case)}{_of_time(case)}",
         Kind.IN_PROCESS,
         "num_workers",
     )
 
 
-def _of_copies_and_room(case: _Case) -> Verdict | None:
+def _of_copies_and_room(case: Case) -> Verdict | None:
     figures, setting = case.figures, case.setting
     if figures.copies >= _COPIES * figures.batches:
         share = f"{_percent(figures.copies / figures.batches)} of the batches are handed out as private copies"
@@ -232,10 +242,12 @@ def _of_copies_and_room(case: _Case) -> Verdict | None:
     return None
 
 
-def _of_waiting(case: _Case) -> Verdict:
+def _of_waiting(case: Case) -> Verdict:
     if case.own > case.wait:
         return _own_work(case)
-    if case.late >= _MOST * case.wait and case.keeps_up(case.net_work):
+    if _is_held_up(case):
+        return _held_up(case)
+    if case.late >= _MOST * case.wait and case.wait_left(case.net_work) < _MOST * case.wait:
         return _stragglers(case)
     if (slow := _slow_worker(case)) is not None:
         return slow
@@ -251,30 +263,61 @@ def _of_waiting(case: _Case) -> Verdict:
     return _too_slow(case)
 
 
-def _own_work(case: _Case) -> Verdict:
-    has_workers = case.setting.num_workers > 0
+def _own_work(case: Case) -> Verdict:
+    setting, figures = case.setting, case.figures
+    sampler = figures.sampler_seconds
+    if not setting.is_stream and sampler >= _MOST * case.own:
+        return Verdict(
+            f"The loop's process reads the sampler in {_percent(sampler / figures.seconds)} of the time, "
+            f"{duration(sampler / figures.batches)} a batch. Neither more workers nor larger batches help. Make it "
+            "draw its indices quicker: all at once when a pass begins, say.",
+            Kind.OWN_WORK,
+            "batch_sampler" if setting.batching == "batch_sampler" else "sampler",
+        )
+    what = "which is much only where batches take so little"
+    if setting.num_workers:
+        what = "taking batches from slots, which is slow where they have hundreds of tensors or processors are short"
+    read = f" {duration(sampler / figures.batches)} of that is reading the sampler." if sampler else ""
+    larger = "Larger batches have" if setting.batching else "A dataset that returns more at once has"
     return Verdict(
-        f"The loader's own work in the loop's process takes {_percent(case.lost_share)} of the time: reading the "
-        f"sampler{', and taking batches from slots' if has_workers else ''}. More workers do not help. Look at the "
-        f"sampler{', and at how many tensors a batch has' if has_workers else ''}; larger batches have less of it.",
+        f"The loader's own work in the loop's process takes {_percent(case.own / figures.seconds)} of the time, "
+        f"{duration(case.own / figures.batches)} a batch: {what}.{read} More workers do not help. {larger} less of it.",
         Kind.OWN_WORK,
-        "sampler",
+        setting.batching or "dataset",
     )
 
 
-def _stragglers(case: _Case) -> Verdict:
+def _is_held_up(case: Case) -> bool:
+    least = max(LEAST_SECONDS, _MOST * case.wait, _HELD_UP_SECONDS * case.figures.waits)
+    return case.unexplained >= least
+
+
+def _held_up(case: Case) -> Verdict:
+    replaced = f" {case.figures.restarts} died and were replaced." if case.figures.restarts else ""
+    return Verdict(
+        f"{_waits(case)} {duration(case.wait)}, and workers were at work for {duration(case.work)}: they were stopped "
+        "(by SIGSTOP, a debugger, a frozen container), or had no processor, or are at a batch that is not made yet."
+        f"{replaced} More workers would not help.",
+        Kind.HELD_UP,
+    )
+
+
+def _stragglers(case: Case) -> Verdict:
     count = sum(worker.late_batches for worker in case.workers)
     named = "; ".join(f"{one.what} ({duration(one.seconds)})" for one in case.slowest[:3])
     others = "; in_order=False lets other batches go ahead" if case.setting.in_order else ""
+    two = case.slowest[:2]
+    alike = len({one.worker for one in two}) == 2 and two[1].seconds > _ALIKE * two[0].seconds
+    stopped = " Two workers were late by as much: were they stopped meanwhile?" if alike else ""
     return Verdict(
         f"{_waits(case)} mostly for {_batches(count)} that took several times the others. Slowest: "
-        f"{named or 'not known'}. Look at these samples{others}.",
+        f"{named or 'not known'}. Look at these samples{others}.{stopped}",
         Kind.STRAGGLERS,
         "in_order" if case.setting.in_order else "dataset",
     )
 
 
-def _slow_worker(case: _Case) -> Verdict | None:
+def _slow_worker(case: Case) -> Verdict | None:
     workers = [worker for worker in case.workers if worker.batches >= _LEAST_BATCHES_OF_WORKER]
     if len(workers) < 2:
         return None
@@ -295,45 +338,59 @@ def _seconds_a_batch(worker: WorkerStatistics) -> float:
     return max(0.0, worker.work_seconds - worker.late_seconds) / worker.batches
 
 
-def _too_slow(case: _Case) -> Verdict:
-    now, wanted, most = case.setting.num_workers, _workers_for(case), case.most_workers
-    processors = f"{case.setting.processors} processor{'s' if case.setting.processors != 1 else ''}"
+def _too_slow(case: Case) -> Verdict:
+    setting, wanted = case.setting, case.workers_wanted
+    now, most = setting.num_workers, case.most_workers
+    processors = f"{setting.processors} processor{'s' if setting.processors != 1 else ''}"
     if now >= most or wanted <= now:
         busy = f"the {processors} that there are have no room for more workers" if now >= most else "all workers work"
-        return Verdict(
-            f"{_waits(case)} and {busy}. Make samples faster.{_of_time(case)} A CachedDataset keeps what was read "
-            "once; __getitem_into__ writes samples in place.",
-            Kind.SLOW_DATASET,
-            "dataset",
-        )
-    limit = "" if wanted <= most else f" It would take {wanted}, and {processors} can use no more than about {most}."
+        return Verdict(f"{_waits(case)} and {busy}. {_faster_samples(case)}", Kind.SLOW_DATASET, "dataset")
+    number = min(wanted, case.workers_to_try)
+    limit = ""
+    if wanted > number:
+        takes = f"It would take {wanted}" if wanted < _FAR_MORE * now else "It would take far more"
+        limit = f" {takes}, and {processors} can use no more than about {most}."
+        if number < most:
+            limit = f" {takes}, if so many do not hinder each other at a disk or a server: try these first."
+    lock = ""
+    if setting.has_threads and case.cpu_share >= _MOST:
+        lock = " Threads help as far as samples release the interpreter lock; worker_type='process' helps in any case."
     return Verdict(
-        f"{_waits(case)} and {now} worker{'s' if now != 1 else ''} cannot keep up: num_workers={min(wanted, most)}."
-        f"{limit}{_of_time(case)}",
+        f"{_waits(case)} and {now} worker{'s' if now != 1 else ''} cannot keep up: num_workers={number}."
+        f"{limit}{lock}{_of_stream(case)}{_of_time(case)}",
         Kind.MORE_WORKERS,
         "num_workers",
     )
 
 
-def _workers_for(case: _Case) -> int:
-    """Returns how many workers make batches as quickly as the loop takes them."""
-    if not case.made:
-        return 1
-    most = 100 * case.most_workers  # where the loop does next to nothing, any number is too small
-    return max(1, math.ceil(min(most, case.work / case.made / case.step))) if case.step else most
-
-
-def _of_time(case: _Case) -> str:
-    fetch = sum(worker.fetch_seconds for worker in case.workers)
-    if not case.made or not case.work:
-        return ""
+def _faster_samples(case: Case) -> str:
+    """Says what else there is where workers cannot be more."""
+    keeps = case.fetch_share >= _MOST and not case.setting.is_stream and not case.setting.is_cached
+    writes = case.fetch_share < 1 - _COLLATES and not case.setting.is_stream
     return (
-        f" A batch takes a worker {duration(case.work / case.made)}: {_percent(fetch / case.work)} reading samples, "
-        f"{_percent(1 - fetch / case.work)} collating."
+        f"Make samples faster.{_of_time(case)}"
+        f"{' A CachedDataset keeps what was read once.' if keeps else ''}"
+        f"{' __getitem_into__ writes samples in place.' if writes else ''}"
     )
 
 
-def _waits(case: _Case) -> str:
+def _of_stream(case: Case) -> str:
+    if not case.setting.is_stream:
+        return ""
+    return " Each worker iterates over the dataset itself, which has to give each a part of its own (get_worker_info)."
+
+
+def _of_time(case: Case) -> str:
+    if not case.made or not case.work:
+        return ""
+    whose = "a worker" if case.setting.num_workers else "it"
+    return (
+        f" A batch takes {whose} {duration(case.seconds_a_batch)}: {_percent(case.fetch_share)} reading samples, "
+        f"{_percent(max(0.0, 1 - case.fetch_share))} collating."
+    )
+
+
+def _waits(case: Case) -> str:
     return f"The loop waits for batches in {_percent(case.wait_share)} of its time,"
 
 

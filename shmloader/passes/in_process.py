@@ -155,6 +155,7 @@ class TrackedInProcessIterator(InProcessIterator):
         """Returns the next batch, and records what it took."""
         recorder, contents = self._recorder, Contents.FAULT
         self._begin_batch()
+        entered = self._began
         try:
             data = self._load()
             recorder.samples = recorder.samples or int(not self._auto_collation)
@@ -164,6 +165,7 @@ class TrackedInProcessIterator(InProcessIterator):
             contents = Contents.NOTHING
             raise
         finally:
+            self._meter.sampling += self._began - entered
             self._meter.blocked(self._began)
             recorder.end(0, contents, 0)
 

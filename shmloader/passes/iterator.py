@@ -38,7 +38,7 @@ from shmloader.workers.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .lifetime import Lifetime
-from .meter import Meter
+from .meter import READS_PER_LOOK, Meter
 from .tracking import Tracking
 from .watching import Team, Watcher, WatcherFor, watched
 
@@ -418,7 +418,7 @@ class ShmIterator(BaseIterator):
             return
         if self._has_more:
             try:
-                index = self._next_index()  # type: ignore[no-untyped-call]
+                index = self._next_index() if (self._num_yielded + 1) % READS_PER_LOOK else self._next_index_timed()  # type: ignore[no-untyped-call]
             except StopIteration:
                 self._has_more = False
             else:
@@ -426,6 +426,12 @@ class ShmIterator(BaseIterator):
                 return
         if not self._persistent_workers:
             self._dispatcher.dismiss_idle()
+
+    def _next_index_timed(self) -> Any:
+        began = monotonic_ns()
+        index = self._next_index()  # type: ignore[no-untyped-call]
+        self._meter.has_sampled(began)
+        return index
 
     # -- ending --------------------------------------------------------------------------------------------------
 

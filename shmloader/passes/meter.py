@@ -16,6 +16,10 @@ from shmloader.workers.recorder import Record, Slow, Sums
 
 from .restarts import RestartCount
 
+# Of so many reads of the sampler one is timed. A prime, since samplers may have a rhythm: one that sorts samples by
+# their lengths takes its time once for hundreds of batches.
+READS_PER_LOOK = 17
+
 
 class Totals(NamedTuple):
     """Sums over one pass, or over a loader's life. Times are in nanoseconds.
@@ -34,6 +38,7 @@ class Totals(NamedTuple):
         waits: how often ``next`` has blocked.
         first_wait: the part of ``wait`` before the first batch of a pass.
         restarts: workers that have died and were replaced.
+        sampling: reading the sampler behind the first batches, by what some of the reads took.
         workers: what workers have made, by number; also batches that were not handed out.
     """
 
@@ -50,6 +55,7 @@ class Totals(NamedTuple):
     waits: int = 0
     first_wait: int = 0
     restarts: int = 0
+    sampling: int = 0
     workers: tuple[Sums, ...] = ()
 
     def __sub__(self, other: Totals) -> Totals:
@@ -79,13 +85,13 @@ class Meter:
         left: when it was left last, or the pass began.
         outside: see `Totals`. It is set with ``entered``, and no call in between, so that no other thread and no
             signal's handler finds the one without the other. What was spent within ``next`` follows from it.
-        wait, waits, first_wait: see `Totals`.
+        wait, waits, first_wait, sampling: see `Totals`.
     """
 
     def __init__(self, meters: Meters, records: list[Record], pool: Pool | None = None) -> None:
         self.entered = self.left = time.monotonic_ns()
         self._since = self.left  # less what lies between passes
-        self.outside = self.wait = self.waits = self.first_wait = 0
+        self.outside = self.wait = self.waits = self.first_wait = self.sampling = 0
         self._meters = meters
         self._records = records
         self._pool = pool
@@ -96,7 +102,7 @@ class Meter:
         """Has the loader count from here on; but of workers, whose records are new, all that they have done."""
         self._before = self._counts()._replace(workers=())
         self._since = self.left
-        self.outside = self.wait = self.waits = self.first_wait = 0
+        self.outside = self.wait = self.waits = self.first_wait = self.sampling = 0
         self._at_begin = self._batches
         self._meters.add(self)
 
@@ -112,6 +118,10 @@ class Meter:
         self.waits += 1
         if self._pool is not None and self._pool.batches == self._at_begin:
             self.first_wait += took
+
+    def has_sampled(self, began: int) -> None:
+        """Notes that one read of the sampler of `READS_PER_LOOK` has ended, since ``began``."""
+        self.sampling += READS_PER_LOOK * (time.monotonic_ns() - began)
 
     @property
     def _batches(self) -> int:
@@ -129,7 +139,12 @@ class Meter:
         """Returns what it has taken so far. From any thread."""
         times = self._times()
         return (self._counts() - self._before)._replace(
-            outside=times.outside, inside=times.inside, wait=times.wait, waits=times.waits, first_wait=times.first_wait
+            outside=times.outside,
+            inside=times.inside,
+            wait=times.wait,
+            waits=times.waits,
+            first_wait=times.first_wait,
+            sampling=self.sampling,
         )
 
     def _times(self) -> Totals:

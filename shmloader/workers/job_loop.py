@@ -60,6 +60,7 @@ class JobLoop:
     def install_in_thread(self) -> None:
         """Does the same in this thread alone."""
         self._maker.collation.install_in_thread()
+        self._recorder.shares_lock = True
 
     def begin(self) -> None:
         """Calls the init function, and does what else comes before the first job."""

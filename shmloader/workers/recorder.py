@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from shmloader.slots.shared_state import RECORD_BYTES
 
 # In words of eight bytes; each is copied as a whole.
-_COUNT, _ORIGIN, _NO_BATCH, _ROOM, _PAUSED, _ASKS, _LATE, _LATES, _CPU, _CPU_WORK = range(10)
+_COUNT, _ORIGIN, _NO_BATCH, _ROOM, _PAUSED, _ASKS, _LATE, _LATES, _CPU, _CPU_WORK, _LOCK, _LOCKS = range(12)
 _WORD = 8
 _SLOW_START = 16 * _WORD
 SLOW_BYTES = 1024 - _SLOW_START  # the text about the slowest
@@ -39,6 +39,9 @@ _NEVER = 1 << 62
 
 # The processor's time is asked of the kernel, which takes half a microsecond: only behind batches that take longer.
 _LONG_NS = 500_000
+
+# How often a worker thread looks how long it waits for the interpreter lock, by the times that it is looked up above.
+_EVERY_LOCK = 4
 
 _MAX_SLOW = 4
 _TEXT_CHARS = 100
@@ -106,6 +109,8 @@ class Sums(NamedTuple):
         lates: how many these were.
         cpu: the processor's time that the worker's thread took for `cpu_work`.
         cpu_work: nanoseconds of work in which ``cpu`` was measured.
+        lock: waiting for the interpreter lock, where a worker thread has given it away to see how long that takes.
+        locks: how often it has.
     """
 
     batches: int = 0
@@ -121,6 +126,8 @@ class Sums(NamedTuple):
     lates: int = 0
     cpu: int = 0
     cpu_work: int = 0
+    lock: int = 0
+    locks: int = 0
 
     def __sub__(self, other: Sums) -> Sums:
         """Returns what was done between the two."""
@@ -144,7 +151,10 @@ class Recorder:
         samples: samples of the job; 0: not known.
         indices: of the job; for texts.
         times_samples: whether samples of the job are timed one by one.
+        shares_lock: whether the worker is a thread, which has to wait for the interpreter lock of the program.
     """
+
+    shares_lock = False
 
     def __init__(self, record: memoryview, samples: memoryview | None = None) -> None:
         self._record = record
@@ -161,6 +171,7 @@ class Recorder:
         self._cpu_at = (0, 0)
         self._slow: list[tuple[int, str]] = []
         self._is_first = True
+        self._looks = 0
         self.fetched = self.samples = 0
         self.indices: Any = None
         self.times_samples = False
@@ -300,9 +311,24 @@ class Recorder:
         self._words[_CPU] += cpu - self._cpu_at[0]
         self._words[_CPU_WORK] += work - self._cpu_at[1]
         self._cpu_at = cpu, work
+        if self.shares_lock and not self._looks % _EVERY_LOCK:
+            self._look_at_lock()
+        self._looks += 1
         if count >= _LEAST_ROWS:
             net = self._work_sum - self._words[_ROOM] - self._words[_PAUSED] - self._words[_LATE]
             self._late_limit = max(_LATE_FACTOR * net // count, _LEAST_LATE_NS)
+
+    def _look_at_lock(self) -> None:
+        """Gives the interpreter lock away and takes it again, which is quick where no other thread computes.
+
+        Where one does, it takes some milliseconds, as do all the waits of samples and of the loop that give it away.
+        """
+        began = time.monotonic_ns()
+        time.sleep(0)
+        waited = time.monotonic_ns() - began
+        self._rested += waited  # it is neither work nor a wait for the loop
+        self._words[_LOCK] += waited
+        self._words[_LOCKS] += 1
 
     def is_slow(self, nanoseconds: int) -> bool:
         """Whether something that took so long is among the slowest of the pass."""
@@ -378,7 +404,7 @@ class Record:
 
     def sums(self) -> Sums:
         """Returns what was done so far."""
-        words = self._words[: _CPU_WORK + 1].tolist()  # first, being written last: what is a part is never the larger
+        words = self._words[: _LOCKS + 1].tolist()  # first, being written last: what is a part is never the larger
         count = self.count
         if not count:
             return Sums()
@@ -397,6 +423,8 @@ class Record:
             lates=words[_LATES],
             cpu=words[_CPU],
             cpu_work=words[_CPU_WORK],
+            lock=words[_LOCK],
+            locks=words[_LOCKS],
         )
 
     def slowest(self) -> list[Slow]:

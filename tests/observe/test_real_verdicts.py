@@ -6,6 +6,9 @@ there where it is not to wait in `next`: what is said must not depend on what el
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -145,8 +148,14 @@ def test_work_in_the_loops_process() -> None:
                 time.sleep(0.002)
                 yield index
 
-    found = read(ShmDataLoader(Sleepy(), SIZE, sampler=Slow(), num_workers=2, persistent_workers=True))
-    say(found, Kind.OWN_WORK)
+    for num_workers in (0, 2):
+        loader = ShmDataLoader(
+            Sleepy(), SIZE, sampler=Slow(), num_workers=num_workers, persistent_workers=num_workers > 0
+        )
+        found = read(loader)
+        say(found, Kind.OWN_WORK)
+        assert found.verdict.knob == "sampler"
+        assert found.sampler_seconds >= 0.002 * LENGTH / 2
 
 
 def test_stragglers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +175,84 @@ def test_one_slow_worker() -> None:
     found = read(ShmDataLoader(dataset, SIZE, num_workers=2, persistent_workers=True))
     say(found, Kind.SLOW_WORKER)
     assert "worker 1 takes" in found.verdict
+
+
+def test_threads_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of Python code, which one thread runs at a time: the loop waits for them, or in each of its steps."""
+    monkeypatch.setattr(processors, "available", lambda: 64)
+
+    class Computing(Sleepy):
+        def __getitem__(self, index: int) -> Any:
+            count = 0
+            while count < 40_000:
+                count += 1
+            return index
+
+    for step in (0.0, 0.001):
+        dataset = Computing()
+        loader = ShmDataLoader(dataset, SIZE, num_workers=3, worker_type="thread", persistent_workers=True)
+        found = read(loader, lambda number, step=step: time.sleep(step))  # type: ignore[misc]
+        say(found, Kind.INTERPRETER_LOCK)
+        assert found.verdict.knob == "worker_type"
+        lock = [worker.lock_seconds for worker in found.last_pass.workers]
+        assert all(seconds is not None and seconds > 0 for seconds in lock)
+
+
+def test_threads_that_wait_are_not_told_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "available", lambda: 64)
+    dataset = Sleepy(lambda index: 0.002)
+    found = read(ShmDataLoader(dataset, SIZE, num_workers=3, worker_type="thread", persistent_workers=True))
+    say(found, Kind.MORE_WORKERS)
+    assert "worker_type" not in found.verdict
+
+
+def test_workers_that_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop waits for them for a second, in which they make nothing."""
+    monkeypatch.setattr(processors, "available", lambda: 64)
+    loader = ShmDataLoader(Sleepy(lambda index: 0.0005), SIZE, num_workers=2, persistent_workers=True)
+    iterator: Any = iter(loader)
+    timers = []
+    for number, _ in enumerate(iterator):
+        if number == 20:
+            pids = [process.pid for process in iterator._workers]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            timers = [threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)) for pid in pids]
+            for timer in timers:
+                timer.start()
+    for timer in timers:
+        timer.join()
+    found = loader.statistics()
+    assert found.wait_seconds > 0.5
+    assert found.verdict.kind in (Kind.HELD_UP, Kind.STRAGGLERS), found  # the latter where they were within a sample
+    assert found.verdict.knob != "num_workers"
+
+
+def test_first_batches_of_persistent_workers_that_are_late() -> None:
+    dataset = Sleepy(lambda index: 0.3 if index % LENGTH < 2 * SIZE else 0.0)
+    loader = ShmDataLoader(dataset, SIZE, num_workers=2, persistent_workers=True)
+    for knob in (None, "epoch_size"):
+        found = read(loader, lambda number: time.sleep(0.002))
+        say(found, Kind.LATE_BEGIN)
+        assert found.verdict.knob == knob
+        assert found.last_pass.start_seconds > 1.0
+
+
+def test_samples_that_come_one_by_one() -> None:
+    """Quick samples, and no workers: there is no batch size to be raised."""
+    loader: ShmDataLoader[Any] = ShmDataLoader(Quick(), batch_size=None)
+    found = read(loader)
+    assert found.verdict.kind in (Kind.IN_PROCESS, Kind.OWN_WORK)  # by which takes longer, and both are quick
+    assert found.verdict.knob == "dataset"
+    assert "batch_size" not in found.verdict
+
+
+class Quick(Dataset[Any]):
+    def __len__(self) -> int:
+        return 20_000
+
+    def __getitem__(self, index: int) -> Any:
+        return sum(range(200))
 
 
 def test_too_few_batches_ahead() -> None:

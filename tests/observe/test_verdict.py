@@ -58,6 +58,11 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
         TWO,
         [{"stays": True}, {"start_seconds": 0.1}, {"batches": 3}, {"num_workers": 0}],
     ),
+    Kind.LATE_BEGIN: (
+        figures(wait=0.01, loop=0.3, start=0.4, workers=pair()),
+        dataclasses.replace(TWO, stays=True),
+        [{"stays": False}, {"start_seconds": 0.05}, {"batches": 3}, {"wait_seconds": 0.3}],
+    ),
     Kind.IN_PROCESS: (
         figures(wait=0.5, loop=0.5, workers=(worker(batches=100, fetch=0.5),)),
         Setting(num_workers=0, processors=8),
@@ -73,8 +78,29 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
         TWO,
         [{"workers": pair(room_seconds=0.01)}, {"wait_seconds": 0.0}, {"copies": 40}],
     ),
+    Kind.INTERPRETER_LOCK: (
+        figures(wait=0.5, loop=0.5, workers=pair(lock_seconds=0.005, cpu_share=0.5)),
+        dataclasses.replace(TWO, worker_type="thread"),
+        [
+            {"worker_type": "process"},
+            {"processors": 1},
+            {"workers": pair(lock_seconds=2e-6, cpu_share=0.5)},  # samples that leave the lock
+            {"workers": pair(cpu_share=0.5)},  # nobody knows
+            {"workers": pair(lock_seconds=0.005, cpu_share=0.02), "wait_seconds": 0.0},  # the loop alone has it
+        ],
+    ),
+    Kind.HELD_UP: (
+        figures(wait=3.0, loop=0.5, workers=pair(0.1), waits=5),
+        TWO,
+        [
+            {"workers": pair(1.2)},
+            {"workers": pair(0.1, room_seconds=1.2)},
+            {"workers": pair(0.1, paused_seconds=1.2)},
+            {"waits": 10_000},  # too short each, as they are where batches are quick
+        ],
+    ),
     Kind.OWN_WORK: (
-        figures(wait=0.1, loop=0.5, own=0.5, workers=pair()),
+        figures(wait=0.1, loop=0.5, own=0.5, sampler_seconds=0.4, workers=pair()),
         TWO,
         [{"own_seconds": 0.05}, {"wait_seconds": 0.6}, {"batches": 3}],
     ),
@@ -121,9 +147,12 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
 KNOBS = {
     Kind.LOOP_BOUND: None,
     Kind.START_UP: "persistent_workers",
+    Kind.LATE_BEGIN: "epoch_size",
     Kind.IN_PROCESS: "num_workers",
     Kind.HELD_BATCHES: "num_slots",
     Kind.MEMORY_CAP: "max_pool_bytes",
+    Kind.INTERPRETER_LOCK: "worker_type",
+    Kind.HELD_UP: None,
     Kind.OWN_WORK: "sampler",
     Kind.STRAGGLERS: "in_order",
     Kind.SLOW_WORKER: "in_order",
@@ -168,14 +197,159 @@ def test_how_many_workers() -> None:
     waits_for_files = figures(wait=0.5, loop=0.5, workers=pair(1.0, cpu_share=0.5))
     assert "num_workers=4." in judge(waits_for_files, dataclasses.replace(TWO, processors=2))
     no_loop = figures(wait=0.5, workers=pair(1.0))
-    assert "num_workers=8. It would take" in judge(no_loop, TWO)
+    assert "num_workers=8. It would take far more, and 8 processors can use no more than about 8." in judge(
+        no_loop, TWO
+    )
+
+
+def test_workers_that_wait_are_more_than_processors() -> None:
+    """Those that use a fiftieth of one may be a hundred on two: what limits them nobody knows before it is tried."""
+    waits = figures(wait=0.5, loop=0.05, workers=pair(1.0, cpu_share=0.02))
+    two = dataclasses.replace(TWO, processors=2)
+    assert "num_workers=8. It would take far more, if so many do not hinder each other" in judge(waits, two)
+    eight = dataclasses.replace(two, num_workers=8)
+    verdict = judge(
+        figures(wait=0.5, loop=0.05, workers=tuple(worker(i, 1.0, cpu_share=0.02) for i in range(8))), eight
+    )
+    assert "num_workers=16. It would take" in verdict, "and more than that when it was tried"
+
+
+def test_late_first_batches() -> None:
+    """Where workers stay, they are said to be the start's; of the first pass nothing is to be changed."""
+    found = figures(wait=0.01, loop=0.5, start=0.5, workers=pair())
+    stay = dataclasses.replace(TWO, stays=True)
+    for setting, knob in (
+        (dataclasses.replace(stay, has_first_pass=True), None),
+        (stay, "epoch_size"),
+        (dataclasses.replace(stay, goes_on=True), "dataset"),
+        (Setting(num_workers=0, processors=8), "epoch_size"),
+    ):
+        verdict = judge(found, setting)
+        assert (verdict.kind, verdict.knob) == (Kind.LATE_BEGIN, knob)
+        assert "50 % of the time (500 ms)" in verdict
+    assert judge(dataclasses.replace(found, wait_seconds=0.5), stay).kind is Kind.MORE_WORKERS, "which is worth more"
+    assert judge(dataclasses.replace(found, start_seconds=0.1), stay).kind is Kind.LOOP_BOUND
+
+
+def test_a_sampler_that_takes_the_time_is_named_and_nothing_else() -> None:
+    slow = figures(own=0.5, loop=0.5, sampler_seconds=0.4, workers=pair())
+    verdict = judge(slow, TWO)
+    assert "reads the sampler in 40 % of the time, 4.00 ms a batch" in verdict
+    assert "larger batches help" in verdict
+    assert judge(slow, dataclasses.replace(TWO, batching="batch_sampler")).knob == "batch_sampler"
+    quick = dataclasses.replace(slow, sampler_seconds=0.001)
+    verdict = judge(quick, TWO)
+    assert "10.0 us of that is reading the sampler" in verdict
+    assert verdict.endswith("Larger batches have less of it.")
+    for setting, of in ((TWO, quick), (dataclasses.replace(TWO, is_stream=True), slow)):
+        assert judge(of, setting).knob == "batch_size"
+
+
+def test_threads_that_compute_are_told_of_processes() -> None:
+    setting = dataclasses.replace(TWO, num_workers=1, worker_type="thread")
+    for share, is_told in ((1.0, True), (0.1, False)):
+        one = judge(figures(wait=0.5, loop=0.5, workers=(worker(batches=100, cpu_share=share),)), setting)
+        assert one.knob == "num_workers"
+        assert ("worker_type='process'" in one) == is_told
+
+
+def test_workers_are_not_advised_where_there_is_one_processor_and_samples_use_it() -> None:
+    setting = Setting(num_workers=0, processors=1)
+    for share, knob in ((1.0, "dataset"), (0.3, "num_workers")):
+        found = figures(wait=0.5, loop=0.5, workers=(worker(batches=BATCHES, fetch=0.5, cpu_share=share),))
+        assert judge(found, setting).knob == knob
+
+
+def test_what_is_advised_can_be_done() -> None:
+    """Of any figures and settings: no argument is named that such a loader does not have, or has already."""
+    draw = random.Random(1)
+    knobs = set()
+    for _ in range(20_000):
+        setting = Setting(
+            num_workers=draw.choice([0, 0, 1, 2, 4]),
+            processors=draw.choice([1, 2, 8]),
+            in_order=draw.random() < 0.5,
+            stays=draw.random() < 0.5,
+            goes_on=draw.random() < 0.3,
+            has_first_pass=draw.random() < 0.5,
+            worker_type=draw.choice(["process", "thread"]),
+            is_stream=draw.random() < 0.3,
+            is_cached=draw.random() < 0.3,
+            batching=draw.choice(["batch_size", "batch_sampler", None]),
+        )
+        setting = dataclasses.replace(setting, stays=setting.stays or setting.goes_on)
+        workers = tuple(
+            worker(
+                number,
+                draw.choice([1e-4, 0.01, 0.5, 2.0]),
+                collate_seconds=draw.choice([0.0, 0.1, 1.0]),
+                cpu_share=draw.choice([0.01, 0.5, 1.0]),
+                idle_seconds=draw.choice([0.0, 0.5]),
+                room_seconds=draw.choice([0.0, 0.0, 1.0]),
+                late_seconds=draw.choice([0.0, 0.0, 0.01]),
+                lock_seconds=draw.choice([1e-6, 0.01]) if setting.has_threads else None,
+            )
+            for number in range(max(1, setting.num_workers))
+        )
+        wait, loop, own, start = (draw.choice([0.0, 0.01, 0.3, 1.0]) for _ in range(4))
+        found = figures(
+            wait, loop, own, start, workers, sampler_seconds=draw.choice([0, 1]) * own, waits=BATCHES,
+            copies=draw.choice([0, 0, 50]) if setting.num_workers else 0,
+        )  # fmt: skip
+        verdict = judge(found, setting)
+        knobs.add(verdict.knob)
+        assert verdict.knob in _applicable(setting), (setting, verdict)
+        for text, is_senseless in (
+            ("in_order=False", not setting.in_order or not setting.num_workers),
+            ("worker_type='process'", not setting.has_threads),
+            ("worker_type='thread'", setting.has_threads or not setting.num_workers),
+            ("persistent_workers", setting.stays or not setting.num_workers),
+            ("epoch_size", setting.goes_on),
+            ("CachedDataset", setting.is_stream or setting.is_cached),
+            ("__getitem_into__", setting.is_stream),
+            ("batch_size", setting.batching != "batch_size"),
+            ("Larger batches have", setting.batching is None),
+            ("prefetch_factor", not setting.num_workers),
+        ):
+            assert text not in verdict or not is_senseless, (setting, verdict)
+    assert knobs >= {
+        None,
+        "num_workers",
+        "dataset",
+        "sampler",
+        "batch_sampler",
+        "batch_size",
+        "worker_type",
+        "in_order",
+    }
+
+
+def _applicable(setting: Setting) -> set[str | None]:
+    """Returns what may be changed in such a loader to some effect."""
+    found: set[str | None] = {None, "dataset", "num_workers", setting.batching or "dataset"}
+    if not setting.is_stream:
+        found.add("sampler")
+    if not setting.goes_on:
+        found.add("epoch_size")
+    if setting.num_workers:
+        found |= {"prefetch_factor", "num_slots", "max_pool_bytes"}
+        found |= {"in_order"} if setting.in_order else set()
+        found |= {"worker_type"} if setting.has_threads else set()
+        found |= set() if setting.stays else {"persistent_workers"}
+    return found
 
 
 def test_workers_are_not_advised_where_batches_are_quicker_than_they() -> None:
-    setting = Setting(num_workers=0, processors=8)
-    for fetch, knob in ((0.5, "num_workers"), (0.0005, "batch_size")):
+    for fetch, batching, knob in (
+        (0.5, "batch_size", "num_workers"),
+        (0.0005, "batch_size", "batch_size"),
+        (0.0005, "batch_sampler", "batch_sampler"),
+        (0.0005, None, "dataset"),
+    ):
+        setting = Setting(num_workers=0, processors=8, batching=batching)
         found = judge(figures(wait=0.5, loop=0.5, workers=(worker(batches=BATCHES, fetch=fetch),)), setting)
         assert (found.kind, found.knob) == (Kind.IN_PROCESS, knob)
+        assert ("batch_size" in found) == (knob == "batch_size")
 
 
 def test_what_takes_a_samples_time() -> None:
@@ -191,6 +365,9 @@ def test_stragglers_are_named() -> None:
     verdict = judge(CASES[Kind.STRAGGLERS][0], dataclasses.replace(TWO, in_order=False), slowest)
     assert "in_order" not in verdict
     assert verdict.knob == "dataset"
+    assert "stopped" not in verdict
+    as_long = SlowSample(0.7, "index 17", 0), SlowSample(0.69, "index 18", 1)
+    assert "were they stopped" in judge(CASES[Kind.STRAGGLERS][0], TWO, as_long), "which is not the samples' fault"
 
 
 def test_of_any_figures_there_is_some_verdict() -> None:
