@@ -29,7 +29,7 @@ from .observe.figures import PassStatistics, SlowSample, WorkerStatistics
 from .observe.registry import close_all, live_loaders
 from .observe.report import report
 from .observe.sinks import CsvSink, LogSink, TensorBoardSink, TqdmSink
-from .observe.statistics import LoaderStatistics
+from .observe.statistics import LoaderStatistics, StreamStatistics
 from .observe.verdict import Verdict
 from .producer import Producer
 from .version import __version__
@@ -56,6 +56,7 @@ __all__ = [
     "ShmDataLoader",
     "SlowSample",
     "SpecMismatchError",
+    "StreamStatistics",
     "StuckWorkerWarning",
     "TensorBoardSink",
     "TensorSpec",

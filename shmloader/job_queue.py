@@ -31,7 +31,9 @@ from .arguments import (
     checked_timeout,
 )
 from .errors import IdleWorkersWarning
-from .observe import registry
+from .observe import gathering, processors, registry, stream_verdict
+from .observe.statistics import StreamStatistics
+from .observe.verdict import Setting
 from .passes.delivery import Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .passes.lines import Job, Line, Lines
@@ -163,6 +165,7 @@ class JobQueue:
         )
         requirements.require("JobQueue", worker_type)
         self._num_workers = num_workers
+        self._worker_type = worker_type
         self._look_ahead = options.look_ahead
         source = functools.partial(calls.source, function, worker_init_fn, generator, own_words)
         self._delivery = Delivery("JobQueue", source, options, settings, workers)
@@ -339,6 +342,16 @@ class JobQueue:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def statistics(self) -> StreamStatistics:
+        """Returns what was given and taken so far, and what limits whoever takes it. See `StreamStatistics`.
+
+        Does not block, and may be called at any time and in any thread. Printed, it is a table.
+        """
+        setting = Setting(
+            num_workers=self._num_workers, processors=processors.available(), worker_type=self._worker_type
+        )
+        return gathering.collect_stream(self._delivery, setting, stream_verdict.QUEUE, self.name)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {registry.label_of(self)!r} at {id(self):#x}>"

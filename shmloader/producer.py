@@ -41,7 +41,9 @@ from .batches import item_layout
 from .batches.alignment import ALIGNMENT
 from .batches.item_layout import ItemLayout
 from .errors import ProducerEndedError, WorkerDiedError
-from .observe import registry
+from .observe import gathering, processors, registry, stream_verdict
+from .observe.statistics import StreamStatistics
+from .observe.verdict import Setting
 from .passes.delivery import ClosedError, Delivery, Outlet
 from .passes.dispatcher import DispatchOptions
 from .slots.pool_cache import PoolSettings
@@ -166,6 +168,8 @@ class Producer:
         requirements.require("Producer", worker_type)
         self.name = checked_name(name)
         self._function = target
+        self._num_workers = num_workers
+        self._worker_type = worker_type
         own_words = words.named(words.PRODUCER, self.name)
         layout = item_layout.lay_out(specs, ALIGNMENT)
         arguments = _arguments(args), _keyword_arguments(kwargs)
@@ -204,7 +208,7 @@ class Producer:
         self._stream = stream = _Stream(delivery, num_slots)
         # These refer to the stream, which refers to neither: a producer that is dropped is gone at once.
         self._items = Outlet(stream.take, stream.ask)
-        self._end = Outlet(stream.look_for_the_end, stream.ask)
+        self._end = Outlet(stream.look_for_the_end, stream.ask, counts=False)
         registry.add(self, stream)
 
     # -- items ---------------------------------------------------------------------------------------------------
@@ -326,6 +330,16 @@ class Producer:
     def __exit__(self, *raised: object) -> None:
         self.stop()
 
+    def statistics(self) -> StreamStatistics:
+        """Returns what was given and taken so far, and what limits whoever takes it. See `StreamStatistics`.
+
+        Does not block, and may be called at any time and in any thread. Printed, it is a table.
+        """
+        setting = Setting(
+            num_workers=self._num_workers, processors=processors.available(), worker_type=self._worker_type
+        )
+        return gathering.collect_stream(self._delivery, setting, stream_verdict.PRODUCER, self.name)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {registry.label_of(self)!r} at {id(self):#x}>"
 
@@ -409,6 +423,7 @@ class _Stream:
             yield
         except ProducerEndedError:
             self._delivery.close()
+            self._delivery.steps.tell_end()
             raise
         except ClosedError:
             if not self.is_over:

@@ -38,14 +38,14 @@ WINGS = {
     "observe": [
         "report trace",
         "gathering sinks registry trace_file trace_log",
-        "statistics trace_spans",
+        "statistics stream_verdict trace_spans",
         "verdict processors trace_lines",
         "case",
         "table figures counts",
     ],
     "passes": [
         "iterator in_process delivery",
-        "dispatcher tracking lifetime",
+        "dispatcher tracking lifetime take_meter",
         "diagnosis growth_requests sampling state meter",
         "schedule restarts worker_progress lines progress epochs gates epoch_stream steps watching",
     ],
@@ -97,6 +97,7 @@ PURE = [
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
     "data/cache_layout.py", "observe/counts.py", "observe/figures.py", "observe/case.py", "observe/verdict.py",
+    "observe/stream_verdict.py",
     "observe/table.py", "observe/trace_lines.py",
     "observe/trace_spans.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
 ]  # fmt: skip
@@ -105,7 +106,7 @@ PURE_MAY_IMPORT = {
     "math", "numpy.typing", "operator", "re", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy",
     "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes", "shmloader.batches.structure",
     "shmloader.cli.doctor.finding", "shmloader.errors", "shmloader.observe.case", "shmloader.observe.figures",
-    "shmloader.observe.table", "shmloader.observe.trace_lines",
+    "shmloader.observe.table", "shmloader.observe.trace_lines", "shmloader.observe.verdict",
 }  # fmt: skip
 
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -8,13 +8,15 @@ from typing import Any
 
 from shmloader.data.cache_statistics import sum_of_caches
 from shmloader.data.cached import CachedDataset
+from shmloader.passes.delivery import Delivery
 from shmloader.passes.meter import Meters, Totals
 from shmloader.slots.pool import Pool
 from shmloader.workers.recorder import Slow, Sums
 
 from .counts import Counts
 from .figures import PassStatistics, SlowSample, WorkerStatistics
-from .statistics import STOCK, LoaderStatistics
+from .statistics import STOCK, LoaderStatistics, StreamStatistics
+from .stream_verdict import StreamKind, judge_stream
 from .verdict import Setting, is_enough, judge
 
 _NANO = 1e9
@@ -42,13 +44,8 @@ def collect(
     total = meters.total()
     life, last = of_totals(total), of_totals(total - mark)
     slowest = of_slowest(meters.slowest())
-    pools: dict[str, Any] = {}
-    if pool is not None:
-        leased = pool.leased  # first: it frees what has ended
-        slots = Counts({state.value: count for state, count in pool.states().items()})
-        pools = {"num_slots": pool.num_slots, "max_bytes": pool.max_bytes, "resident_bytes": pool.resident_bytes}
-        pools |= {"leased": leased, "slots": slots}
-        setting = dataclasses.replace(setting, num_slots=pool.num_slots, max_bytes=pool.max_bytes)
+    pools = _of_pool(pool)
+    setting = dataclasses.replace(setting, **{name: pools[name] for name in ("num_slots", "max_bytes") if pools})
     cache = sum_of_caches(dataset, CachedDataset)
     judged = last if is_enough(last) else life
     has_first_pass = judged is life or not mark.batches
@@ -63,6 +60,37 @@ def collect(
         cache=cache,
         verdict=verdict,
     )
+
+
+def collect_stream(delivery: Delivery, setting: Setting, kind: StreamKind, name: str | None) -> StreamStatistics:
+    """Returns the figures of a producer or a job queue as they are now. Does not block.
+
+    Args:
+        delivery: of its workers.
+        setting: what it is; the pool's part is filled in here.
+        kind: which of the two, for texts.
+        name: the owner's.
+    """
+    figures = of_totals(delivery.totals())
+    pools = _of_pool(delivery.pool if delivery.is_running else None)
+    setting = dataclasses.replace(setting, **{name: pools[name] for name in ("num_slots", "max_bytes") if pools})
+    consumers = delivery.meter.consumers
+    verdict = judge_stream(figures, setting, kind, max(1, consumers))
+    return StreamStatistics(**_fields(figures), **pools, name=name or kind.owner, consumers=consumers, verdict=verdict)
+
+
+def _of_pool(pool: Pool | None) -> dict[str, Any]:
+    if pool is None:
+        return {}
+    leased = pool.leased  # first: it frees what has ended
+    slots = Counts({state.value: count for state, count in pool.states().items()})
+    return {
+        "num_slots": pool.num_slots,
+        "max_bytes": pool.max_bytes,
+        "resident_bytes": pool.resident_bytes,
+        "leased": leased,
+        "slots": slots,
+    }
 
 
 def _fields(figures: PassStatistics) -> dict[str, Any]:

@@ -20,11 +20,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from shmloader.passes import lifetime
+from shmloader.passes.delivery import Delivery
+from shmloader.passes.steps import Steps
 
 from .registry import label_of
-from .statistics import LoaderStatistics
+from .statistics import StreamStatistics
 
-Sink = Callable[[LoaderStatistics], object]
+Sink = Callable[[Any], object]  # of what `statistics` returns
 
 _logger = logging.getLogger("shmloader")
 
@@ -35,9 +37,9 @@ _LINES_A_WARNING = 10
 
 
 class Reported(Protocol):
-    """What can be reported: a `ShmDataLoader`."""
+    """What can be reported: a `ShmDataLoader`, a `Producer` or a `JobQueue`."""
 
-    def statistics(self) -> LoaderStatistics | None:
+    def statistics(self) -> StreamStatistics | None:
         """Returns the figures as they are now."""
 
 
@@ -60,7 +62,7 @@ def report(loader: Reported | Iterable[Reported], *, every: float = 30.0, to: Si
     block, where batches came since the last one. Where there is no report, a step looks at one attribute.
 
     Args:
-        loader: one, or several.
+        loader: one, or several; a `Producer` or a `JobQueue` too, whose consumers' `get` drives the clock then.
         every: seconds between two lines of a loader.
         to: a sink, or several: each is called with a loader's statistics at each line, in the thread that iterates. The
             loop waits for it. One that raises is logged once, with its traceback, and is called again the next time.
@@ -103,13 +105,13 @@ class Report:
             raise RuntimeError("this report is being made already; make another one, or leave its block first")
         self._watches = tuple(_Watch(one, self._every, self._sinks) for one in self._loaders)
         for watch in self._watches:
-            lifetime.of(watch.loader).steps.add(watch)
+            _steps_of(watch.loader).add(watch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         watches, self._watches = self._watches, ()
         for watch in watches:
-            lifetime.of(watch.loader).steps.remove(watch)
+            _steps_of(watch.loader).remove(watch)
         for watch in watches:
             watch.end_pass()
 
@@ -124,7 +126,7 @@ class _Moment:
     waited: float | None = None
 
     @classmethod
-    def now(cls, at: float, statistics: LoaderStatistics) -> _Moment:
+    def now(cls, at: float, statistics: StreamStatistics) -> _Moment:
         return cls(
             at, statistics.batches, getattr(statistics, "samples", None), getattr(statistics, "wait_seconds", None)
         )
@@ -175,7 +177,7 @@ class _Watch:
             self._due = 0.0 if is_last else time.monotonic() + self._every
             self._in_turn.release()
 
-    def _say_of(self, statistics: LoaderStatistics, now: _Moment, is_last: bool) -> None:
+    def _say_of(self, statistics: StreamStatistics, now: _Moment, is_last: bool) -> None:
         since = self._last
         label, verdict = label_of(self.loader), _verdict(statistics)
         _logger.info("%s: %s%s", label, _progress(since, now), verdict if is_last else "")
@@ -205,7 +207,7 @@ class _Guarded:
         self._sink = sink
         self._has_raised = False
 
-    def __call__(self, statistics: LoaderStatistics) -> None:
+    def __call__(self, statistics: StreamStatistics) -> None:
         try:
             self._sink(statistics)
         except Exception:
@@ -240,7 +242,7 @@ def _new(before: float | None, now: float) -> float:
     return now - before if before is not None and before <= now else now
 
 
-def _verdict(statistics: LoaderStatistics) -> str:
+def _verdict(statistics: StreamStatistics) -> str:
     verdict = getattr(statistics, "verdict", None)
     return f"; {verdict}" if verdict else ""
 
@@ -248,9 +250,22 @@ def _verdict(statistics: LoaderStatistics) -> str:
 def _checked_loaders(loaders: Any) -> tuple[Reported, ...]:
     found = tuple(loaders) if isinstance(loaders, Iterable) else (loaders,)
     for one in found:
-        if not (callable(getattr(one, "statistics", None)) and lifetime.is_of(one)):
-            raise TypeError(f"report takes a ShmDataLoader or several, got {one!r}")
+        if not callable(getattr(one, "statistics", None)) or _found_steps(one) is None:
+            raise TypeError(f"report takes a ShmDataLoader, a Producer, a JobQueue, or several, got {one!r}")
     return found
+
+
+def _steps_of(loader: Reported) -> Steps:
+    steps = _found_steps(loader)
+    assert steps is not None
+    return steps
+
+
+def _found_steps(one: Any) -> Steps | None:
+    if lifetime.is_of(one):
+        return lifetime.of(one).steps
+    delivery = getattr(one, "__dict__", {}).get("_delivery")
+    return delivery.steps if isinstance(delivery, Delivery) else None
 
 
 def _checked_seconds(every: Any) -> float:

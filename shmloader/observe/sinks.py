@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .statistics import LoaderStatistics
+from .statistics import StreamStatistics
 
 _FIRST_NAME = b"time,"  # of a file of CsvSink's
 
 
-def flat(statistics: LoaderStatistics) -> dict[str, Any]:
+def flat(statistics: StreamStatistics) -> dict[str, Any]:
     """Returns all figures by name, numbers and texts; those within others as ``workers/0/batches``."""
     return dict(_leaves("", statistics))
 
@@ -41,7 +41,7 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _leaves(f"{path}/{name}" if path else str(name), part)
 
 
-def _numbers(statistics: LoaderStatistics) -> dict[str, float]:
+def _numbers(statistics: StreamStatistics) -> dict[str, float]:
     return {
         name: value
         for name, value in flat(statistics).items()
@@ -49,7 +49,7 @@ def _numbers(statistics: LoaderStatistics) -> dict[str, float]:
     }
 
 
-def _name_of(statistics: LoaderStatistics) -> str:
+def _name_of(statistics: StreamStatistics) -> str:
     return str(getattr(statistics, "name", None) or "loader")
 
 
@@ -70,7 +70,7 @@ class TensorBoardSink:
             raise TypeError(f"TensorBoardSink takes a writer that has add_scalar, got {writer!r}")
         self._writer = writer
 
-    def __call__(self, statistics: LoaderStatistics) -> None:
+    def __call__(self, statistics: StreamStatistics) -> None:
         """Writes the figures."""
         name = _name_of(statistics)
         for field, value in _numbers(statistics).items():
@@ -96,7 +96,7 @@ class LogSink:
         self._log = log
         self._arguments = arguments
 
-    def __call__(self, statistics: LoaderStatistics) -> None:
+    def __call__(self, statistics: StreamStatistics) -> None:
         """Calls the function."""
         name = _name_of(statistics)
         figures = {f"shmloader/{name}/{field}": value for field, value in _numbers(statistics).items()}
@@ -118,7 +118,7 @@ class CsvSink:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
-    def __call__(self, statistics: LoaderStatistics) -> None:
+    def __call__(self, statistics: StreamStatistics) -> None:
         """Appends a row.
 
         Raises:
@@ -178,12 +178,12 @@ class TqdmSink:
             raise TypeError(f"TqdmSink takes a bar that has set_postfix, got {bar!r}")
         self._bar = bar
 
-    def __call__(self, statistics: LoaderStatistics) -> None:
+    def __call__(self, statistics: StreamStatistics) -> None:
         """Sets what is shown with the bar's next update."""
         self._bar.set_postfix(postfix(statistics), refresh=False)
 
 
-def postfix(statistics: LoaderStatistics) -> dict[str, str]:
+def postfix(statistics: StreamStatistics) -> dict[str, str]:
     """Returns a few figures as text, for the end of a line."""
     waited = getattr(statistics, "wait_seconds", None)
     shown = {} if waited is None else {"waited": f"{waited:.1f}s"}

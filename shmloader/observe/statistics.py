@@ -1,4 +1,4 @@
-"""What `ShmDataLoader.statistics` returns."""
+"""What `ShmDataLoader.statistics` returns, and the same of producers and job queues."""
 
 from __future__ import annotations
 
@@ -19,42 +19,36 @@ STOCK = Verdict("torch's own loader loads here (see FallbackWarning), and nothin
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderStatistics(PassStatistics):
-    """What a loader has given and taken in all of its passes, what its pool is, and what limits the loop.
+class StreamStatistics(PassStatistics):
+    """What a `Producer` or a `JobQueue` has given and taken, what its pool is, and what limits its consumers.
 
-    It is immutable, and true of the moment it was asked for. Times and counts are of the loader's life; ``last_pass``
-    has those of the pass that was begun last. With several iterators at a time, that is what all of them have done
-    since then, and their times add up. The pool is the one used last; with ``num_workers=0`` there is none, and its
-    figures are 0.
+    It is immutable, and true of the moment it was asked for. Batches are items or results here, and so are samples; the
+    loop is whoever takes them. What a worker does for one is ``work_seconds`` together. With several consuming threads,
+    their times add up. Before workers are started there is no pool, and its figures are 0; when they have ended, they
+    are 0 again, and all else is what it was then.
 
     ``str()`` is a table.
 
     Attributes:
-        name: the loader's; None: it has none.
-        last_pass: the figures since the last ``iter``.
-        slowest: the slowest samples of that pass, the slowest first.
-        num_slots: batches that the pool can hold at a time, those being loaded included.
+        name: the owner's; where it has none, None for a loader, and else what it is.
+        consumers: how many threads have taken something.
+        num_slots: batches that the pool can hold at a time, those being made included.
         max_bytes: the cap on what all slots take: ``max_pool_bytes``, or the memory there was when it was made if that
             is less.
         resident_bytes: bytes of memory that the slots take now.
-        leased: slots the loop holds: part of the batch is alive or, if page-locked, a device may still read it.
+        leased: slots that are held: part of the batch is alive or, if page-locked, a device may still read it.
         slots: how many slots are in each state now: free, writing (asked for), ready (made, and not handed out), leased
             (the loop's), retained (held by code in a worker).
-        cache: what each `CachedDataset` that the loader's dataset is, wraps or has as an attribute has done, summed;
-            None where there is none.
-        verdict: what limits the loop, in words, with the argument that would help; a str, see `Verdict`. It is of the
-            last pass, or of all passes where that was short.
+        verdict: what limits the loop, in words, with the argument that would help; a str, see `Verdict`.
     """
 
     name: str | None = None
-    last_pass: PassStatistics = field(default_factory=PassStatistics)
-    slowest: tuple[SlowSample, ...] = ()
+    consumers: int = 1
     num_slots: int = 0
     max_bytes: int = 0
     resident_bytes: int = 0
     leased: int = 0
     slots: Mapping[str, int] = field(default_factory=Counts)
-    cache: CacheStatistics | None = None
     verdict: Verdict = STOCK
 
     @property
@@ -63,16 +57,8 @@ class LoaderStatistics(PassStatistics):
         return self.slots.get(State.READY.value, 0)
 
     def __str__(self) -> str:
-        """Returns a table: the last pass, all passes, the workers, the pool, and the verdict."""
-        parts = [table.columns(_of_passes(self))]
-        if self.last_pass.workers:
-            parts.append(table.columns(_of_workers(self.last_pass)))
-        if self.num_slots:
-            parts.append([_of_pool(self)])
-        if self.cache is not None:
-            parts.append([_of_cache(self.cache)])
-        parts.append(table.wrapped(self.verdict))
-        return "\n\n".join("\n".join(lines) for lines in parts)
+        """Returns a table: all that was taken, the workers, the pool, and the verdict."""
+        return _table(self, {"all": self}, self, ("work", "idle"))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all figures in dicts, lists, numbers and texts, for JSON.
@@ -84,9 +70,56 @@ class LoaderStatistics(PassStatistics):
         return found | {"verdict_kind": self.verdict.kind.value, "verdict_knob": self.verdict.knob}
 
 
-def _of_passes(found: LoaderStatistics) -> list[list[str]]:
-    passes = [found.last_pass, found]
-    rows = [[found.name or "loader", "last pass", "all passes"]]
+@dataclass(frozen=True, kw_only=True)
+class LoaderStatistics(StreamStatistics):
+    """What a loader has given and taken in all of its passes, what its pool is, and what limits the loop.
+
+    It is immutable, and true of the moment it was asked for. Times and counts are of the loader's life; ``last_pass``
+    has those of the pass that was begun last. With several iterators at a time, that is what all of them have done
+    since then, and their times add up. The pool is the one used last; with ``num_workers=0`` there is none, and its
+    figures are 0.
+
+    ``str()`` is a table.
+
+    Attributes:
+        last_pass: the figures since the last ``iter``.
+        slowest: the slowest samples of that pass, the slowest first.
+        cache: what each `CachedDataset` that the loader's dataset is, wraps or has as an attribute has done, summed;
+            None where there is none.
+        verdict: of the last pass, or of all passes where that was short.
+    """
+
+    last_pass: PassStatistics = field(default_factory=PassStatistics)
+    slowest: tuple[SlowSample, ...] = ()
+    cache: CacheStatistics | None = None
+
+    def __str__(self) -> str:
+        """Returns a table: the last pass, all passes, the workers, the pool, and the verdict."""
+        passes = {"last pass": self.last_pass, "all passes": self}
+        return _table(self, passes, self.last_pass, ("fetch", "collate", "idle"), self.cache)
+
+
+def _table(
+    found: StreamStatistics,
+    passes: Mapping[str, PassStatistics],
+    of_workers: PassStatistics,
+    times: tuple[str, ...],
+    cache: CacheStatistics | None = None,
+) -> str:
+    parts = [table.columns(_of_passes(found, passes))]
+    if of_workers.workers:
+        parts.append(table.columns(_of_workers(of_workers, times)))
+    if found.num_slots:
+        parts.append([_of_pool(found)])
+    if cache is not None:
+        parts.append([_of_cache(cache)])
+    parts.append(table.wrapped(found.verdict))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _of_passes(found: StreamStatistics, by_name: Mapping[str, PassStatistics]) -> list[list[str]]:
+    passes = list(by_name.values())
+    rows = [[found.name or "loader", *by_name]]
     rows += [[name, *(table.count(getattr(one, name)) for one in passes)] for name in ("batches", "samples")]
     rows.append(["bytes", *(table.size(one.bytes) for one in passes)])
     rows.append(["samples/s", *(table.count(one.samples_per_second) for one in passes)])
@@ -100,11 +133,12 @@ def _of_passes(found: LoaderStatistics) -> list[list[str]]:
     return rows
 
 
-_TIMES = "fetch", "collate", "idle", "room", "paused"
+_RARE_TIMES = "room", "paused"
 
 
-def _of_workers(last: PassStatistics) -> list[list[str]]:
-    times = [name for name in _TIMES if name in _TIMES[:3] or any(getattr(w, f"{name}_seconds") for w in last.workers)]
+def _of_workers(last: PassStatistics, always: tuple[str, ...]) -> list[list[str]]:
+    rare = [name for name in _RARE_TIMES if any(getattr(worker, f"{name}_seconds") for worker in last.workers)]
+    times = [*always, *rare]
     has_lock = any(worker.lock_seconds is not None for worker in last.workers)
     rows = [["worker", "batches", *times, "late", "processor", *(["lock"] if has_lock else [])]]
     for worker in last.workers:
@@ -116,7 +150,7 @@ def _of_workers(last: PassStatistics) -> list[list[str]]:
     return rows
 
 
-def _of_pool(found: LoaderStatistics) -> str:
+def _of_pool(found: StreamStatistics) -> str:
     states = ", ".join(f"{count} {state}" for state, count in found.slots.items() if count)
     return f"{states} slots, {table.size(found.resident_bytes)} of at most {table.size(found.max_bytes)}"
 

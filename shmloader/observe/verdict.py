@@ -9,7 +9,21 @@ from .case import Case, Setting
 from .figures import PassStatistics, SlowSample, WorkerStatistics
 from .table import duration, size
 
-__all__ = ["LEAST_BATCHES", "LEAST_SECONDS", "Kind", "Setting", "Verdict", "is_enough", "judge"]
+__all__ = [
+    "IDLE",
+    "LEAST_BATCHES",
+    "LEAST_SECONDS",
+    "LITTLE",
+    "Kind",
+    "Setting",
+    "Verdict",
+    "is_enough",
+    "judge",
+    "of_copies_and_room",
+    "of_lock",
+    "percent",
+    "too_little",
+]
 
 # Nothing is said of less. In some thirty batches each worker of a usual number has made a few, and what happens once,
 # at the start, is a small part; a tenth of a second is longer than what else a machine does meanwhile.
@@ -17,7 +31,7 @@ LEAST_BATCHES = 32
 LEAST_SECONDS = 0.1
 
 # A loop that waits for less than this part of its time would gain less than that from any knob.
-_LITTLE = 0.05
+LITTLE = 0.05
 # Beginning and ending passes is worth a knob from here on: persistent workers save nearly all of it.
 _START = 0.2
 _FAR_LONGER = 2  # where workers stay, than all else that the loop waits for
@@ -30,7 +44,7 @@ _MOST = 0.5
 _SLOW_WORKER = 1.5
 _LEAST_BATCHES_OF_WORKER = 8
 # Workers that idle so much could have made what the loop waits for, had they been asked before.
-_IDLE = 0.2
+IDLE = 0.2
 # What the loop's process itself takes for a worker's batch, waits left out, is some tens of microseconds.
 _QUICK_SECONDS = 100e-6
 # A look at the interpreter lock takes a microsecond where nobody else computes, and the interpreter's switch interval,
@@ -106,32 +120,33 @@ def judge(figures: PassStatistics, setting: Setting, slowest: tuple[SlowSample, 
         slowest: samples of the pass.
     """
     if not is_enough(figures):
-        return _unknown(figures)
+        return too_little(figures)
     case = Case(figures, setting, slowest)
     begins_long = case.start_share >= _START
     if begins_long and setting.num_workers and not setting.stays:
         return _start_up(case)
-    if _waits_for_lock(case):
-        return _interpreter_lock(case)
+    if (locked := of_lock(case)) is not None:
+        return locked
     if begins_long and figures.start_seconds >= _FAR_LONGER * (case.wait + case.own):
         return _late_begin(case)
-    if case.lost_share < _LITTLE:
+    if case.lost_share < LITTLE:
         return _loop_bound(case)
     if setting.num_workers == 0:
         return _own_work(case) if case.own > case.wait else _in_process(case)
-    return _of_copies_and_room(case) or _of_waiting(case)
+    return of_copies_and_room(case) or _of_waiting(case)
 
 
-def _unknown(figures: PassStatistics) -> Verdict:
+def too_little(figures: PassStatistics, many: str = "batches") -> Verdict:
+    """Returns that nothing is said of so few batches, or whatever workers make."""
     return Verdict(
-        f"Too little to tell: {_batches(figures.batches)} in {duration(figures.seconds)}; a verdict takes "
-        f"{LEAST_BATCHES} batches and {LEAST_SECONDS:g} s."
+        f"Too little to tell: {figures.batches} {many} in {duration(figures.seconds)}; a verdict takes "
+        f"{LEAST_BATCHES} of them and {LEAST_SECONDS:g} s."
     )
 
 
 def _loop_bound(case: Case) -> Verdict:
     return Verdict(
-        f"The loop is the limit: it waits for data in {_percent(case.lost_share)} of its time. Nothing is to be gained "
+        f"The loop is the limit: it waits for data in {percent(case.lost_share)} of its time. Nothing is to be gained "
         "from the loader.",
         Kind.LOOP_BOUND,
     )
@@ -140,7 +155,7 @@ def _loop_bound(case: Case) -> Verdict:
 def _start_up(case: Case) -> Verdict:
     at_once = "" if case.setting.has_threads else "; worker_type='thread' starts at once"
     return Verdict(
-        f"Beginning and ending passes takes {_percent(case.start_share)} of the time "
+        f"Beginning and ending passes takes {percent(case.start_share)} of the time "
         f"({duration(case.figures.start_seconds)}). persistent_workers=True keeps workers from pass to pass; "
         f"epoch_size makes passes longer{at_once}.",
         Kind.START_UP,
@@ -151,8 +166,8 @@ def _start_up(case: Case) -> Verdict:
 def _late_begin(case: Case) -> Verdict:
     """Says what there is to say of first batches that are late, where workers stay or there are none."""
     setting = case.setting
-    took = f"{_percent(case.start_share)} of the time ({duration(case.figures.start_seconds)})"
-    behind = f"Behind the first batch the loop waits in {_percent(case.lost_share)} of its time."
+    took = f"{percent(case.start_share)} of the time ({duration(case.figures.start_seconds)})"
+    behind = f"Behind the first batch the loop waits in {percent(case.lost_share)} of its time."
     if setting.has_first_pass and setting.num_workers:
         return Verdict(
             f"Beginning takes {took}: workers are started once, and stay. {behind} A later pass tells what passes wait "
@@ -174,14 +189,17 @@ def _waits_for_lock(case: Case) -> bool:
     """Whether threads compute at a time when the loop, or another of them, needs the interpreter."""
     if not case.setting.has_threads or case.lock_seconds < _LOCK_SECONDS or case.setting.processors == 1:
         return False
-    return case.lost_share >= _LITTLE or case.processors_used >= _LOCK_USED
+    return case.lost_share >= LITTLE or case.processors_used >= _LOCK_USED
 
 
-def _interpreter_lock(case: Case) -> Verdict:
+def of_lock(case: Case) -> Verdict | None:
+    """Returns what is said of threads that wait for the interpreter lock; None: they do not."""
+    if not _waits_for_lock(case):
+        return None
     return Verdict(
         f"Threads wait for the interpreter lock, {duration(case.lock_seconds)} in the mean whenever a worker asks for "
-        f"it, and so do the loop's steps, as where samples are made by Python code: one thread runs it at a time. Together "
-        f"workers use {case.processors_used:.1f} processors. worker_type='process' has a lock for each worker.",
+        "it, and so do the loop's steps, as where samples are made by Python code: one thread runs it at a time. "
+        f"Workers use {case.processors_used:.1f} processors together. With worker_type='process' each has a lock.",
         Kind.INTERPRETER_LOCK,
         "worker_type",
     )
@@ -189,7 +207,7 @@ def _interpreter_lock(case: Case) -> Verdict:
 
 def _in_process(case: Case) -> Verdict:
     setting = case.setting
-    share = f"Batches are made in the loop's process, in {_percent(case.wait_share)} of its time"
+    share = f"Batches are made in the loop's process, in {percent(case.wait_share)} of its time"
     if case.made and case.seconds_a_batch < _QUICK_SECONDS:
         larger = f"A larger {setting.batching}" if setting.batching else "A dataset that returns more at a time"
         larger = larger.replace("larger batch_sampler", "batch_sampler of larger batches")
@@ -214,28 +232,29 @@ def _in_process(case: Case) -> Verdict:
     )
 
 
-def _of_copies_and_room(case: Case) -> Verdict | None:
+def of_copies_and_room(case: Case, many: str = "batches") -> Verdict | None:
+    """Returns what is said of private copies, and of workers that wait for room; None: neither costs much."""
     figures, setting = case.figures, case.setting
     if figures.copies >= _COPIES * figures.batches:
-        share = f"{_percent(figures.copies / figures.batches)} of the batches are handed out as private copies"
+        share = f"{percent(figures.copies / figures.batches)} of the {many} are handed out as private copies"
         if figures.copies_for_room >= _MOST * figures.copies:
             return Verdict(
                 f"{share}, since the cap of {size(setting.max_bytes)} leaves no room to lend more. Raise "
-                "max_pool_bytes, or hold fewer batches.",
+                f"max_pool_bytes, or hold fewer {many}.",
                 Kind.MEMORY_CAP,
                 "max_pool_bytes",
             )
         return Verdict(
             f"{share}, since the loop holds so many: a pool of {setting.num_slots} slots has no more to lend. Clone "
-            "what you keep, drop batches sooner, or raise num_slots.",
+            f"what you keep, drop {many} sooner, or raise num_slots.",
             Kind.HELD_BATCHES,
             "num_slots",
         )
     room = sum(worker.room_seconds for worker in case.workers)
     if room and room >= _ROOM * (room + case.work):
         return Verdict(
-            f"Workers wait for room in {_percent(room / (room + case.work))} of their time: batches do not fit under "
-            f"the cap of {size(setting.max_bytes)}. Raise max_pool_bytes, or make batches smaller or num_workers less.",
+            f"Workers wait for room in {percent(room / (room + case.work))} of their time: {many} do not fit under "
+            f"the cap of {size(setting.max_bytes)}. Raise max_pool_bytes, or make {many} smaller or num_workers less.",
             Kind.MEMORY_CAP,
             "max_pool_bytes",
         )
@@ -252,9 +271,9 @@ def _of_waiting(case: Case) -> Verdict:
     if (slow := _slow_worker(case)) is not None:
         return slow
     idle = sum(worker.idle_seconds for worker in case.workers)
-    if idle and case.keeps_up(case.work) and idle >= _IDLE * (idle + case.work):
+    if idle and case.keeps_up(case.work) and idle >= IDLE * (idle + case.work):
         return Verdict(
-            f"{_waits(case)} though workers idle in {_percent(idle / (idle + case.work))} of theirs: batches, or the "
+            f"{_waits(case)} though workers idle in {percent(idle / (idle + case.work))} of theirs: batches, or the "
             f"loop's steps, take unequal times. Raise prefetch_factor={case.setting.prefetch_factor}, so that more "
             "batches are ready.",
             Kind.SHORT_OF_SLOTS,
@@ -268,7 +287,7 @@ def _own_work(case: Case) -> Verdict:
     sampler = figures.sampler_seconds
     if not setting.is_stream and sampler >= _MOST * case.own:
         return Verdict(
-            f"The loop's process reads the sampler in {_percent(sampler / figures.seconds)} of the time, "
+            f"The loop's process reads the sampler in {percent(sampler / figures.seconds)} of the time, "
             f"{duration(sampler / figures.batches)} a batch. Neither more workers nor larger batches help. Make it "
             "draw its indices quicker: all at once when a pass begins, say.",
             Kind.OWN_WORK,
@@ -280,7 +299,7 @@ def _own_work(case: Case) -> Verdict:
     read = f" {duration(sampler / figures.batches)} of that is reading the sampler." if sampler else ""
     larger = "Larger batches have" if setting.batching else "A dataset that returns more at once has"
     return Verdict(
-        f"The loader's own work in the loop's process takes {_percent(case.own / figures.seconds)} of the time, "
+        f"The loader's own work in the loop's process takes {percent(case.own / figures.seconds)} of the time, "
         f"{duration(case.own / figures.batches)} a batch: {what}.{read} More workers do not help. {larger} less of it.",
         Kind.OWN_WORK,
         setting.batching or "dataset",
@@ -385,18 +404,19 @@ def _of_time(case: Case) -> str:
         return ""
     whose = "a worker" if case.setting.num_workers else "it"
     return (
-        f" A batch takes {whose} {duration(case.seconds_a_batch)}: {_percent(case.fetch_share)} reading samples, "
-        f"{_percent(max(0.0, 1 - case.fetch_share))} collating."
+        f" A batch takes {whose} {duration(case.seconds_a_batch)}: {percent(case.fetch_share)} reading samples, "
+        f"{percent(max(0.0, 1 - case.fetch_share))} collating."
     )
 
 
 def _waits(case: Case) -> str:
-    return f"The loop waits for batches in {_percent(case.wait_share)} of its time,"
+    return f"The loop waits for batches in {percent(case.wait_share)} of its time,"
 
 
 def _batches(count: int) -> str:
     return f"{count} batch{'' if count == 1 else 'es'}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Writes a share of time, with a digit behind the point where it is small."""
     return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"

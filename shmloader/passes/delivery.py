@@ -33,7 +33,10 @@ from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.wire import Token
 
 from .dispatcher import Dispatcher, DispatchOptions
+from .meter import Totals
 from .restarts import RestartCount
+from .steps import Steps
+from .take_meter import TakeMeter
 
 # What came of a job: its result, or what it raised. A plain tuple, since making one calls nothing: no signal's handler
 # can come between an exception and the moment when what was taken is put back.
@@ -52,11 +55,13 @@ class Outlet:
         take: returns what is next, or None where that has not come yet. It may raise what ends the wait.
         refill: asks for more, once a result has left. Both are called while this is booking.
         returned: outcomes that were taken and could not be handed out; they come first.
+        counts: whether waiting for it is a consumer's.
     """
 
     take: Callable[[], Result | None]
     refill: Callable[[], object]
     returned: deque[Outcome] = field(default_factory=deque)
+    counts: bool = True
 
 
 class Delivery:
@@ -75,6 +80,8 @@ class Delivery:
     Attributes:
         restart_count: counts the workers that are replaced.
         is_closed: whether it was closed, or has failed.
+        steps: who is told of each `get`.
+        meter: how long those who take have waited.
     """
 
     def __init__(
@@ -87,6 +94,9 @@ class Delivery:
     ) -> None:
         self.restart_count = RestartCount()
         self.is_closed = False
+        self.steps = Steps()
+        self.meter = TakeMeter()
+        self._made = Totals()  # until the workers were ended
         self._name = name
         self._source = source
         self._options = options
@@ -222,9 +232,21 @@ class Delivery:
             WorkerDiedError: a worker has ended, and is not replaced. All is closed then.
             Exception: what making the result raised, or what ``take`` raises, or as `booking`.
         """
-        deadline = deadlines.after(timeout)
+        if outlet.counts:
+            if self.steps.listeners:  # before anything is taken, which an interrupt in there would lose
+                self.steps.tell()
+            self.meter.enter()
+        try:
+            return self._get(outlet, deadlines.after(timeout), raised_as)
+        except BaseException:
+            if outlet.counts:
+                self.meter.leave()
+            raise
+
+    def _get(self, outlet: Outlet, deadline: float | None, raised_as: Callable[[Exception], Exception]) -> Any:
         if self._parts is None:
-            self.start()
+            with self._waiting(outlet):
+                self.start()
         while True:
             outcome = None
             try:
@@ -234,6 +256,8 @@ class Delivery:
                     continue
                 if self._forwards_logs:
                     self._running.workers.hear()
+                if outlet.counts:  # here, and not when this returns: an interrupt in there would lose the outcome
+                    self.meter.leave()
                 value, error = outcome
                 if error is None:
                     return value
@@ -262,7 +286,19 @@ class Delivery:
                 if is_late:
                     raise Empty
                 turn = self._take_turn()
-            is_late = self._lead(deadline) if turn is None else _is_late(turn, deadline)
+            with self._waiting(outlet):
+                is_late = self._lead(deadline) if turn is None else _is_late(turn, deadline)
+
+    @contextlib.contextmanager
+    def _waiting(self, outlet: Outlet) -> Iterator[None]:
+        if not outlet.counts:
+            yield
+            return
+        self.meter.begin_wait()
+        try:
+            yield
+        finally:
+            self.meter.end_wait(is_first=self._parts is None or not self._parts.pool.batches)
 
     def _take(self, outlet: Outlet) -> Outcome | None:
         if outlet.returned:
@@ -324,9 +360,27 @@ class Delivery:
         if self._parts is not None:
             self._parts.workers.wake()
 
+    # -- figures -------------------------------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        """Returns what was given and taken so far. From any thread; does not block."""
+        self._note_made()
+        taken = self.meter.totals()
+        return taken.plus(self._made)._replace(restarts=self.restart_count.total)
+
+    def _note_made(self) -> None:
+        """Reads what workers have written, while they are there."""
+        parts = self._parts
+        if parts is not None and parts.dispatcher.is_open:
+            pool, sums = parts.pool, tuple(record.sums() for record in parts.dispatcher.records())
+            self._made = Totals(
+                pool.batches, pool.samples, pool.nbytes, pool.copies, pool.copies_for_room, workers=sums
+            )
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _fail(self, error: WorkerDiedError) -> None:
+        self._note_made()
         self._death = str(error)
         self.is_closed = True
         self.dispatcher.give_up()
@@ -352,6 +406,7 @@ class Delivery:
                 turn: SimpleQueue[None] = SimpleQueue()
                 self._followers.append(turn)
                 return turn
+            self._note_made()
             if self._parts is not None:
                 _end(self._parts.dispatcher, self._parts.pool)
             self._call_all()  # there may be followers whom nobody leads now

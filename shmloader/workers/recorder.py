@@ -27,6 +27,7 @@ _ROWS_START = 1024  # of RECORD_BYTES
 _ROW = struct.Struct("@11q")
 _ROW_BYTES = 96
 ROW_WORDS = _ROW_BYTES // _WORD
+MADE = 0  # contents of a slot that are a batch, or an item
 KINDS = 4  # contents of a slot, beside the generation in one word
 ROWS = (RECORD_BYTES - _ROWS_START) // _ROW_BYTES
 
@@ -175,6 +176,11 @@ class Recorder:
         self.fetched = self.samples = 0
         self.indices: Any = None
         self.times_samples = False
+
+    @property
+    def ended(self) -> int:
+        """When the last job was done, or `rest` was called."""
+        return self._ended
 
     @property
     def fetch_sum(self) -> int:

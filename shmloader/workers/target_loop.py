@@ -60,7 +60,8 @@ class TargetLoop:
         """There is nothing that a target calls that has to do otherwise."""
 
     def install_in_thread(self) -> None:
-        """There is nothing, here too."""
+        """Notes that the worker shares the interpreter."""
+        self._slots.recorder.shares_lock = True
 
     def begin(self) -> None:
         """Calls the init function. What that raises comes in the place of what the target would have made."""

@@ -13,6 +13,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,7 @@ from shmloader.slots.writer import FAULT_BYTES, Hold, Lent, SlotWriter, still_he
 
 from . import wire
 from .brief import Brief
+from .recorder import MADE, Recorder
 from .room_requests import Outbox, RoomRequests
 from .wire import Inbox, Token
 
@@ -104,6 +106,7 @@ class Slots:
         count: called after each item.
 
     Attributes:
+        recorder: writes down what is done when. All is the target's work but waiting for slots, and for room in them.
         job: what the slot that is being filled, or was not delivered, came with.
         is_over: whether the worker was told to stop: there will be no more slots.
     """
@@ -119,6 +122,8 @@ class Slots:
     ) -> None:
         self._number = brief.worker
         self._shared_state = brief.arena.shared_state
+        self.recorder = Recorder(self._shared_state.record(brief.worker), self._shared_state.samples)
+        self._idle = 0  # nanoseconds since the last item
         self._cap_text = brief.cap_text
         self._layout = layout
         self._join = layout.joiner()
@@ -171,8 +176,12 @@ class Slots:
         """
         if self._shared_state.stopped:
             self.is_over = True
+        if not self.recorder.ended:
+            self.recorder.rest()  # what comes before the first slot is no item's
         while self.job is None and not self.is_over:
+            began = monotonic_ns()
             token = self._inbox.get()
+            self._idle += monotonic_ns() - began
             if token is None or token.kind == wire.STOP or self._shared_state.stopped:
                 self.is_over = True
             elif token.kind == wire.JOB:
@@ -183,10 +192,14 @@ class Slots:
         job = self.job
         assert job is not None
         self._shared_state.begin(self._number, job.seq)
+        self.recorder.begin(job.seq, job.slot, self.recorder.ended + self._idle)
+        self.recorder.samples, self.recorder.times_samples, self._idle = 1, True, 0
         need = self._layout.nbytes + FAULT_BYTES
         room = self._requests.room_of(job)
         if room < need:
+            began = monotonic_ns()
             room = self._requests.ask(job, need, 0)
+            self.recorder.wait_for_room(began)
         self._open_for(job, room)
         if room < need:
             self._writer.grant(0)
@@ -264,6 +277,7 @@ class Slots:
         holds_last = not is_private and self._holds_last()
         self.close()
         self._count()
+        self.recorder.end(job.generation, MADE, layout.tail_offset + len(layout.tail))
         head = wire.BATCH if is_private else wire.ITEM, holds_last, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, layout.tail_offset, len(layout.tail)))
 
