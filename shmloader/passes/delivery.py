@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from torch.utils.data import get_worker_info
+
 from shmloader import deadlines, interrupts, process_exit
 from shmloader.errors import WorkerDiedError
 from shmloader.slots.pool import Pool
@@ -107,6 +109,8 @@ class Delivery:
         self._lock = threading.RLock()
         self._is_booking = False
         self._is_led = False  # whether a thread waits for the workers
+        self._ender = 0  # the thread that ends them
+        self._has_ended = threading.Event()
         self._followers: list[SimpleQueue[None]] = []
         self._parts: _Parts | None = None
         self._forwards_logs = False
@@ -389,7 +393,8 @@ class Delivery:
         """Ends the workers; what they make is dropped. Safe to call again; in a forked process it does nothing.
 
         Results that were handed out stay as they are. Blocks until the workers have ended, `interface.GRACE_SECONDS` if
-        they are in the middle of a job. Threads that wait in `get` have a RuntimeError.
+        they are in the middle of a job. Threads that wait in `get` have a RuntimeError. Where several threads call it,
+        all wait, but for workers: these are waited for themselves.
         """
         if self._owner_pid != os.getpid():
             return
@@ -406,11 +411,22 @@ class Delivery:
                 turn: SimpleQueue[None] = SimpleQueue()
                 self._followers.append(turn)
                 return turn
+            ender, self._ender = self._ender, self._ender or threading.get_ident()
+        # Not under the lock, which a worker thread might wait for that is waited for here.
+        if not ender:
+            self._end()
+        elif ender != threading.get_ident() and get_worker_info() is None:
+            self._has_ended.wait()
+        return None
+
+    def _end(self) -> None:
+        try:
             self._note_made()
             if self._parts is not None:
                 _end(self._parts.dispatcher, self._parts.pool)
+        finally:
+            self._has_ended.set()
             self._call_all()  # there may be followers whom nobody leads now
-        return None
 
 
 @dataclass(frozen=True)

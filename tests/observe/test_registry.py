@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 import warnings
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -339,3 +340,29 @@ def test_a_profiler_sees_the_name() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         list(loader)
     assert any(event.key == "enumerate(DataLoader 'val')#ShmIterator.__next__" for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("how", ["close_all", "close"])
+def test_a_job_that_closes_while_the_main_thread_does_is_not_waited_for(how: str) -> None:
+    """Both would wait for each other, until a worker counts as stuck. So would two workers that close."""
+    are_there = threading.Barrier(3)
+    workers: SimpleQueue[threading.Thread] = SimpleQueue()
+    done: list[int] = []
+
+    def job(number: int) -> None:
+        workers.put(threading.current_thread())
+        are_there.wait(PATIENCE)
+        shmloader.close_all() if how == "close_all" else queue.close()
+        done.append(number)
+
+    queue = JobQueue(job, num_workers=2, worker_type="thread")
+    for number in range(2):
+        queue.put(number)
+    are_there.wait(PATIENCE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a worker that was left behind
+        queue.close()
+    for _ in range(2):
+        workers.get(timeout=PATIENCE).join(PATIENCE)
+    assert sorted(done) == [0, 1]
+    assert shmloader.live_loaders() == ()
