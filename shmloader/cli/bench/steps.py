@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,25 +54,27 @@ def judge(make: Callable[[], ShmDataLoader[Any]], step: float) -> Judgement:
         Exception: what the user's dataset raises.
     """
     loader = make()
-    began, end = time.perf_counter(), 0.0
-    with contextlib.closing(_batches(loader)) as batches:
-        for count, _batch in enumerate(batches, 1):
-            if count == 1:
-                first = time.perf_counter()
-                end = first + min(_MOST_SECONDS, max(SECONDS, STARTS * (first - began)))
-            if step:
-                time.sleep(step)
-            if count >= FEWEST_BATCHES and time.perf_counter() >= end:
-                break
+    began, left = time.perf_counter(), FEWEST_BATCHES
+    while (count := _run(loader, step, left)) and (count < left or time.perf_counter() - began < SECONDS):
+        left -= count
     verdict = loader.statistics().verdict
     return Judgement(step, verdict.kind.value, verdict.knob, str(verdict), verdict.kind.name == "LOOP_BOUND")
 
 
-def _batches(loader: ShmDataLoader[Any]) -> Generator[Any, None, None]:
-    """Yields the batches of one pass behind the other, until one has none."""
-    is_empty = False
-    while not is_empty:
-        is_empty = True
-        for batch in loader:
-            is_empty = False
-            yield batch
+def _run(loader: ShmDataLoader[Any], step: float, fewest: int) -> int:
+    """Runs a pass, which is left when it has been long enough, and returns how many batches it had.
+
+    The verdict is of the last pass: one that has just begun would seem to be all start, and the whole of one is what it
+    is.
+    """
+    count, began, end = 0, time.perf_counter(), 0.0
+    batches = iter(loader)
+    for count, _batch in enumerate(batches, 1):
+        if count == 1:
+            first = time.perf_counter()
+            end = first + min(_MOST_SECONDS, max(SECONDS, STARTS * (first - began)))
+        if step:
+            time.sleep(step)
+        if count >= fewest and time.perf_counter() >= end:
+            break
+    return count
