@@ -88,7 +88,8 @@ class Verdict(str):
 
     Attributes:
         kind: what it says.
-        knob: what would help: the name of an argument, "dataset" or "sampler"; None: nothing to be changed.
+        knob: what would help: the name of an argument; "dataset", "sampler", "target" and "function" are among them.
+            None: nothing that is to be changed there.
     """
 
     __slots__ = ("kind", "knob")
