@@ -40,7 +40,8 @@ WINGS = {
         "gathering sinks registry trace_file trace_log",
         "statistics stream_verdict trace_spans",
         "verdict processors trace_lines",
-        "case",
+        "waiting",
+        "case kinds",
         "table figures counts",
     ],
     "passes": [
@@ -96,7 +97,8 @@ PURE = [
     "passes/lines.py", "passes/steps.py", "passes/progress.py", "passes/epochs.py", "workers/sample_seeds.py",
     "workers/log_ring.py",
     "batches/alignment.py", "batches/spec.py", "batches/structure.py", "data/feistel.py",
-    "data/cache_layout.py", "observe/counts.py", "observe/figures.py", "observe/case.py", "observe/verdict.py",
+    "data/cache_layout.py", "observe/counts.py", "observe/figures.py",
+    "observe/case.py", "observe/kinds.py", "observe/waiting.py", "observe/verdict.py",
     "observe/stream_verdict.py",
     "observe/table.py", "observe/trace_lines.py",
     "observe/trace_spans.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
@@ -105,7 +107,8 @@ PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "json",
     "math", "numpy.typing", "operator", "re", "secrets", "statistics", "struct", "typing", "weakref", "zlib", "numpy",
     "torch", "shmloader.batches.alignment", "shmloader.batches.dtypes", "shmloader.batches.structure",
-    "shmloader.cli.doctor.finding", "shmloader.errors", "shmloader.observe.case", "shmloader.observe.figures",
+    "shmloader.cli.doctor.finding", "shmloader.errors",
+    "shmloader.observe.case", "shmloader.observe.kinds", "shmloader.observe.waiting", "shmloader.observe.figures",
     "shmloader.observe.table", "shmloader.observe.trace_lines", "shmloader.observe.verdict",
 }  # fmt: skip
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from .case import Case, Setting
 from .figures import PassStatistics
-from .table import duration
-from .verdict import IDLE, LITTLE, Kind, Verdict, is_enough, of_copies_and_room, of_lock, percent, too_little
+from .kinds import Kind, Verdict
+from .table import duration, percent
+from .verdict import LITTLE, is_enough, of_copies_and_room, of_lock, too_little
+from .waiting import IDLE
 
 
 @dataclass(frozen=True)

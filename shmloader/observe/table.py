@@ -42,6 +42,11 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole > 0 else "-"
 
 
+def percent(share: float) -> str:
+    """Writes a share of time, with a digit behind the point where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.1f} %"
+
+
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
