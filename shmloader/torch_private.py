@@ -215,6 +215,12 @@ def address_of(generator: torch.Generator) -> int | None:
     return address if type(address) is int and address else None
 
 
+def iterates_as_torchs(kind: type[DataLoader[Any]]) -> bool:
+    """Whether a class of loaders begins its passes as torch's does."""
+    names = "__iter__", "_get_iterator"
+    return all(getattr(kind, name, None) is getattr(DataLoader, name, None) for name in names)
+
+
 def index_sampler_of(loader: Any) -> Any:
     """Returns what a loader draws indices from: its batch sampler, or its sampler where it makes no batches."""
     return loader._index_sampler

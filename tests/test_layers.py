@@ -16,6 +16,7 @@ HOUSE = [
     "__main__",
     "cli",
     "__init__",
+    "integrations",
     "loader producer job_queue",
     "observe",
     "passes",
@@ -31,6 +32,7 @@ HOUSE = [
     "version",
 ]
 WINGS = {
+    "integrations": ["ray", "ranks", "needed"],
     "cli": ["main", "bench doctor trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],

@@ -85,13 +85,13 @@ def own_arguments(loader: Any) -> dict[str, Any]:
 
 
 # Said in time, before the script is ended.
-WHERE_IT_HANGS = f"import faulthandler\nfaulthandler.dump_traceback_later({0.8 * PATIENCE})\n"
+WHERE_IT_HANGS = "import faulthandler\nfaulthandler.dump_traceback_later({})\n"
 
 
-def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
+def run_ranks(code: str, folder: Path, ranks: int, patience: float = PATIENCE) -> list[Any]:
     """Runs a script, with torchrun if more than one rank is wanted, and returns what each rank told."""
     script = folder / "script.py"
-    script.write_text(WHERE_IT_HANGS + textwrap.dedent(code))
+    script.write_text(WHERE_IT_HANGS.format(0.8 * patience) + textwrap.dedent(code))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
@@ -102,7 +102,7 @@ def run_ranks(code: str, folder: Path, ranks: int) -> list[Any]:
         env=environment,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=PATIENCE)
+            output, _ = process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its ranks; killed, it would leave them
             output, _ = process.communicate()
