@@ -32,7 +32,7 @@ HOUSE = [
     "version",
 ]
 WINGS = {
-    "integrations": ["ray", "ranks", "needed"],
+    "integrations": ["ray", "ranks ray_blocks", "needed"],
     "cli": ["main", "bench doctor trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
@@ -61,7 +61,7 @@ WINGS = {
         "batch_maker target_slots interface process_start forwarded_logs tracebacks",
         "timed_gate",
         "calls fault_packing room_requests snapshots gate recorder",
-        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes",
+        "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes crews",
         "log_handler",
         "generators sample_seeds log_ring log_records",
     ],

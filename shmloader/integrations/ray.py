@@ -1,17 +1,22 @@
-"""Ray Train with our loader inside. Nothing of Ray is imported before a function here is called."""
+"""Ray Train with our loader inside, and a Ray Dataset's blocks as chunks.
+
+Nothing of Ray is imported before a function here is called.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from shmloader.arguments import checked_flag
+from shmloader.arguments import checked_count, checked_flag
 from shmloader.loader import ShmDataLoader
 from shmloader.passes.tracking import is_stream
 
 from . import needed, ranks
+from .ray_blocks import Blocks
 
 
 def prepare_data_loader(
@@ -31,7 +36,7 @@ def prepare_data_loader(
     those that Ray's function gives on that rank. Call ``loader.sampler.set_epoch(epoch)`` before each epoch. What has
     such a sampler already stays as it is. A `PermutationSampler` for one rank becomes one for this rank, and its states
     fit any number of ranks. Any other sampler is replaced, as Ray does it, with a warning. Iterable datasets are not
-    split: let them yield a rank's share.
+    split: let them yield a rank's share, see `chunks`.
 
     Unlike Ray's wrapper, containers of tensors stay what they are, also named tuples and mappings of other classes.
 
@@ -74,3 +79,79 @@ def _moving(loader: ShmDataLoader[Any], auto_transfer: bool) -> ShmDataLoader[An
             "move_to_device=False, and move them yourself"
         )
     return ranks.changed(loader, device=device, device_prefetch=loader.device_prefetch if auto_transfer else 0)
+
+
+def chunks(
+    dataset: Any,
+    *,
+    prefetch_batches: int = 1,
+    batch_size: int | None = None,
+    local_shuffle_buffer_size: int | None = None,
+    local_shuffle_seed: int | None = None,
+) -> Iterable[Any]:
+    """Returns the blocks of a Ray Dataset as chunks, for a `ChunkedDataset`. Does not block, and reads nothing.
+
+    A chunk is a dict of arrays, one for each column, as Ray's ``iter_batches`` gives them with
+    ``batch_format="numpy"``. Each pass reads the dataset anew.
+
+    Blocks are read in the process that is connected to Ray. Let a worker thread do it: Ray's memory is then copied
+    straight into the slots. With ``num_workers=0`` rows are read one by one.
+
+        shard = ray.train.get_dataset_shard("train")
+        rows = ChunkedDataset(shmloader.integrations.ray.chunks(shard))
+        loader = ShmDataLoader(rows, batch_size=64, num_workers=1, worker_type="thread")
+
+    Several threads share one stream: each block goes to the one that asks first, so who gets which block is not the
+    same in each pass. Where that must not be, or one stream is too slow, give a list of as many streams as there are
+    workers: ``dataset.streaming_split(2)``. Worker processes cannot use this process's connection to Ray, and are
+    refused.
+
+    A state of the loader counts batches. A pass that is taken up is exact where Ray gives the same blocks in the same
+    order, with one worker at most or a stream each.
+
+    Args:
+        dataset: a ``ray.data.Dataset``, which every rank that has it reads whole; an iterator, such as
+            ``ray.train.get_dataset_shard`` gives each rank; or a list or tuple of iterators, one for each worker.
+        prefetch_batches: blocks that Ray fetches ahead.
+        batch_size: rows of a chunk, where it is not to be a block; local shuffling needs that.
+        local_shuffle_buffer_size: rows that are shuffled together, at least; None: none are.
+        local_shuffle_seed: of that shuffling.
+
+    Raises:
+        TypeError: ``dataset`` is of no such kind, or a number is no int.
+        ValueError: a number is too small, the list is empty, or ``local_shuffle_buffer_size`` comes without
+            ``batch_size``.
+        ImportError: Ray is not installed.
+        RuntimeError: in a batch's place, or from ``iter``: workers are processes, there are not as many as streams, or
+            this process is not connected to Ray.
+    """
+    data = needed.module("ray.data", "ray")
+    checked_count("prefetch_batches", prefetch_batches, 0)
+    for name, value in {"batch_size": batch_size, "local_shuffle_buffer_size": local_shuffle_buffer_size}.items():
+        if value is not None:
+            checked_count(name, value, 1)
+    if local_shuffle_seed is not None:
+        checked_count("local_shuffle_seed", local_shuffle_seed, 0)
+    if local_shuffle_buffer_size is not None and batch_size is None:
+        raise ValueError("local_shuffle_buffer_size needs batch_size, the rows of a chunk")
+    sources = _checked_sources(dataset, (data.Dataset, data.DataIterator))
+    options = {
+        "prefetch_batches": prefetch_batches,
+        "batch_size": batch_size,
+        "local_shuffle_buffer_size": local_shuffle_buffer_size,
+        "local_shuffle_seed": local_shuffle_seed,
+    }
+    return Blocks(sources, options)
+
+
+def _checked_sources(dataset: Any, kinds: tuple[type, ...]) -> Sequence[Any]:
+    sources = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
+    if not sources:
+        raise ValueError("dataset is an empty list; it takes one stream for each worker")
+    for one in sources:
+        if not isinstance(one, kinds):
+            raise TypeError(
+                "dataset must be a ray.data.Dataset, an iterator of one, or a list of iterators, got an object of type "
+                f"{type(one).__qualname__}"
+            )
+    return sources

@@ -32,7 +32,7 @@ from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
 from shmloader.words import Words
 
-from . import kernel_state, thread_start, torch_modes, tracebacks, worker_loop
+from . import crews, kernel_state, thread_start, torch_modes, tracebacks, worker_loop
 from .brief import BatchSource, Brief
 from .interface import SilenceError
 from .torch_modes import TorchModes
@@ -151,6 +151,7 @@ class ThreadWorkers:
         worker = _Worker(number)
 
         def run() -> None:
+            crews.join(self)
             try:
                 worker.ending = _serve(worker, _Outbox(self._up), lends, self._modes)
             finally:

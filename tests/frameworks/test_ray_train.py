@@ -216,12 +216,18 @@ TRAINS = """
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
+    import ray.data
     import ray.train.torch
     from ray.train.torch import TorchTrainer
     from torch.utils.data import DataLoader
-    from shmloader import ShmDataLoader
-    from shmloader.integrations.ray import prepare_data_loader
+    from shmloader import ChunkedDataset, ShmDataLoader
+    from shmloader.integrations.ray import chunks, prepare_data_loader
     from tests.frameworks.support import OURS, Traced, given_or_default, indices, our_indices, own_arguments, tell
+
+    def rows_of_shard():
+        rows = ChunkedDataset(chunks(ray.train.get_dataset_shard("rows")))
+        loader = ShmDataLoader(rows, 8, num_workers=1, worker_type="thread")
+        return [[number for batch in loader for number in batch["id"].tolist()] for _ in range(2)]
 
     def train(folder):
         rank = ray.train.get_context().get_world_rank()
@@ -235,6 +241,7 @@ TRAINS = """
                 rays.sampler.set_epoch(epoch)
                 whole.append(indices(rays))
             found = {"rays": whole, "arguments": own_arguments(loader) == given_or_default(OURS)}
+            found["rows"] = rows_of_shard()
             Path(folder, saved).write_text(json.dumps(found))
             epochs, batches = range(2), []
         else:
@@ -255,12 +262,13 @@ TRAINS = """
         Path(folder, f"rest{saved}").write_text(json.dumps(batches))
 
     def main(folder):
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
             failures = ray.train.FailureConfig(max_failures=1)
             TorchTrainer(
                 train,
                 train_loop_config=folder,
+                datasets={"rows": ray.data.range(60)},
                 scaling_config=ray.train.ScalingConfig(num_workers=2),
                 run_config=ray.train.RunConfig(storage_path=folder + "/ray", failure_config=failures),
             ).fit()
@@ -281,7 +289,9 @@ TRAINS = """
 @pytest.mark.timeout(400)
 @needs("ray")
 def test_a_trainers_ranks_get_what_rays_own_function_gives_and_go_on_after_a_fault(tmp_path: Path) -> None:
-    (told,) = run_ranks(TRAINS, tmp_path, ranks=1, patience=360)
+    (told,) = run_ranks(TRAINS, tmp_path, ranks=1, patience=300)
     for found in told:
         assert found["arguments"]
         assert found["ours"] == [batch for epoch in found["rays"] for batch in epoch]
+    for shards in zip(*(found["rows"] for found in told), strict=True):
+        assert sorted(flat(shards)) == list(range(60))
