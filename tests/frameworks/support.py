@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from shmloader import ShmDataLoader
-from tests.helpers.support import OWN_ARGUMENTS, PATIENCE
+from tests.helpers.keeping import lies_in_a_slot
+from tests.helpers.support import OWN_ARGUMENTS, PATIENCE, assert_same, seed_everything
 
 
 class Traced(Dataset[Any]):
@@ -131,8 +132,9 @@ def by_either(library: str, code: str) -> str:
     main = f"""
         from {library} import DataLoader
         from shmloader import ShmDataLoader
+        from tests.helpers.keeping import lies_in_a_slot
         from tests.helpers.support import assert_same
-        from tests.frameworks.support import tell
+        from tests.frameworks.support import tell, tensors_of
 
         class Loader(DataLoader, ShmDataLoader):
             pass
@@ -140,11 +142,12 @@ def by_either(library: str, code: str) -> str:
         def load(kind):
             seed(5)
             iterator = iter(make_loader(kind))
-            return type(iterator).__module__.split(".")[0], list(iterator)
+            return iterator, type(iterator).__module__.split(".")[0], list(iterator)
 
         def main():
-            (stock_module, expected), (module, got) = load(DataLoader), load(Loader)
+            (_, stock_module, expected), (iterator, module, got) = load(DataLoader), load(Loader)
             for batch in got:
+                assert lies_in_a_slot(max(tensors_of(comparable(batch)), key=lambda tensor: tensor.nbytes), iterator)
                 assert_usable(batch)
             for one, other in zip(got, expected, strict=True):
                 assert_same(comparable(one), comparable(other))
@@ -154,3 +157,49 @@ def by_either(library: str, code: str) -> str:
         main()
     """
     return textwrap.dedent(code) + textwrap.dedent(main)
+
+
+# Parts that are smaller may have memory of their own.
+_LARGE_BYTES = 1 << 14
+
+
+def tensors_of(part: Any) -> list[torch.Tensor]:
+    """Returns the tensors in a batch: in lists, tuples, mappings, and what has ``to_dict``."""
+    if isinstance(part, torch.Tensor):
+        return [part]
+    if isinstance(part, Mapping):
+        part = list(part.values())
+    elif hasattr(part, "to_dict"):
+        return tensors_of(part.to_dict())
+    return [tensor for one in part for tensor in tensors_of(one)] if isinstance(part, (list, tuple)) else []
+
+
+def compared(make_loader: Callable[[Any], Any], comparable: Callable[[Any], Any], passes: int = 1) -> list[int]:
+    """Called in a script: loads with torch's loader and with ours, compares the batches, and where they lie.
+
+    Args:
+        make_loader: makes a loader of the class that it is given, in one state of the random generators.
+        comparable: returns what is compared of a batch.
+        passes: how many passes are compared, over the loaders that were made first.
+
+    Returns:
+        How many batches of ours there were, and how many large tensors in them, all of which lay in a slot.
+    """
+    seed_everything(5)
+    stock = make_loader(DataLoader)
+    expected = [[comparable(batch) for batch in stock] for _ in range(passes)]
+    del stock
+    seed_everything(5)
+    ours, batches, large = make_loader(ShmDataLoader), 0, 0
+    for each in expected:
+        iterator = iter(ours)
+        assert type(iterator).__module__.startswith("shmloader.")
+        wanted = iter(each)
+        for batch in iterator:
+            assert_same(comparable(batch), next(wanted))
+            found = [one for one in tensors_of(batch) if one.untyped_storage().nbytes() >= _LARGE_BYTES]
+            assert all(lies_in_a_slot(one, iterator) for one in found)
+            batches, large = batches + 1, large + len(found)
+        assert next(wanted, None) is None
+    assert ours.statistics().copies == 0
+    return [batches, large]
