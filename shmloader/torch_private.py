@@ -318,6 +318,35 @@ collate_numpy_array_fn: Any = _needed(f"{_COLLATE}.collate_numpy_array_fn", "the
 collate_float_fn: Any = _needed(f"{_COLLATE}.collate_float_fn", "the map's entry for floats")
 collate_int_fn: Any = _needed(f"{_COLLATE}.collate_int_fn", "the map's entry for ints")
 
+_new_shared: Any = _optional(
+    "torch.UntypedStorage._new_shared",
+    "the shared memory that collate functions of torch's and of other libraries' stack into",
+    None,
+    "what they stack there is copied into the slot",
+)
+
+
+def lend_storages(lend: Callable[[int], torch.UntypedStorage | None]) -> None:
+    """Makes whoever asks for a storage in shared memory get what ``lend`` returns, if it is not None.
+
+    Safe to call again with the same function.
+
+    Args:
+        lend: is given a size in bytes, in the thread that asks.
+    """
+
+    def new_shared(cls: Any, /, size: int, *others: Any, device: Any = "cpu", **options: Any) -> Any:
+        storage = None
+        if not others and not options and size and torch.device(device).type == "cpu":
+            storage = lend(size)
+        if storage is None:
+            return _new_shared.__func__(cls, size, *others, device=device, **options)
+        return storage
+
+    if _new_shared is not None:
+        setattr(torch.UntypedStorage, _new_shared.__name__, classmethod(new_shared))
+
+
 # torch's keys. With any other there is an entry of the user's, perhaps for a base class of what samples are.
 COLLATE_KEYS = frozenset({torch.Tensor, np.ndarray, (np.bool_, np.number, np.object_), float, int, str, bytes})
 _COLLATE_FUNCTIONS = {

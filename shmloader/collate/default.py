@@ -5,6 +5,10 @@ that `default_collate` stacks into slot memory whoever calls it, a user's own co
 entry is not certain to treat as torch does, it leaves to torch's function: there the result is torch's, and so is the
 error.
 
+torch's function for tensors stacks into a storage that it makes in shared memory, and other libraries have copied that:
+PyTorch Geometric for graphs, MONAI for volumes. So a storage in shared memory that is asked for while a batch is
+collated lies in the slot too.
+
 The map is the process's, and a worker may be one of its threads. So the entries are functions that look for the worker
 that they run in, and in any other thread they do nothing but call torch's. They stay in the map: to take them out when
 the last worker thread has ended would be one more thing that another thread may be in the middle of.
@@ -31,6 +35,7 @@ from shmloader.torch_private import (
     collate_int_fn,
     collate_numpy_array_fn,
     collate_tensor_fn,
+    lend_storages,
 )
 
 from .columns import write_arrays, write_numbers
@@ -50,6 +55,7 @@ class DirectCollation:
     def __init__(self, writer: SlotWriter) -> None:
         self._writer = writer
         self._values: list[_CollateFn] = []  # the map's, if none is the user's
+        self._has_lent = False
 
     def install(self) -> None:
         """Makes the default collate functions of this process write into the writer's slot, in whatever thread."""
@@ -83,6 +89,21 @@ class DirectCollation:
     def _new(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, Array]:
         """Does the same for code that may not be the batch's own collate function."""
         return self.empty(shape, dtype) if self._writer.is_collating else _private(shape, dtype)
+
+    def storage(self, nbytes: int) -> torch.UntypedStorage | None:
+        """Returns a storage in place of one in shared memory; None while no batch is being collated.
+
+        A dataset may want to share what it makes with its own processes; a batch is sent by us.
+        """
+        if not self._writer.is_collating:
+            return None
+        self._has_lent = True
+        return self.empty((nbytes,), torch.uint8)[0].untyped_storage()
+
+    def has_lent_storage(self) -> bool:
+        """Whether other functions than ours may have made tensors in the slot since this was asked last."""
+        found, self._has_lent = self._has_lent, False
+        return found
 
     # What each of these does not make, it returns None for.
 
@@ -158,8 +179,14 @@ _ENTRIES: list[tuple[type, _CollateFn, _CollateFn]] = [
 ]
 
 
+def _storage(nbytes: int) -> torch.UntypedStorage | None:
+    collation = _of_thread.collation or _of_process
+    return None if collation is None else collation.storage(nbytes)
+
+
 def replace_entries() -> None:
     """Puts our functions into torch's map, in the place of torch's. Safe to call again, and from any thread."""
+    lend_storages(_storage)
     for kind, torchs, ours in _ENTRIES:
         if collate_fn_map.get(kind) is torchs:
             collate_fn_map[kind] = ours

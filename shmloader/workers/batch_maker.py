@@ -404,6 +404,7 @@ class BatchMaker:
             and self._templates.is_wanted
             and self.collation.is_default()
             and not self._packer.has_asked_others
+            and not self.collation.has_lent_storage()
         ):
             self._templates.learn(laid_out, packed)
         return Contents.BATCH, packed.tail_offset, len(packed.tail)
