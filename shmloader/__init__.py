@@ -17,6 +17,7 @@ from .errors import (
     ProducerEndedError,
     ResumeWarning,
     SpecMismatchError,
+    StockLoaderWarning,
     StuckWorkerWarning,
     TraceWarning,
     WorkerDiedError,
@@ -31,6 +32,7 @@ from .observe.report import report
 from .observe.sinks import CsvSink, LogSink, TensorBoardSink, TqdmSink
 from .observe.statistics import LoaderStatistics, StreamStatistics
 from .observe.verdict import Verdict
+from .patching.patch import Patch, patch
 from .producer import Producer
 from .version import __version__
 
@@ -48,6 +50,7 @@ __all__ = [
     "LoaderStatistics",
     "LogSink",
     "PassStatistics",
+    "Patch",
     "PermutationSampler",
     "PoolMemoryError",
     "Producer",
@@ -57,6 +60,7 @@ __all__ = [
     "SlowSample",
     "SpecMismatchError",
     "StreamStatistics",
+    "StockLoaderWarning",
     "StuckWorkerWarning",
     "TensorBoardSink",
     "TensorSpec",
@@ -70,6 +74,7 @@ __all__ = [
     "__version__",
     "close_all",
     "live_loaders",
+    "patch",
     "report",
     "share",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+from types import FrameType
 
 # The loader's class is torch's, and context managers are entered and left by Python's.
 _LIBRARIES = "shmloader", "torch.utils.data", "contextlib"
@@ -19,6 +21,23 @@ def stacklevel() -> int:
     while frame is not None and _is_library(frame.f_globals.get("__name__", "")):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def place() -> str:
+    """Returns the file and the line of the first caller that is no library, as one would look it up."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None and _is_library(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    return "" if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _short(path: str) -> str:
+    """Returns a path from the current folder, where it is in there."""
+    try:
+        here = os.getcwd() + os.sep  # noqa: PTH109 - code names files by text
+    except OSError:  # it has been removed
+        return path
+    return path.removeprefix(here)
 
 
 def _is_library(module: str) -> bool:

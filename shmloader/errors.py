@@ -85,6 +85,10 @@ class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 
 
+class StockLoaderWarning(UserWarning):
+    """A class of loaders makes its workers itself, so that `patch` does not reach them; torch's own are used."""
+
+
 def same_kind(error: Exception, text: str) -> Exception:
     """Returns an error of the same type with another text; a RuntimeError where that type takes no text."""
     try:

@@ -98,6 +98,7 @@ _LOADER = {
     "_get_iterator": "where a loader begins a pass: overridden",
     "check_worker_number_rationality": "the warning about more workers than processors: called",
     "_index_sampler": "what it draws indices from: read",
+    "_auto_collation": "whether samples are collated: read",
     "_iterator": "persistent workers' iterator: read, and reset to None",
 }
 _BASE_ITERATOR = {
@@ -224,6 +225,32 @@ def iterates_as_torchs(kind: type[DataLoader[Any]]) -> bool:
 def index_sampler_of(loader: Any) -> Any:
     """Returns what a loader draws indices from: its batch sampler, or its sampler where it makes no batches."""
     return loader._index_sampler
+
+
+def auto_collates(loader: Any) -> bool:
+    """Whether a loader makes batches of samples."""
+    return bool(loader._auto_collation)
+
+
+def kept_iterator(loader: Any) -> Any:
+    """Returns the iterator that a loader with persistent workers keeps, or None."""
+    return loader._iterator
+
+
+KEPT_ITERATOR = "_iterator"
+
+
+def forget_iterator(loader: Any) -> None:
+    """Has a loader with persistent workers make another iterator."""
+    loader._iterator = None
+
+
+# What is replaced so that loaders of torch's class, and of classes derived from it, have workers of ours: where a pass
+# begins, where it gets its iterator, and where whatever makes iterators by itself can be told from that.
+PASS_SEAM = DataLoader, "__iter__"
+ITERATOR_SEAM = DataLoader, "_get_iterator"
+OWN_ITERATOR_SEAM = BaseIterator, "__init__"
+ITERATOR_MAKER = "_get_iterator"
 
 
 InfiniteSampler: Any = _optional(

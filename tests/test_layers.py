@@ -17,6 +17,7 @@ HOUSE = [
     "cli",
     "__init__",
     "integrations",
+    "patching",
     "loader producer job_queue",
     "observe",
     "passes",
@@ -37,6 +38,7 @@ WINGS = {
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
+    "patching": ["patch", "takeover", "patched_loader record", "seams"],
     "observe": [
         "report trace",
         "gathering sinks registry trace_file trace_log",

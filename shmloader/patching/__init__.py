@@ -1,0 +1,1 @@
+"""torch's own class of loaders with our workers: what `patch` does."""
