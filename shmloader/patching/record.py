@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -53,10 +54,37 @@ class Ran:
 MOST = 1000
 
 
-@dataclass
-class _Entry:
-    loader: weakref.ref[Any]
-    ran: Ran
+class Entry:
+    """One loader's.
+
+    Args:
+        loader: it is not held.
+
+    Attributes:
+        loader: a weak reference to it.
+        ran: what it has run on; None: no pass has begun yet.
+        figures: for who listens to the record, and has something to keep of the loader.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = weakref.ref(loader)
+        self.ran: Ran | None = None
+        self.figures: Any = None
+        self._label = registry.label_of(loader)
+        self._kind = f"{type(loader).__module__}.{type(loader).__qualname__}"
+        self._place = callers.place()
+
+    def note(self, on: On, reason: str = "") -> None:
+        """Notes that a pass has begun, and what makes its batches."""
+        if self.ran is None:
+            self.ran = Ran(self._label, self._kind, on, reason, self._place)
+        else:
+            self.ran = replace(self.ran, on=on, reason=reason, passes=self.ran.passes + 1)
+
+
+# Is told of each pass that begins: the loader's entry, the loader, and what has our workers for it: itself, what stands
+# for it, or None. In the thread that iterates, before anything is drawn or started.
+Listener = Callable[[Entry, Any, Any], None]
 
 
 class Record:
@@ -64,34 +92,49 @@ class Record:
 
     Attributes:
         begun: how many there were, those that are forgotten included.
+        listeners: who is told of passes.
     """
 
     def __init__(self) -> None:
         self.begun = 0
-        self._entries: deque[_Entry] = deque(maxlen=MOST)
-        self._known: dict[int, _Entry] = {}  # by numbers that may be another loader's later on
+        self.listeners: tuple[Listener, ...] = ()
+        self._entries: deque[Entry] = deque(maxlen=MOST)
+        self._known: dict[int, Entry] = {}  # by numbers that may be another loader's later on
 
-    def note(self, loader: Any, on: On, reason: str = "") -> None:
-        """Notes that a loader begins a pass, and what makes its batches."""
+    def begins(self, loader: Any, ours: Any = None) -> Entry:
+        """Returns a loader's entry, where a pass is about to begin.
+
+        Args:
+            loader: the one that is iterated.
+            ours: what has workers of ours for it; None: nothing.
+        """
         entry = self._known.get(id(loader))
-        if entry is not None and entry.loader() is loader:
-            entry.ran = replace(entry.ran, on=on, reason=reason, passes=entry.ran.passes + 1)
-            return
-        kind = f"{type(loader).__module__}.{type(loader).__qualname__}"
-        entry = _Entry(weakref.ref(loader), Ran(registry.label_of(loader), kind, on, reason, callers.place()))
+        if entry is None or entry.loader() is not loader:
+            entry = self._new_entry(loader)
+        for listener in self.listeners:
+            listener(entry, loader, ours)
+        return entry
+
+    def _new_entry(self, loader: Any) -> Entry:
+        entry = Entry(loader)
         self.begun += 1
         self._entries.append(entry)
         if len(self._known) >= 2 * MOST:
             self._known = {number: one for number, one in list(self._known.items()) if one.loader() is not None}
         self._known[id(loader)] = entry
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """Returns what is known, in the order of the loaders' first passes."""
+        return [entry for entry in list(self._entries) if entry.ran is not None]
 
     def all(self) -> tuple[Ran, ...]:
-        """Returns what is known, in the order of the loaders' first passes."""
-        return tuple(entry.ran for entry in list(self._entries))
+        """Returns the same, for users."""
+        return tuple(entry.ran for entry in self.entries() if entry.ran is not None)
 
     def clear(self) -> None:
-        """Forgets all."""
-        self.begun = 0
+        """Forgets all, listeners too."""
+        self.begun, self.listeners = 0, ()
         self._entries.clear()
         self._known.clear()
 

@@ -25,7 +25,6 @@ from .seams import Seam, Seams
 
 _IsOn = Callable[[], bool]
 _OURS = "shmloader."
-_LACK = "see FallbackWarning"
 _warned: set[str] = set()  # classes of loaders
 
 
@@ -39,13 +38,10 @@ def _pass(begin: Callable[..., Any], is_on: _IsOn) -> Callable[..., Any]:
         if not is_on():
             return begin(self)
         if isinstance(self, ShmDataLoader):
-            iterator = begin(self)
-            _note(self, iterator)
-            return iterator
+            return _noted(self, self, lambda: begin(self))
         if has_workers_of_ours(self):
-            iterator = beside(self).again(self, begin)
-            _note(self, iterator)
-            return iterator
+            patched = beside(self)
+            return _noted(self, patched, lambda: patched.again(self, begin))
         return begin(self)
 
     return __iter__
@@ -55,9 +51,8 @@ def _iterator(make: Callable[..., Any], is_on: _IsOn) -> Callable[..., Any]:
     def _get_iterator(self: DataLoader[Any]) -> Any:
         if not is_on() or isinstance(self, ShmDataLoader):
             return make(self)
-        iterator = beside(self).begin(self)
-        _note(self, iterator)
-        return iterator
+        patched = beside(self)
+        return _noted(self, patched, lambda: patched.begin(self))
 
     return _get_iterator
 
@@ -71,14 +66,17 @@ def _own_iterator(make: Callable[..., Any], is_on: _IsOn) -> Callable[..., Any]:
     return __init__
 
 
-def _note(loader: DataLoader[Any], iterator: Any) -> None:
-    """Notes what a pass has come to run on."""
+def _noted(loader: DataLoader[Any], ours: ShmDataLoader[Any], begin: Callable[[], Any]) -> Any:
+    """Begins a pass, and notes what it has come to run on."""
+    entry = record.begins(loader, ours)
+    iterator = begin()
     if isinstance(iterator, ShmIterator):
-        record.note(loader, On.OURS)
+        entry.note(On.OURS)
     elif isinstance(iterator, InProcessIterator):
-        record.note(loader, On.IN_PROCESS, "num_workers=0")
+        entry.note(On.IN_PROCESS, "num_workers=0")
     else:
-        record.note(loader, On.STOCK, _LACK)
+        entry.note(On.STOCK, "see FallbackWarning")
+    return iterator
 
 
 def _note_own(loader: Any) -> None:
@@ -87,11 +85,12 @@ def _note_own(loader: Any) -> None:
     Warns:
         StockLoaderWarning: once for each class, if it has workers.
     """
-    reason = _reason(type(loader))
+    entry = record.begins(loader)
     if not getattr(loader, "num_workers", 0):
-        record.note(loader, On.IN_PROCESS, "num_workers=0")
+        entry.note(On.IN_PROCESS, "num_workers=0")
         return
-    record.note(loader, On.STOCK, reason)
+    reason = _reason(type(loader))
+    entry.note(On.STOCK, reason)
     name = f"{type(loader).__module__}.{type(loader).__qualname__}"
     if name not in _warned:
         _warned.add(name)

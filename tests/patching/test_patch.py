@@ -551,10 +551,10 @@ def test_of_very_many_loaders_the_last_are_known() -> None:
     record = Record()
     loaders: list[Any] = [DataLoader(range(1)) for _ in range(3)]  # type: ignore[arg-type]
     for _ in range(MOST + 5):
-        record.note(DataLoader(range(1)), On.OURS)  # type: ignore[arg-type]
+        record.begins(DataLoader(range(1))).note(On.OURS)  # type: ignore[arg-type]
     for loader in loaders:
         for _ in range(2):
-            record.note(loader, On.OURS)
+            record.begins(loader).note(On.OURS)
     assert (record.begun, len(record.all())) == (MOST + 8, MOST)
     assert [ran.passes for ran in record.all()[-4:]] == [1, 2, 2, 2]
 
