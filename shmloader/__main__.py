@@ -8,5 +8,6 @@ from .cli.console import open_streams
 from .cli.main import main
 
 if __name__ == "__main__":
-    open_streams()
+    if sys.argv[1:2] != ["run"]:  # a script has the streams that it was started with
+        open_streams()
     sys.exit(main())

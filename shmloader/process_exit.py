@@ -20,6 +20,8 @@ _Act = Callable[[], object]
 class AtExit(IntEnum):
     """The steps of an exit."""
 
+    CLOSE_TRACES = -2  # while all is there that is traced
+    TELL = -1  # what loaders have done is told while they are there
     CLOSE_DELIVERIES = 1  # threads that wait for workers leave them, and these end
     CLOSE_PASSES = 2  # all other workers end
     UNPIN = 3  # no worker is left whose batches could be page-locked

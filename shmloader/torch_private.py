@@ -250,6 +250,7 @@ def forget_iterator(loader: Any) -> None:
 PASS_SEAM = DataLoader, "__iter__"
 ITERATOR_SEAM = DataLoader, "_get_iterator"
 OWN_ITERATOR_SEAM = BaseIterator, "__init__"
+STEP_SEAM = BaseIterator, "__next__"
 ITERATOR_MAKER = "_get_iterator"
 
 

@@ -34,9 +34,10 @@ HOUSE = [
 ]
 WINGS = {
     "integrations": ["ray", "ranks ray_blocks", "needed"],
-    "cli": ["main", "bench doctor trace", "console machine"],
+    "cli": ["main", "bench doctor run trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
+    "cli.run": ["command", "report tracing figures script stock_meter", "ranks"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "patching": ["patch", "takeover", "patched_loader record", "seams"],
     "observe": [

@@ -13,6 +13,7 @@ from shmloader.version import __version__
 from .bench import command as bench
 from .console import Parser, UsageError
 from .doctor import command as doctor
+from .run import command as run
 from .trace import command as trace
 
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m shmloader", description="Tools for shmloader, a faster DataLoader for torch.")
     parser.add_argument("--version", action="version", version=f"shmloader {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run.add_command(commands)
     bench.add_command(commands)
     trace.add_command(commands)
     doctor.add_command(commands)

@@ -8,6 +8,8 @@ import os
 import threading
 import time
 import warnings
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,24 +62,33 @@ class Trace:
         self._clock = clock()
         self._label = label
         self._file = TraceFile(path, max_bytes, {"shmloader": __version__, "baseTimeNanoseconds": self._clock.base})
-        self._logs: dict[int, TraceLog] = {}  # by their pools' numbers; those of pools that are gone stay
-        self._pools: dict[int, Pool | None] = {}
+        self._logs: dict[tuple[int, int], TraceLog] = {}  # by loader and pool; those of pools that are gone stay
+        self._pools: dict[tuple[int, int], Pool | None] = {}
+        self._labels: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._news = ""
         self._has_told = False
 
-    def watcher_for(self, pool: Pool | None) -> TraceLog:
-        """Returns what watches it: for a pool that has one, the same; and for all passes without workers."""
-        key = id(pool)
+    def watcher_for(self, pool: Pool | None, number: int = 0, label: str | None = None) -> TraceLog:
+        """Returns what watches it: for a pool that has one, the same; and for all passes without workers.
+
+        Args:
+            pool: of a pass; None: it has no workers.
+            number: of the loader, if there are several.
+            label: how that one's tracks are called, if there are several.
+        """
+        key = number, id(pool)
         if key not in self._logs:
-            spans = Spans(self._tracks(), self._clock)
+            spans = Spans(self._tracks(label or self._label), self._clock)
             self._logs[key] = TraceLog(pool, spans, self._write, lambda: self._file.room, self.announce, self._lock)
             self._pools[key] = pool  # so that no other gets its number
         return self._logs[key]
 
-    def _tracks(self) -> Tracks:
+    def _tracks(self, label: str) -> Tracks:
         pid, number = os.getpid(), next(_numbers)
-        label = self._label if not self._logs else f"{self._label} ({len(self._logs) + 1})"
+        self._labels[label] += 1
+        if self._labels[label] > 1:
+            label = f"{label} ({self._labels[label]})"
         group = _FIRST_TRACK + pid * _TRACKS_OF_A_PROCESS + 2 * number % _TRACKS_OF_A_PROCESS
         return Tracks(pid, _FIRST_TRACK + number, group, group + 1, label)
 
@@ -127,7 +138,7 @@ def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[Non
     try:
         with interrupts.AllDeferred():  # behind which a signal's handler may raise
             trace = Trace(path, max_bytes, label)
-            _open[id(trace)] = trace, watch
+            _open[id(trace)] = trace, weakref.WeakSet([watch])
             watch.begin(trace.watcher_for)
         yield
     except BaseException as error:
@@ -135,25 +146,62 @@ def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[Non
         raise
     finally:
         if trace is not None:
-            _end(trace, watch)
+            _end(trace)
             with contextlib.suppress(*([TraceWarning] if failure is not None else [])):  # where warnings are errors
                 trace.announce()
 
 
-def _end(trace: Trace, watch: Watch) -> None:
+class SharedTrace:
+    """One file for several loaders, each with tracks of its own. Used in the process that made it.
+
+    Args:
+        path, max_bytes: of the file.
+
+    Raises:
+        OSError, ValueError: as `Trace`.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._numbers = itertools.count(1)
+        with interrupts.AllDeferred():
+            self._trace = Trace(path, max_bytes, "")
+            _open[id(self._trace)] = self._trace, weakref.WeakSet()
+
+    def follow(self, watch: Watch, label: str) -> None:
+        """Has a loader's passes traced from now on. In the thread that iterates it."""
+        number = next(self._numbers)
+        with interrupts.AllDeferred():
+            if id(self._trace) in _open:
+                _open[id(self._trace)][1].add(watch)
+                watch.begin(lambda pool: self._trace.watcher_for(pool, number, label))
+
+    def close(self) -> None:
+        """Ends the trace, and closes the file. Safe to call again.
+
+        Warns:
+            TraceWarning: something is not in it.
+        """
+        if id(self._trace) in _open:
+            _end(self._trace)
+            self._trace.announce()
+
+
+def _end(trace: Trace) -> None:
     with interrupts.AllDeferred():
-        _open.pop(id(trace), None)
-        watch.end()
+        _, watches = _open.pop(id(trace), (trace, ()))
+        for watch in watches:
+            watch.end()
         trace.close()
 
 
-_open: dict[int, tuple[Trace, Watch]] = {}
+_open: dict[int, tuple[Trace, weakref.WeakSet[Watch]]] = {}
 
 
 def _disown_in_child() -> None:
-    for trace, watch in _open.values():
+    for trace, watches in _open.values():
         trace.disown()
-        watch.end()
+        for watch in watches:
+            watch.end()
     _open.clear()
 
 

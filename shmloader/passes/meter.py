@@ -229,6 +229,10 @@ class Meters:
         for meter in self._sum.live:
             meter.go_on(now)
 
+    def add_past(self, totals: Totals) -> None:
+        """Counts what passes have taken that were another loader's."""
+        self._add(totals)
+
     def add_ending(self, took: int) -> None:
         """Notes that a pass has ended, and how long that took."""
         self._add(Totals(ending=took, inside=took))

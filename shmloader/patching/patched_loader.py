@@ -56,9 +56,8 @@ class PatchedLoader(ShmDataLoader[Any]):
         """The loader of torch's class, or None if it is gone."""
         return self._of()
 
-    def begin(self, loader: DataLoader[Any]) -> BaseIterator:
+    def begin(self) -> BaseIterator:
         """Begins a pass with a new iterator, as `ShmDataLoader.__iter__` does."""
-        self._take(loader)
         iterator: BaseIterator = self._measured(self._get_iterator)
         return iterator
 
@@ -84,7 +83,7 @@ class PatchedLoader(ShmDataLoader[Any]):
         self._lifetime.epochs.next += 1
         return iterator
 
-    def _take(self, loader: DataLoader[Any]) -> None:
+    def take(self, loader: DataLoader[Any]) -> None:
         """Takes the arguments as they are now: torch lets them be changed between passes."""
         given = vars(loader)
         # Not by setting attributes, some of which torch does not let be set again.
@@ -131,10 +130,11 @@ class _Beside:
 
 
 def beside(loader: DataLoader[Any]) -> PatchedLoader:
-    """Returns what stands beside a loader of torch's class, made now if there is nothing yet."""
+    """Returns what stands beside a loader of torch's class, with its arguments; made now if there is nothing yet."""
     found = vars(loader).get(_KEY)
     if not isinstance(found, _Beside) or found.loader() is not loader:  # the other's, of which this is a shallow copy
         found = vars(loader)[_KEY] = _Beside(loader)
+    found.patched.take(loader)
     return found.patched
 
 

@@ -67,7 +67,7 @@ class Entry:
     """
 
     def __init__(self, loader: Any) -> None:
-        self.loader = weakref.ref(loader)
+        self.loader = _reference(loader)
         self.ran: Ran | None = None
         self.figures: Any = None
         self._label = registry.label_of(loader)
@@ -80,6 +80,13 @@ class Entry:
             self.ran = Ran(self._label, self._kind, on, reason, self._place)
         else:
             self.ran = replace(self.ran, on=on, reason=reason, passes=self.ran.passes + 1)
+
+
+def _reference(loader: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(loader)
+    except TypeError:  # what torch's iterator is made for may be of any class
+        return lambda: None
 
 
 # Is told of each pass that begins: the loader's entry, the loader, and what has our workers for it: itself, what stands
@@ -108,12 +115,15 @@ class Record:
             loader: the one that is iterated.
             ours: what has workers of ours for it; None: nothing.
         """
-        entry = self._known.get(id(loader))
-        if entry is None or entry.loader() is not loader:
-            entry = self._new_entry(loader)
+        entry = self.entry_of(loader) or self._new_entry(loader)
         for listener in self.listeners:
             listener(entry, loader, ours)
         return entry
+
+    def entry_of(self, loader: Any) -> Entry | None:
+        """Returns a loader's entry, if it has begun a pass."""
+        entry = self._known.get(id(loader))
+        return entry if entry is not None and entry.loader() is loader else None
 
     def _new_entry(self, loader: Any) -> Entry:
         entry = Entry(loader)

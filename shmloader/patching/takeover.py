@@ -52,7 +52,7 @@ def _iterator(make: Callable[..., Any], is_on: _IsOn) -> Callable[..., Any]:
         if not is_on() or isinstance(self, ShmDataLoader):
             return make(self)
         patched = beside(self)
-        return _noted(self, patched, lambda: patched.begin(self))
+        return _noted(self, patched, patched.begin)
 
     return _get_iterator
 

@@ -1,0 +1,10 @@
+"""Run a training script, unchanged, on our workers: ``python -m shmloader run script.py``.
+
+- `command`: the options;
+- `script`: finds and runs a script or a module as Python itself does;
+- `report`: what is printed at the end;
+- `figures`: what loaders have taken, also those that are gone;
+- `stock_meter`: what torch's own iterators take;
+- `tracing`: one trace of all loaders;
+- `ranks`: which one of several processes this is.
+"""

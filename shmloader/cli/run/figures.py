@@ -1,0 +1,61 @@
+"""What loaders of ours have taken, also when they are gone: their data and memory are not held for it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from shmloader.loader import ShmDataLoader
+from shmloader.observe.statistics import LoaderStatistics
+from shmloader.passes import lifetime
+from shmloader.passes.lifetime import Lifetime
+from shmloader.passes.meter import Meters
+from shmloader.patching.record import Entry
+
+
+def keep(entry: Entry, loader: Any, ours: Any) -> None:
+    """Keeps the figures of a loader that begins a pass; a listener of `record`."""
+    if isinstance(ours, ShmDataLoader):
+        if not (isinstance(entry.figures, Figures) and entry.figures.are_of(ours)):
+            entry.figures = Figures(ours)
+        entry.figures.look(ours)
+
+
+class Figures:
+    """The figures of a loader.
+
+    Args:
+        loader: whose; it is not held.
+    """
+
+    def __init__(self, loader: ShmDataLoader[Any]) -> None:
+        self._loader = weakref.ref(loader)
+        self._meters = lifetime.of(loader).meters
+        self._facts: dict[str, Any] = {}
+
+    def are_of(self, loader: ShmDataLoader[Any]) -> bool:
+        """Whether they are this loader's."""
+        return self._loader() is loader
+
+    def look(self, loader: ShmDataLoader[Any]) -> None:
+        """Keeps what a verdict goes by: of the loader's arguments, numbers and words only."""
+        self._facts = {name: one for name, one in vars(loader).items() if one is None or isinstance(one, (int, str))}
+
+    def statistics(self) -> LoaderStatistics:
+        """Returns them as they are now; of a loader that is gone without its pool."""
+        loader = self._loader()
+        return self._of(self._meters) if loader is None else loader.statistics()
+
+    @staticmethod
+    def together(figures: Sequence[Figures]) -> LoaderStatistics:
+        """Returns the figures of several loaders as one's."""
+        meters = Meters()
+        for one in figures:
+            meters.add_past(one._meters.total())
+        return figures[-1]._of(meters)
+
+    def _of(self, meters: Meters) -> LoaderStatistics:
+        shell: ShmDataLoader[Any] = ShmDataLoader.__new__(ShmDataLoader)
+        vars(shell).update({**self._facts, "dataset": None, "_lifetime": Lifetime(meters=meters)})
+        return shell.statistics()

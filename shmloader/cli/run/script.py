@@ -1,0 +1,170 @@
+"""Runs a script or a module as ``python script.py`` and ``python -m module`` do.
+
+It gets the process's ``__main__`` module, emptied: what pickles its classes, or starts processes that import it, finds
+there what it finds without us. What it raises leaves this process by the interpreter's own way, with its exit codes,
+its order of exit functions and its death by a signal after a Ctrl-C. Only what is printed of an exception is changed:
+frames of ours are left out.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import io
+import os
+import pkgutil
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Any, NamedTuple, NoReturn
+
+_PACKAGE = Path(__file__).parents[2]
+_OURS = f"{_PACKAGE / '__main__.py'}", f"{_PACKAGE / 'cli'}{os.sep}", runpy.__file__, "<frozen runpy>"
+
+
+class _Found(NamedTuple):
+    """What is to be run.
+
+    Attributes:
+        code: the module's.
+        attributes: what `__main__` begins with.
+    """
+
+    code: CodeType
+    attributes: dict[str, Any]
+
+
+class _NotFoundError(Exception):
+    """There is no such module; in Python's own words."""
+
+
+def run(target: Sequence[str], begin: Callable[[], object]) -> NoReturn:
+    """Runs a script, a folder or an archive with a ``__main__`` module, what stands on stdin ("-"), or a module.
+
+    Args:
+        target: its name and its arguments; of a module with ``-m`` before it.
+        begin: called when it was found, before it is run.
+
+    Raises:
+        SystemExit: it is over, or was not found; codes and texts are Python's.
+        BaseException: what it raises.
+    """
+    try:
+        found = _module(*target[1:]) if target[0] == "-m" else _file(*target)
+        begin()
+        _run(found)
+    except SystemExit:
+        raise
+    except BaseException:
+        _hide_our_frames()
+        raise
+    raise SystemExit(0)
+
+
+def _file(name: str, *arguments: str) -> _Found:
+    sys.argv[:] = [name, *arguments]
+    if name == "-":
+        _place_first("")
+        return _Found(compile(sys.stdin.read(), "<stdin>", "exec", dont_inherit=True), _attributes(None, None))
+    if pkgutil.get_importer(name) is not None:
+        sys.path.insert(0, _absolute(name)) if _is_safe() else _place_first(_absolute(name))
+        return _found(runpy._get_main_module_details)  # type: ignore[attr-defined]
+    found = _read(_absolute(name))
+    _place_first(str(Path(name).resolve().parent))
+    return found
+
+
+def _module(name: str, *arguments: str) -> _Found:
+    sys.argv[:] = ["-m", *arguments]
+    found = _found(lambda error: runpy._get_module_details(name, error))  # type: ignore[attr-defined]
+    sys.argv[0] = found.attributes["__file__"]
+    return found
+
+
+def _absolute(name: str) -> str:
+    try:
+        return os.path.join(os.getcwd(), name)  # noqa: PTH109, PTH118 - as Python does it: not normalised
+    except OSError:  # the folder has been removed
+        return name
+
+
+def _is_safe() -> bool:
+    """Whether Python was told to put no folder of the script's before all others."""
+    return bool(getattr(sys.flags, "safe_path", sys.flags.isolated))
+
+
+def _place_first(folder: str) -> None:
+    """Puts the script's folder where Python has put the current one, since we were run as a module."""
+    if not _is_safe():
+        sys.path[0] = folder
+
+
+def _read(path: str) -> _Found:
+    """Returns a file's code, compiled or not.
+
+    Raises:
+        SystemExit: it cannot be read.
+    """
+    try:
+        with io.open_code(path) as file:
+            code: Any = pkgutil.read_code(file)
+        loader: Any = importlib.machinery.SourcelessFileLoader("__main__", path)
+        if code is None:
+            with io.open_code(path) as file:
+                code = compile(file.read(), path, "exec", dont_inherit=True)
+            loader = importlib.machinery.SourceFileLoader("__main__", path)
+    except OSError as error:
+        print(f"{sys.orig_argv[0]}: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return _Found(code, {**_attributes(loader, None), "__file__": path, "__cached__": None})
+
+
+def _found(details: Callable[[type[Exception]], Any]) -> _Found:
+    """Returns what Python finds of a module.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    try:
+        _, spec, code = details(_NotFoundError)
+    except _NotFoundError as error:
+        raise SystemExit(f"{sys.executable}: {error}") from None
+    attributes = {**_attributes(spec.loader, spec), "__package__": spec.parent}
+    return _Found(code, {**attributes, "__file__": spec.origin, "__cached__": spec.cached})
+
+
+def _attributes(loader: Any, spec: Any) -> dict[str, Any]:
+    loader = loader or importlib.machinery.BuiltinImporter
+    return {"__name__": "__main__", "__doc__": None, "__package__": None, "__loader__": loader, "__spec__": spec}
+
+
+def _run(found: _Found) -> None:
+    _stay_importable()
+    main = sys.modules["__main__"]
+    kept: dict[str, Any] = {
+        name: vars(main)[name] for name in ("__builtins__", "__annotations__") if name in vars(main)
+    }
+    vars(main).clear()
+    vars(main).update(kept, **found.attributes)
+    exec(found.code, vars(main))
+
+
+def _stay_importable() -> None:
+    """Lets workers that are spawned find this package, if it was found in the current folder only."""
+    name = __name__.split(".")[0]
+    if not any(finder.find_spec(name, None) for finder in sys.meta_path):
+        sys.path.append(str(_PACKAGE.parent))
+
+
+def _hide_our_frames() -> None:
+    """Has whatever shows an exception that nobody has caught, Python or the user's hook, show it without our frames."""
+    show = sys.excepthook
+
+    def shown(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+            traceback = traceback.tb_next
+        sys.last_traceback = traceback
+        show(kind, error.with_traceback(traceback), traceback)
+
+    sys.excepthook = shown

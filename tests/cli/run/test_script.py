@@ -1,0 +1,243 @@
+"""A script that is run by ``python -m shmloader run`` does, prints and ends as one that Python runs itself."""
+
+from __future__ import annotations
+
+import os
+import py_compile
+import subprocess
+import sys
+import textwrap
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import shmloader
+from shmloader.cli.run.command import split
+from tests.helpers.support import PATIENCE
+
+ROOT = Path(shmloader.__file__).parent.parent
+
+WHAT_IT_IS = """
+    '''The docstring.'''
+    import pickle, sys
+    import __main__
+    class Mine: pass
+    number: int = 3
+    print(sys.argv, sys.path[0], sys.flags.optimize)
+    shown = ("__name__", "__doc__", "__package__", "__file__", "__cached__", "__annotations__")
+    print([(name, str(globals()[name])) for name in shown], sorted(globals()), type(__builtins__), type(__loader__))
+    print(getattr(__spec__, "name", None), getattr(__spec__, "parent", None))
+    print(sys.modules["__main__"] is __main__, __main__.Mine is Mine)
+    print(pickle.dumps(Mine()), type(pickle.loads(pickle.dumps(Mine()))) is Mine)
+    print(input(), sys.stdin.read())
+    sys.stderr.write("to stderr")
+"""
+PROCESSES = """
+    import multiprocessing, os, sys
+    print("imported as", __name__, flush=True)
+    def function(number): return number + 1, "shmloader" in sys.modules, __name__
+    if __name__ == "__main__":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.map(function, range(3)))
+        child = multiprocessing.get_context("fork").Process(target=print, args=("forked",))
+        sys.stdout.flush(); child.start(); child.join()
+        print(child.exitcode)
+"""
+EXIT_FUNCTIONS = """
+    import atexit, sys, threading, weakref
+    class Thing:
+        def __del__(self): print("deleted")
+    thing = Thing()
+    atexit.register(print, "last")
+    atexit.register(lambda: print("first", thing, file=sys.stderr))
+    started = threading.Event()
+    def run():
+        started.wait(); print("thread")
+    threading.Thread(target=run).start()
+    Thing.__repr__ = lambda self: "thing"
+    started.set()
+    print("no newline", end="")
+    sys.exit({code})
+"""
+FAILS = """
+    def inner():
+        try:
+            {}["key"]
+        except KeyError as error:
+            raise ValueError("wrong") from error
+    def outer():
+        inner()
+    outer()
+"""
+HOOK = """
+    import sys, traceback
+    def hook(kind, error, tb):
+        print("hook", kind, error, len(traceback.extract_tb(tb)), tb is error.__traceback__, tb is sys.last_traceback)
+    sys.excepthook = hook
+    def fail(): raise RuntimeError("text")
+    fail()
+"""
+RAISES = "import os, signal\nprint('before', flush=True)\n{}\nprint('not reached')\n"
+
+SCRIPTS: dict[str, tuple[str, list[str]]] = {
+    "what it is": (WHAT_IT_IS, ["a", "--report", "-m", "--", "x y"]),
+    "fails": (FAILS, []),
+    "Ctrl-C": (RAISES.format("raise KeyboardInterrupt"), []),
+    "exit functions": (EXIT_FUNCTIONS.format(code="3"), []),
+    "a syntax error": ("def f(:\n    pass\n", []),
+    "SIGTERM": (RAISES.format("os.kill(os.getpid(), signal.SIGTERM)"), []),
+    "exits with text": ("import sys\nprint('out')\nsys.exit('text')\n", []),
+    "a hook of its own": (HOOK, []),
+    "exits with None": ("import sys\nsys.exit(None)\n", []),
+    "processes": (PROCESSES, []),
+    "exits with a large number": ("raise SystemExit(300)\n", []),
+    "is killed": (RAISES.format("os.kill(os.getpid(), signal.SIGKILL)"), []),
+    "leaves at once": (RAISES.format("os._exit(7)"), []),
+    "SIGINT": (RAISES.format("os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)"), []),
+    "exit functions, and text": (EXIT_FUNCTIONS.format(code="'text'"), []),
+    "a module that is not there": ("import no_such_module\n", []),
+    "encoded": ("# -*- coding: latin-1 -*-\nprint(ascii('\xe4'))\n1/0\n", []),
+    "empty": ("", []),
+    "a tuple for an exit code": ("raise SystemExit((1, 2))", []),
+    "what is raised has no traceback": ("error = OSError(3, 'text')\nerror.__traceback__ = None\nraise error", []),
+}
+
+
+def outcome(folder: Path, command: list[str], text: str = "one\ntwo\n") -> tuple[str, str, int]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run(
+        [sys.executable, *command],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        cwd=folder,
+        env=environment,
+    )
+    return ended.stdout, ended.stderr, ended.returncode
+
+
+def assert_as_python(folder: Path, arguments: list[str], flags: tuple[str, ...] = (), **given: Any) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        expected, found = (
+            task.result()
+            for task in [
+                threads.submit(outcome, folder, [*flags, *run, *arguments], **given)
+                for run in ((), ("-m", "shmloader", "run"))
+            ]
+        )
+    lines = [line for line in expected[1].splitlines() if "runpy>" not in line]  # of ``python -m`` itself
+    assert (found[0], found[1].splitlines(), found[2]) == (expected[0], lines, expected[2])
+
+
+# Each starts two processes. By default: those of which all others are a part.
+def some(names: dict[str, Any], *chosen: str) -> list[Any]:
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some(SCRIPTS, "what it is", "fails", "Ctrl-C", "exit functions", "processes"))
+def test_a_script(name: str, tmp_path: Path) -> None:
+    code, arguments = SCRIPTS[name]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "script.py").write_text(textwrap.dedent(code), encoding="latin-1")
+    assert_as_python(tmp_path, ["./in/script.py", *arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with modules, packages, an archive, and what is none of these."""
+    folder = tmp_path_factory.mktemp("modules")
+    shown = textwrap.dedent(WHAT_IT_IS)
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("print('package', __name__)\nvalue = 3\n")
+    (folder / "package" / "__main__.py").write_text(f"from . import value\n{shown}\nprint(value)\n")
+    (folder / "package" / "module.py").write_text("from . import value\n" + textwrap.dedent(FAILS))
+    (folder / "bare").mkdir()
+    (folder / "bare" / "__init__.py").touch()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "__init__.py").write_text("1 / 0\n")
+    (folder / "with_main").mkdir()
+    (folder / "with_main" / "__main__.py").write_text(shown)
+    (folder / "nothing").mkdir()
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("__main__.py", "import other\n" + shown)
+        archive.writestr("other.py", "print('other')\n")
+    (folder / "plain.py").write_text(shown)
+    py_compile.compile(str(folder / "plain.py"), str(folder / "compiled.pyc"))
+    (folder / "link.py").symlink_to(folder / "package" / "module.py")
+    return folder
+
+
+TARGETS: dict[str, list[str]] = {
+    "a package": ["-m", "package", "-m", "x"],
+    "a module of one": ["-m", "package.module"],
+    "a folder": ["with_main", "x"],
+    "no such file": ["no_such_file.py", "x"],
+    "an archive": ["archive.zip"],
+    "no such module": ["-m", "no_such_module"],
+    "a compiled file": ["compiled.pyc", "x"],
+    "a package without a main module": ["-m", "bare"],
+    "a package that fails": ["-m", "broken"],
+    "a folder without a main module": ["nothing"],
+    "a module, all in one": ["-mplain", "x"],
+    "a link": ["link.py"],
+    "a module of something that is no package": ["-m", "plain.other"],
+    "no such folder": ["no/such/file.py"],
+}
+
+
+@pytest.mark.parametrize("name", some(TARGETS, "a package"))
+def test_what_is_named(name: str, folder: Path) -> None:
+    assert_as_python(folder, TARGETS[name])
+
+
+@pytest.mark.slow
+def test_what_stands_on_stdin(folder: Path) -> None:
+    assert_as_python(folder, ["-", "x"], text="import sys\nprint(sys.argv, sys.path[0], __name__)\n1/0\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [("-O",), ("-W", "error", "-P") if sys.version_info >= (3, 11) else ("-W", "error")])
+def test_python_has_been_given_flags(flags: tuple[str, ...], folder: Path) -> None:
+    assert_as_python(folder, ["plain.py"], flags)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "target"),
+    [
+        (["a.py", "--report"], [], ["a.py", "--report"]),
+        (["--report", "--trace", "a.json", "a.py"], ["--report", "--trace", "a.json"], ["a.py"]),
+        (["--trace=a.json", "-m", "a", "-m"], ["--trace=a.json"], ["-m", "a", "-m"]),
+        (["--stock", "--", "a.py", "--"], ["--stock"], ["a.py", "--"]),
+        (["-ma.b", "x"], [], ["-m", "a.b", "x"]),
+        (["-"], [], ["-"]),
+        (["--report"], ["--report"], []),
+        (["--", "--report"], [], ["--report"]),
+    ],
+)
+def test_whose_arguments_are_whose(given: list[str], own: list[str], target: list[str]) -> None:
+    assert split(given) == (own, target)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "name a script, or -m and a module"),
+        (["-m"], "name a script, or -m and a module"),
+        (["--report"], "name a script"),
+        (["--unheard-of", "a.py"], "unrecognized arguments: --unheard-of"),
+        (["--stock", "--trace", "a.json", "a.py"], "there is no trace of torch's own workers"),
+    ],
+)
+def test_what_cannot_be_run(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from shmloader.cli.main import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *arguments])
+    printed = capsys.readouterr()
+    assert (caught.value.code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert text in printed.err
