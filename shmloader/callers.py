@@ -26,9 +26,19 @@ def stacklevel() -> int:
 def place() -> str:
     """Returns the file and the line of the first caller that is no library, as one would look it up."""
     frame: FrameType | None = inspect.currentframe()
-    while frame is not None and _is_library(frame.f_globals.get("__name__", "")):
+    while frame is not None and is_library(frame):
         frame = frame.f_back
-    return "" if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return "" if frame is None else place_of(frame)
+
+
+def place_of(frame: FrameType) -> str:
+    """Returns where a frame is, in the same form."""
+    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def is_library(frame: FrameType) -> bool:
+    """Whether a frame is of code that users do not look for: ours, and what it is called by."""
+    return _is_library(frame.f_globals.get("__name__", ""))
 
 
 def _short(path: str) -> str:

@@ -37,7 +37,7 @@ WINGS = {
     "cli": ["main", "bench doctor run trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
-    "cli.run": ["command", "report tracing figures script stock_meter", "ranks"],
+    "cli.run": ["command", "births report tracing figures script stock_meter", "ranks"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "patching": ["patch", "takeover", "patched_loader record", "seams"],
     "observe": [

@@ -64,12 +64,14 @@ class Entry:
         loader: a weak reference to it.
         ran: what it has run on; None: no pass has begun yet.
         figures: for who listens to the record, and has something to keep of the loader.
+        notes: lines that they have to say of it.
     """
 
     def __init__(self, loader: Any) -> None:
         self.loader = _reference(loader)
         self.ran: Ran | None = None
         self.figures: Any = None
+        self.notes: tuple[str, ...] = ()
         self._label = registry.label_of(loader)
         self._kind = f"{type(loader).__module__}.{type(loader).__qualname__}"
         self._place = callers.place()

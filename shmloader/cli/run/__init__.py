@@ -4,6 +4,7 @@
 - `script`: finds and runs a script or a module as Python itself does;
 - `report`: what is printed at the end;
 - `figures`: what loaders have taken, also those that are gone;
+- `births`: where loaders were made, and which a framework has made of another one;
 - `stock_meter`: what torch's own iterators take;
 - `tracing`: one trace of all loaders;
 - `ranks`: which one of several processes this is.

@@ -12,7 +12,7 @@ from shmloader.cli.console import UsageError
 from shmloader.patching.patch import patch
 from shmloader.patching.record import record
 
-from . import figures, report, script, stock_meter, tracing
+from . import births, figures, report, script, stock_meter, tracing
 from .ranks import with_rank
 
 _USAGE = "%(prog)s [-h] [--report] [--trace FILE] [--stock] [--] (script.py | -m module) [argument ...]"
@@ -91,6 +91,7 @@ def _begin(args: argparse.Namespace) -> None:
     if args.report:
         record.listeners = (*record.listeners, figures.keep)
         stock_meter.measure(is_all=args.stock)
+        births.Births().watch()
         report.at_end()
 
 

@@ -75,7 +75,7 @@ def _alike(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 def _part(alike: list[Entry]) -> str:
     ran = [entry.ran for entry in alike if entry.ran is not None]
-    title = str(ran[0]) if len(ran) == 1 else _title(ran)
+    title = "\n".join([str(ran[0]) if len(ran) == 1 else _title(ran), *dict.fromkeys(alike[0].notes)])
     figures = [entry.figures for entry in alike if entry.figures is not None]
     kinds = {type(one) for one in figures}
     try:
