@@ -237,6 +237,11 @@ def kept_iterator(loader: Any) -> Any:
     return loader._iterator
 
 
+def renew_iterator(loader: Any) -> None:
+    """Has a loader with persistent workers keep another iterator, which begins a pass."""
+    loader._iterator = loader._get_iterator()
+
+
 KEPT_ITERATOR = "_iterator"
 
 

@@ -29,6 +29,7 @@ from shmloader.torch_private import (
     MapDataPipe,
     pin_memory,
     profiler_enabled,
+    renew_iterator,
     sharding_worker_init_fn,
 )
 from shmloader.workers import generators
@@ -203,8 +204,12 @@ class ShmIterator(BaseIterator):
     def _reset(self, loader: DataLoader[Any], first_iter: bool = False) -> None:
         """Begins a pass: reads the sampler from its start, and asks for as many batches as may be under way.
 
-        In later passes of persistent workers it first waits until every worker is done with the pass before.
+        In later passes of persistent workers it first waits until every worker is done with the pass before. Where they
+        are gone, a loader of torch's class is given another iterator; our own does not ask then.
         """
+        if not (first_iter or self.can_resume):
+            renew_iterator(loader)
+            return
         tracking = self._tracking
         resumed = tracking.resumed
         with generators.kept() if resumed is not None else contextlib.nullcontext():

@@ -501,6 +501,20 @@ def test_persistent_workers_that_died_are_made_anew() -> None:
                 list(loader)
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_persistent_workers_that_were_killed_or_closed_are_made_anew(is_on: bool) -> None:
+    with shmloader.patch():
+        loader = loader_of(persistent_workers=True)
+        assert is_ours(loader)
+        if is_on:
+            shmloader.close_all()
+            assert is_ours(loader)
+    if not is_on:
+        shmloader.close_all()
+        assert not is_ours(loader)
+        assert not is_ours(loader)
+
+
 def test_in_process_loaders_are_measured_too() -> None:
     with shmloader.patch():
         loader = loader_of(num_workers=0)

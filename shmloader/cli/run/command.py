@@ -6,7 +6,7 @@ import argparse
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from shmloader.cli.console import UsageError
 from shmloader.patching.patch import patch
@@ -70,12 +70,13 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     parser.parse_known_args = parse_own
 
 
-def _run(args: argparse.Namespace) -> NoReturn:
+def _run(args: argparse.Namespace) -> int:
     if not args.target or args.target == ["-m"]:
         raise UsageError("name a script, or -m and a module")
     if args.stock and args.trace is not None:
         raise UsageError("there is no trace of torch's own workers: leave out --trace or --stock")
     script.run(args.target, functools.partial(_begin, args))
+    return 0
 
 
 def _begin(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import CodeType, TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 _PACKAGE = Path(__file__).parents[2]
 _OURS = f"{_PACKAGE / '__main__.py'}", f"{_PACKAGE / 'cli'}{os.sep}", runpy.__file__, "<frozen runpy>"
@@ -39,7 +39,7 @@ class _NotFoundError(Exception):
     """There is no such module; in Python's own words."""
 
 
-def run(target: Sequence[str], begin: Callable[[], object]) -> NoReturn:
+def run(target: Sequence[str], begin: Callable[[], object]) -> None:
     """Runs a script, a folder or an archive with a ``__main__`` module, what stands on stdin ("-"), or a module.
 
     Args:
@@ -47,7 +47,7 @@ def run(target: Sequence[str], begin: Callable[[], object]) -> NoReturn:
         begin: called when it was found, before it is run.
 
     Raises:
-        SystemExit: it is over, or was not found; codes and texts are Python's.
+        SystemExit: it has asked for that, or was not found; codes and texts are Python's.
         BaseException: what it raises.
     """
     try:
@@ -59,7 +59,6 @@ def run(target: Sequence[str], begin: Callable[[], object]) -> NoReturn:
     except BaseException:
         _hide_our_frames()
         raise
-    raise SystemExit(0)
 
 
 def _file(name: str, *arguments: str) -> _Found:
@@ -108,15 +107,15 @@ def _read(path: str) -> _Found:
     """
     try:
         with io.open_code(path) as file:
-            code: Any = pkgutil.read_code(file)
-        loader: Any = importlib.machinery.SourcelessFileLoader("__main__", path)
-        if code is None:
-            with io.open_code(path) as file:
-                code = compile(file.read(), path, "exec", dont_inherit=True)
-            loader = importlib.machinery.SourceFileLoader("__main__", path)
+            data = file.read()  # once: it may be a pipe
     except OSError as error:
         print(f"{sys.orig_argv[0]}: can't open file {path!r}: [Errno {error.errno}] {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+    code: Any = pkgutil.read_code(io.BytesIO(data))
+    loader: Any = importlib.machinery.SourcelessFileLoader("__main__", path)
+    if code is None:
+        code = compile(data, path, "exec", dont_inherit=True)
+        loader = importlib.machinery.SourceFileLoader("__main__", path)
     return _Found(code, {**_attributes(loader, None), "__file__": path, "__cached__": None})
 
 
