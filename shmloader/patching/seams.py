@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from shmloader.torch_private import COMPILER_MARK
+
 # Makes a function that takes another one's place, of that one, and of a question: whether it is to do so.
 Maker = Callable[[Callable[..., Any], Callable[[], bool]], Callable[..., Any]]
 
@@ -40,6 +42,7 @@ class Seams:
         for seam in seams:
             original = vars(seam.owner)[seam.name]
             ours = seam.make(original, lambda: self._is_on)
+            setattr(ours, COMPILER_MARK, True)  # torch.compile follows no call of ours; see `torch_compile`
             setattr(seam.owner, seam.name, ours)
             self._placed.append((seam, original, ours))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -30,13 +31,12 @@ def at_end() -> None:
 
 
 def _print(report: str) -> None:
-    if sys.stderr is None:
-        return
-    try:
+    # The script's own words come first, where both go the same way. Whoever reads may be gone, and streams closed.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(report)  # at once: other ranks write there too
         sys.stderr.flush()
-    except (OSError, ValueError):  # whoever reads it is gone, or the script has closed it
-        pass
 
 
 def text(entries: Sequence[Entry], begun: int, number: int | None, pid: int) -> str:

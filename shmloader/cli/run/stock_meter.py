@@ -191,7 +191,9 @@ def _begin(loader: DataLoader[Any], begin: Callable[..., Any], is_all: bool) -> 
         _note(loader)
     began = time.monotonic_ns()
     iterator = begin(loader)
-    if isinstance(meter := vars(iterator).get(_KEY), StockMeter):
+    if isinstance(
+        meter := getattr(iterator, "__dict__", {}).get(_KEY), StockMeter
+    ):  # a derived class may give anything
         meter.begin_pass(time.monotonic_ns() - began)
     return iterator
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import sys
@@ -143,6 +144,19 @@ def test_our_own_loaders_among_torchs() -> None:
     assert entry.ran is not None
     assert entry.ran.on is On.OURS
     assert entry.figures.statistics().batches == 3
+
+
+@pytest.mark.usefixtures("_measured")
+@pytest.mark.parametrize("is_on", [True, False])
+def test_an_iterator_that_is_none_of_torchs(is_on: bool) -> None:
+    class Odd(DataLoader[Any]):
+        def _get_iterator(self) -> Any:
+            return iter([1, 2])
+
+    with shmloader.patch() if is_on else contextlib.nullcontext():
+        assert list(Odd(Images(12))) == [1, 2]
+        assert list(Odd(Images(12), num_workers=1, persistent_workers=True)) == [1, 2]
+    assert record.entries() == []
 
 
 def test_a_class_that_keeps_torchs_workers_is_measured_beside_ours() -> None:

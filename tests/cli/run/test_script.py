@@ -139,7 +139,7 @@ def some(names: dict[str, Any], *chosen: str) -> list[Any]:
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", some(SCRIPTS, "what it is", "fails", "Ctrl-C", "exit functions", "processes"))
+@pytest.mark.parametrize("name", some(SCRIPTS, "what it is", "fails", "Ctrl-C", "exit functions"))
 def test_a_script(name: str, tmp_path: Path) -> None:
     code, arguments = SCRIPTS[name]
     (tmp_path / "in").mkdir()
