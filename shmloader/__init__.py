@@ -1,5 +1,9 @@
 """shmloader: torch's DataLoader, with batches that workers write straight into reused shared memory."""
 
+from . import early
+
+early.restart()  # before torch is imported
+
 from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset

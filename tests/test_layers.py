@@ -30,14 +30,15 @@ HOUSE = [
     "arguments callers deadlines errors interrupts libc requirements start_method torch_compile words",
     "process_exit",
     "torch_private",
-    "version",
+    "early",
+    "version run_options",
 ]
 WINGS = {
     "integrations": ["ray", "ranks ray_blocks", "needed"],
     "cli": ["main", "bench doctor run trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
-    "cli.run": ["command", "births report tracing figures script stock_meter", "ranks"],
+    "cli.run": ["bootstrap", "launch", "command", "births report tracing figures script stock_meter", "ranks"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "patching": ["patch", "takeover", "patched_loader record", "seams"],
     "observe": [
@@ -107,6 +108,8 @@ PURE = [
     "observe/stream_verdict.py",
     "observe/table.py", "observe/trace_lines.py",
     "observe/trace_spans.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
+    "data/cache_layout.py", "observe/figures.py", "observe/verdict.py", "observe/table.py", "observe/trace_lines.py",
+    "observe/trace_spans.py", "run_options.py", "cli/doctor/finding.py", "cli/doctor/judge.py", "cli/doctor/report.py",
 ]  # fmt: skip
 PURE_MAY_IMPORT = {
     "__future__", "collections", "collections.abc", "copy", "dataclasses", "enum", "hashlib", "itertools", "json",

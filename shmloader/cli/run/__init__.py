@@ -1,6 +1,7 @@
 """Run a training script, unchanged, on our workers: ``python -m shmloader run script.py``.
 
-- `command`: the options;
+- `bootstrap`, `launch`: the program that the command becomes, so that the script is the first to import torch;
+- `command`: the parser, and what is done at the beginning;
 - `script`: finds and runs a script or a module as Python itself does;
 - `report`: what is printed at the end;
 - `figures`: what loaders have taken, also those that are gone;

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shmloader.cli.console import UsageError
 from shmloader.patching.patch import patch
 from shmloader.patching.record import record
+from shmloader.run_options import Options, split
 
 from . import births, figures, report, script, stock_meter, tracing
 from .ranks import with_rank
@@ -28,21 +28,6 @@ trace: FILE gets the rank's number. Processes that the script starts run as with
 """
 
 
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divides a command line into our own options, and the script, or ``-m`` and a module, with its arguments."""
-    place = 0
-    while place < len(arguments):
-        one = arguments[place]
-        if one == "--":
-            return list(arguments[:place]), list(arguments[place + 1 :])
-        if one.startswith("-m") and one != "-m":
-            return list(arguments[:place]), ["-m", one[2:], *arguments[place + 1 :]]
-        if one == "-m" or one == "-" or not one.startswith("-"):
-            return list(arguments[:place]), list(arguments[place:])
-        place += 2 if one == "--trace" else 1
-    return list(arguments), []
-
-
 def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds ``run`` and its options."""
     parser = commands.add_parser(
@@ -56,7 +41,7 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=_run, parser=parser)
     add = parser.add_argument
     add("--report", action="store_true", help="print the figures of every loader on stderr, at the end")
-    add("--trace", type=Path, metavar="FILE", help="write one trace of all loaders, as loader.trace does")
+    add("--trace", metavar="FILE", help="write one trace of all loaders, as loader.trace does")
     add("--stock", action="store_true", help="leave torch's workers as they are, and measure them; with --report")
     # argparse itself would take options behind the script for ours, or ours before it for the script's, by version.
     parse = parser.parse_known_args
@@ -75,23 +60,25 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("name a script, or -m and a module")
     if args.stock and args.trace is not None:
         raise UsageError("there is no trace of torch's own workers: leave out --trace or --stock")
-    script.run(args.target, functools.partial(_begin, args))
+    options = Options(args.report, args.stock, args.trace)
+    script.run(args.target, functools.partial(begin, options))
     return 0
 
 
-def _begin(args: argparse.Namespace) -> None:
+def begin(options: Options) -> None:
     """Does what is to be done before the script runs, and was found.
 
     Raises:
         UsageError: the trace cannot be written.
     """
-    if args.trace is not None:
-        _begin_trace(with_rank(args.trace))
-    if not args.stock:
+    script.stay_importable()
+    if options.trace is not None:
+        _begin_trace(with_rank(Path(options.trace)))
+    if not options.stock:
         patch()
-    if args.report:
+    if options.report:
         record.listeners = (*record.listeners, figures.keep)
-        stock_meter.measure(is_all=args.stock)
+        stock_meter.measure(is_all=options.stock)
         births.Births().watch()
         report.at_end()
 

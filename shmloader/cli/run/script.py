@@ -139,7 +139,6 @@ def _attributes(loader: Any, spec: Any) -> dict[str, Any]:
 
 
 def _run(found: _Found) -> None:
-    _stay_importable()
     main = sys.modules["__main__"]
     kept: dict[str, Any] = {
         name: vars(main)[name] for name in ("__builtins__", "__annotations__") if name in vars(main)
@@ -149,11 +148,17 @@ def _run(found: _Found) -> None:
     exec(found.code, vars(main))
 
 
-def _stay_importable() -> None:
-    """Lets workers that are spawned find this package, if it was found in the current folder only."""
-    name = __name__.split(".")[0]
-    if not any(finder.find_spec(name, None) for finder in sys.meta_path):
+def stay_importable() -> None:
+    """Lets this process, and workers that are spawned, find this package, though it was found in the current folder.
+
+    Where another one is installed, this one comes first, but for the script's own folder.
+    """
+    found = (finder.find_spec(_PACKAGE.name, None) for finder in sys.meta_path)
+    spec = next((one for one in found if one is not None), None)
+    if spec is None:
         sys.path.append(str(_PACKAGE.parent))
+    elif Path(spec.origin or "").parent != _PACKAGE:
+        sys.path.insert(1, str(_PACKAGE.parent))
 
 
 def _hide_our_frames() -> None:

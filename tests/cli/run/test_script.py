@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import shmloader
-from shmloader.cli.run.command import split
+from shmloader.early import place_of_module
+from shmloader.run_options import Options, plain, split
 from tests.helpers.support import PATIENCE
 
 ROOT = Path(shmloader.__file__).parent.parent
@@ -58,8 +59,8 @@ EXIT_FUNCTIONS = """
         started.wait(); print("thread")
     threading.Thread(target=run).start()
     Thing.__repr__ = lambda self: "thing"
-    started.set()
     print("no newline", end="")
+    started.set()
     sys.exit({code})
 """
 FAILS = """
@@ -198,6 +199,64 @@ def test_what_is_named(name: str, folder: Path) -> None:
 @pytest.mark.slow
 def test_what_stands_on_stdin(folder: Path) -> None:
     assert_as_python(folder, ["-", "x"], text="import sys\nprint(sys.argv, sys.path[0], __name__)\n1/0\n")
+
+
+IMPORTS = """
+    import os, sys
+    print("torch" in sys.modules, "shmloader" in sys.modules, "numpy" in sys.modules)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from torch.utils.data import DataLoader
+    import torch
+    print(torch.get_num_threads(), "shmloader" in sys.modules, sorted(vars(torch.__loader__)))
+    print(type(iter(DataLoader(range(3)))).__module__, [type(one).__name__ for one in sys.meta_path])
+    print([path for path in sys.path if path.endswith("run")])
+"""
+
+
+def test_the_script_is_the_first_to_import_torch(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(textwrap.dedent(IMPORTS))
+    with ThreadPoolExecutor(2) as threads:
+        stock, ours = threads.map(
+            lambda run: outcome(tmp_path, [*run, "script.py"])[0].splitlines(), [(), ("-m", "shmloader", "run")]
+        )
+    assert stock[0] == ours[0] == "False False False"
+    assert ours[1] == stock[1].replace("False", "True")
+    assert ours[1].startswith("1 True")
+    assert ours[2] == stock[2].replace("torch.utils.data.dataloader", "shmloader.passes.in_process")
+    assert ours[3] == stock[3] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (["python", "-m", "shmloader", "run"], 1),
+        (["python", "-u", "-W", "error", "-Xdev", "-m", "shmloader"], 5),
+        (["python", "-W", "-m", "script.py", "-m", "shmloader"], 0),
+        (["python", "script.py", "-m", "shmloader", "run"], 0),
+        (["python", "-c", "pass", "-m", "shmloader"], 0),
+        (["python"], 0),
+        ([], 0),
+    ],
+)
+def test_where_the_interpreters_own_module_is(command: list[str], place: int) -> None:
+    assert place_of_module(command) == place
+
+
+@pytest.mark.parametrize(
+    ("own", "target", "found"),
+    [
+        (["--report", "--trace", "a"], ["b.py"], Options(report=True, trace="a")),
+        (["--stock", "--trace="], ["-m", "b"], None),
+        (["--trace=a=b"], ["-m", "b"], Options(trace="a=b")),
+        (["--trace"], ["b.py"], None),
+        (["-h"], [], None),
+        (["--rep"], ["b.py"], None),
+        ([], ["-m"], None),
+        ([], ["-"], Options()),
+    ],
+)
+def test_options_that_need_no_parser(own: list[str], target: list[str], found: Options | None) -> None:
+    assert plain(own, target) == found
 
 
 @pytest.mark.slow
