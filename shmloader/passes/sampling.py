@@ -35,6 +35,7 @@ from shmloader.workers.snapshots import has_state
 # What draws nothing from a global generator, and what draws from torch's alone.
 _FIXED = (SequentialSampler, DistributedSampler, PermutationSampler, InfiniteSampler)
 _TORCHS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+_MOST_SAMPLERS = 8  # within each other
 
 
 class Draws(Enum):
@@ -96,13 +97,12 @@ class Sampling:
                 one.set_state(torch.frombuffer(bytearray(states[name]), dtype=torch.uint8))
 
     def _own(self) -> dict[str, torch.Generator]:
-        inner = getattr(self.index_sampler, "sampler", None)
         found = {
             "generator": self._generator,
             "batch_sampler": getattr(self.index_sampler, "generator", None),
             "sampler": getattr(self._sampler, "generator", None),
             # Of a batch sampler that is not torch's own: what it has in it.
-            "inner": None if self._is_batched else getattr(inner, "generator", None),
+            "inner": None if self._is_batched else _generator_within(self.index_sampler),
         }
         return {name: one for name, one in found.items() if isinstance(one, torch.Generator)}
 
@@ -332,6 +332,20 @@ class _Followed(Iterator[Any]):
         index = next(self._indices)
         self._note(index, self._within, self._within is not self._indices)
         return index
+
+
+def _generator_within(sampler: Any) -> torch.Generator | None:
+    """Returns the generator of what a sampler takes its indices from, however many samplers are between the two."""
+    seen = {id(sampler)}
+    for _ in range(_MOST_SAMPLERS):
+        inner = getattr(sampler, "sampler", None)
+        sampler = getattr(sampler, "batch_sampler", None) if inner is None else inner
+        if sampler is None or id(sampler) in seen:
+            return None
+        seen.add(id(sampler))
+        if isinstance(found := getattr(sampler, "generator", None), torch.Generator):
+            return found
+    return None
 
 
 def _batches(indices: Iterator[Any], size: int, drop_last: bool) -> Iterator[list[Any]]:

@@ -528,10 +528,21 @@ def test_with_torchs_sampler_there_are_as_many_ranks_as_before(batches: type[Bat
             make(ranks, 0).load_state_dict(loader.state_dict())
 
 
+class Around:
+    """Batches of another batch sampler, as frameworks share them among ranks."""
+
+    def __init__(self, batch_sampler: Any) -> None:
+        self.batch_sampler = batch_sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batch_sampler)
+
+
+@pytest.mark.parametrize("around", [lambda batches: batches, Around, lambda batches: Around(Around(batches))])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_generator_within_a_batch_sampler_of_ones_own_goes_on(num_workers: int) -> None:
+def test_the_generator_within_a_batch_sampler_of_ones_own_goes_on(num_workers: int, around: Any) -> None:
     def make() -> ShmDataLoader[Any]:
-        batches = OwnBatches(RandomSampler(range(LENGTH), generator=seeded()), 3, False)
+        batches: Any = around(OwnBatches(RandomSampler(range(LENGTH), generator=seeded()), 3, False))
         return ShmDataLoader(resuming.Augmented(LENGTH, draws=False), batch_sampler=batches, num_workers=num_workers)
 
     state, _, rest, following, _ = interrupted(make, 1, 4)
