@@ -10,15 +10,21 @@ from types import FrameType
 _LIBRARIES = "shmloader", "torch.utils.data", "contextlib"
 
 
-def stacklevel() -> int:
+def stacklevel(*others: str) -> int:
     """Returns what `warnings.warn` is to be given, by whoever calls this, to show the first caller that is no library.
 
     The depth is counted, since one warning may come from a step, from ``iter``, or from the end of a block. From Python
     3.12 on, ``skip_file_prefixes`` does the same.
+
+    Args:
+        others: packages that are libraries here too.
     """
     level, frame = 1, inspect.currentframe()
     frame = None if frame is None else frame.f_back
-    while frame is not None and _is_library(frame.f_globals.get("__name__", "")):
+    while frame is not None:
+        module: str = frame.f_globals.get("__name__", "")
+        if not _is_library(module) and module.partition(".")[0] not in others:
+            break
         level, frame = level + 1, frame.f_back
     return level
 

@@ -81,6 +81,10 @@ class TraceWarning(UserWarning):
     """A trace lacks what has happened from some point on: it is full, or cannot be written to; see `trace`."""
 
 
+class RebuiltWarning(UserWarning):
+    """A framework builds a loader of torch's class from one of this library's; the text has what to call instead."""
+
+
 class FallbackWarning(UserWarning):
     """This platform or torch lacks what the library is made of; what torch's loader does is done instead."""
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +32,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from . import callers, interrupts, requirements, torch_private, words
+from . import callers, interrupts, rebuilding, requirements, torch_private, words
 from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding, plain_count
 from .batches import spec
 from .batches.alignment import ALIGNMENT
@@ -171,6 +172,7 @@ class ShmDataLoader(DataLoader[T_co]):
         TypeError: an argument is of a wrong type; likewise.
     """
 
+    timeout: Any = rebuilding.Watched("timeout")
     sample_shapes: Any
     sample_dtypes: Any
     max_pool_bytes: int | None
@@ -676,6 +678,15 @@ class ShmDataLoader(DataLoader[T_co]):
         # Processes and shared memory stay where they are; a copy makes its own.
         gone = "_iterator", "_mover", "_stream", "_tracking", "_to_resume"
         return {**self.__dict__, **dict.fromkeys(gone), "_lifetime": copy.copy(self._lifetime)}
+
+
+def _own_names() -> tuple[str, ...]:
+    """Returns the names of the arguments that are this library's, and of what was made of them."""
+    torchs = inspect.signature(DataLoader).parameters
+    return *(name for name in inspect.signature(ShmDataLoader).parameters if name not in torchs), "_sample_spec"
+
+
+setattr(ShmDataLoader, rebuilding.LIGHTNINGS_RECORD, rebuilding.Record(_own_names()))  # a class would mangle the name
 
 
 def _samplers_of(loader: DataLoader[Any]) -> list[Any]:

@@ -27,6 +27,7 @@ HOUSE = [
     "data",
     "slots",
     "batches",
+    "rebuilding",
     "arguments callers deadlines errors interrupts libc requirements start_method torch_compile words",
     "process_exit",
     "torch_private",

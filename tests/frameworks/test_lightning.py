@@ -139,3 +139,84 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert len(whole) == 13
     assert len(first) == 3
     assert [*first, *rest] == whole
+
+
+LIGHTNING_REBUILDS = """
+    import torch
+    import lightning.pytorch as lightning
+    from lightning.fabric.utilities.data import _update_dataloader
+    from torch.utils.data import DataLoader, DistributedSampler
+    from shmloader import ShmDataLoader
+    from tests.frameworks.support import OURS, Traced, given_or_default, our_indices, own_arguments, tell
+
+    class Passing(ShmDataLoader):
+        def __init__(self, dataset, *args, **kwargs):
+            super().__init__(dataset, *args, **kwargs)
+
+    class Setting(ShmDataLoader):
+        def __init__(self, dataset, batch_size=4, **kwargs):
+            super().__init__(dataset, batch_size, **OURS, **kwargs)
+
+    class Library(DataLoader):
+        def __init__(self, dataset, batch_size=1, follow=None, **kwargs):
+            self.follow = follow
+            super().__init__(dataset, batch_size, **kwargs)
+
+    class Both(Library, ShmDataLoader):
+        pass
+
+    class Model(lightning.LightningModule):
+        def __init__(self, make_loader=None):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+            self.make_loader = make_loader
+            self.seen = []
+
+        def train_dataloader(self):
+            return self.make_loader()
+
+        def training_step(self, batch, number):
+            self.seen += our_indices([batch])
+            return self.layer(batch[0].float().reshape(-1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    def makers():
+        yield Passing, lambda: Passing(Traced(), batch_size=4, shuffle=True, num_workers=2, **OURS)
+        yield Setting, lambda: Setting(Traced(), shuffle=True, num_workers=2)
+        yield Both, lambda: Both(Traced(), 4, follow=["x"], shuffle=True, num_workers=2, **OURS)
+
+    def check(loader, kind, given=OURS):
+        assert type(loader) is kind
+        assert own_arguments(loader) == given_or_default(given), own_arguments(loader)
+        assert getattr(loader, "follow", ["x"]) == ["x"]
+
+    def main():
+        found = []
+        for kind, make in makers():
+            for source in ("passed", "from the hook"):
+                model = Model(make)
+                trainer = lightning.Trainer(
+                    accelerator="cpu", devices=1, max_epochs=1, logger=False, overfit_batches=2,
+                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                )
+                trainer.fit(model, make() if source == "passed" else None)
+                check(trainer.train_dataloader, kind)
+                found.append(model.seen)
+            loader = make()
+            loader.worker_restarts = 5
+            loader = _update_dataloader(loader, DistributedSampler(Traced(), 2, 1))
+            check(loader, kind, {**OURS, "worker_restarts": 5})
+            assert loader._sample_spec is not None
+            assert sum(our_indices(loader), []) == sorted(sum(our_indices(loader), []), key=list(loader.sampler).index)
+        tell(found)
+
+    main()
+"""
+
+
+@needs("lightning")
+def test_lightning_keeps_the_arguments_of_classes_that_pass_them_on(tmp_path: Path) -> None:
+    (found,) = run_ranks(LIGHTNING_REBUILDS, tmp_path, ranks=1)
+    assert found == [[[0, 1, 2, 3], [4, 5, 6, 7]]] * 6
