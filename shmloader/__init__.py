@@ -4,6 +4,7 @@ from . import early
 
 early.restart()  # before torch is imported
 
+from . import integrations as integrations
 from . import torch_compile
 from .batches.spec import TensorSpec
 from .data.arrays import ArrayDataset

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from . import callers
 from .errors import RebuiltWarning
 
@@ -93,7 +95,7 @@ def _look_who_reads(loader: Any) -> None:
 
 
 def _tell(loader: Any, who: str, instead: str) -> None:
-    if who in _told or getattr(_expected, "is_so", False):
+    if who in _told or getattr(_expected, "is_so", False) or _is_patched():
         return
     _told.add(who)
     warnings.warn(
@@ -102,6 +104,11 @@ def _tell(loader: Any, who: str, instead: str) -> None:
         RebuiltWarning,
         stacklevel=callers.stacklevel("accelerate", "ray"),
     )
+
+
+def _is_patched() -> bool:
+    """Whether loaders of torch's class have our workers anyway."""
+    return DataLoader.__iter__.__module__.startswith("shmloader.")
 
 
 class Record:

@@ -35,7 +35,7 @@ HOUSE = [
     "version run_options",
 ]
 WINGS = {
-    "integrations": ["ray", "ranks ray_blocks", "needed"],
+    "integrations": ["accelerate ray", "checkpoints exchange ranks ray_blocks", "needed"],
     "cli": ["main", "bench doctor run trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],

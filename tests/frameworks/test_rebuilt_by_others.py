@@ -97,3 +97,14 @@ def test_who_prepares_by_accelerates_method_is_told_once(accelerator: Any) -> No
         accelerator.prepare(loader_of())
     assert told[0].filename == __file__
     accelerator.prepare(loader_of())
+
+
+def test_nobody_is_told_where_ours_is_kept(accelerator: Any) -> None:
+    from shmloader.integrations.accelerate import prepare
+
+    loader = prepare(accelerator, loader_of())
+    assert loader.timeout == loader.base_dataloader.timeout == 0
+    accelerator.skip_first_batches(loader, 1)
+    accelerator.prepare(loader, DataLoader(Traced()))
+    assert len(list(loader)) == 5
+    assert rebuilding._told == set()
