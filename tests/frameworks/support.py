@@ -203,3 +203,65 @@ def compared(make_loader: Callable[[Any], Any], comparable: Callable[[Any], Any]
         assert next(wanted, None) is None
     assert ours.statistics().copies == 0
     return [batches, large]
+
+
+# Behind a script that defines ``main`` and knows nothing of this library: runs it as it is, and once more under patch.
+PATCHED = """
+    if __name__ == "__main__":
+        import shmloader
+        from tests.frameworks.support import tell
+
+        plain = main()
+        with shmloader.patch():
+            tell([plain, main()])
+"""
+STOCKS, OUR = 1, 2
+
+
+class Numbers(Dataset[Any]):
+    """Dicts of numbers: the index, what was drawn for it, a label, and who reads it: `STOCKS` or `OUR` workers, or 0."""
+
+    def __init__(self, length: int = 22) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        module = getattr(getattr(multiprocessing.current_process(), "_target", None), "__module__", "")
+        reader = {"torch": STOCKS, "shmloader": OUR}.get(module.partition(".")[0], 0)
+        drawn = torch.rand(2)
+        return {"x": drawn, "index": torch.tensor(index), "labels": drawn.sum(), "reader": torch.tensor(reader)}
+
+
+class Seeing(torch.nn.Module):
+    """A network of one layer that notes what it is given.
+
+    Attributes:
+        seen: the indices of each batch, and what was drawn for them.
+        readers: who has read the samples.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.seen: list[Any] = []
+        self.readers: set[int] = set()
+
+    def forward(self, x: Any, index: Any, labels: Any, reader: Any) -> dict[str, Any]:
+        self.seen.append([index.tolist(), x.tolist()])
+        self.readers |= set(reader.tolist())
+        out = self.layer(x.float()).squeeze(-1)
+        return {"loss": ((out - labels) ** 2).mean(), "logits": out}
+
+    def told(self) -> list[Any]:
+        """Returns who has read, and what was seen and learned."""
+        return [sorted(self.readers), self.seen, [one.tolist() for one in self.parameters()]]
+
+
+def assert_patched(told: list[Any]) -> None:
+    """Asserts that a script saw and learned the same both times, from stock's workers and then from ours."""
+    (plain_readers, *plain), (patched_readers, *patched) = told
+    assert (plain_readers, patched_readers) == ([STOCKS], [OUR])
+    assert patched == plain
+    assert plain[0]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from shmloader import RebuiltWarning, ShmDataLoader, rebuilding
+from shmloader import RebuiltWarning, ShmDataLoader, patch, rebuilding
 from tests.frameworks.support import Traced, indices, our_indices
 
 
@@ -107,4 +107,10 @@ def test_nobody_is_told_where_ours_is_kept(accelerator: Any) -> None:
     accelerator.skip_first_batches(loader, 1)
     accelerator.prepare(loader, DataLoader(Traced()))
     assert len(list(loader)) == 5
+    assert rebuilding._told == set()
+
+
+def test_nobody_is_told_under_patch(accelerator: Any) -> None:
+    with patch():
+        assert our_indices(accelerator.prepare(loader_of())) == indices(DataLoader(Traced(), batch_size=4))
     assert rebuilding._told == set()
