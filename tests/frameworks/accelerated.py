@@ -102,7 +102,8 @@ def told(batch: Any) -> list[Any]:
 def passes(case: Case, ours: bool, count: int = 2) -> list[Any]:
     """Runs some passes, and returns all that a loop can see of them."""
     seed(7)
-    loader, accelerator = prepared(case, ours)
+    loader, accelerator = prepared(case, ours, accelerator_of(case.config, gradient_accumulation_steps=2))
+    model = torch.nn.Linear(1, 1)
     found: list[Any] = [type(loader).__name__, None if case.is_stream else len(loader)]
     for _ in range(count):
         for batch in loader:
@@ -110,7 +111,8 @@ def passes(case: Case, ours: bool, count: int = 2) -> list[Any]:
                 assert batch["is_ours"].tolist() == [ours] * len(batch["index"])
             gathered = accelerator.gather_for_metrics(batch["index"]).tolist() if accelerator.even_batches else None
             state = accelerator.gradient_state
-            found.append([told(batch), gathered, state.end_of_dataloader, state.remainder])
+            with accelerator.accumulate(model):
+                found.append([told(batch), gathered, state.end_of_dataloader, state.remainder, state.sync_gradients])
         found.append([torch.rand(1).item(), random.random(), np.random.rand()])
     return found
 

@@ -219,7 +219,7 @@ STOCKS, OUR = 1, 2
 
 
 class Numbers(Dataset[Any]):
-    """Dicts of numbers: the index, what was drawn for it, a label, and who reads it: `STOCKS` or `OUR` workers, or 0."""
+    """Dicts of numbers: an index, what was drawn for it, a label, and who read it: `STOCKS` or `OUR` workers, or 0."""
 
     def __init__(self, length: int = 22) -> None:
         self.length = length
