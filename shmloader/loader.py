@@ -714,6 +714,16 @@ def _size_of(loader: DataLoader[Any]) -> int | None:
     return size if type(size) is int else None
 
 
+def state_to_take_up(loader: ShmDataLoader[Any]) -> State | None:
+    """Returns the state that a loader's next pass goes on from, or None."""
+    return loader._to_resume
+
+
+def loads_as_stock(loader: ShmDataLoader[Any]) -> bool:
+    """Whether a loader loads as torch's own does, for want of what ours is made of."""
+    return loader._is_stocks()
+
+
 def _global_batch_size(fits: Mapping[str, Any]) -> int | object:
     """Returns how many samples a batch of each rank are together; what equals nothing if it cannot be told."""
     ranks, size = fits.get("number of ranks"), fits.get("batch_size")

@@ -16,7 +16,7 @@ from typing import Any
 
 from shmloader import callers, rebuilding
 from shmloader.errors import FallbackWarning
-from shmloader.loader import ShmDataLoader
+from shmloader.loader import ShmDataLoader, loads_as_stock, state_to_take_up
 
 from . import checkpoints
 from .exchange import in_place_of, is_ours
@@ -118,7 +118,7 @@ def skip_first_batches(dataloader: Any, num_batches: int = 0) -> Any:
 def _check_no_state(objects: Sequence[Any]) -> None:
     """Raises before anything is prepared, which Accelerate would note."""
     for one in objects:
-        if is_ours(one) and one._to_resume is not None:
+        if is_ours(one) and state_to_take_up(one) is not None:
             raise ValueError(
                 f"{one!r} was given a state by load_state_dict before it was prepared; call load_state_dict of what "
                 "prepare returns, whose samplers are those of this rank"
@@ -138,14 +138,14 @@ def _exchange(adapter: Any, original: ShmDataLoader[Any]) -> None:
         return _warn(
             f"Accelerate has made a {type(adapter).__qualname__} of {original!r}, which has no base_dataloader"
         )
-    if original._is_stocks():
+    if loads_as_stock(original):
         return _warn(f"ShmDataLoader loads as torch's does here, so {original!r} stays as Accelerate has made it")
     ours = in_place_of(adapter.base_dataloader, original)
     adapter.base_dataloader = ours
     adapter.dl_state_dict = ours.state_dict()
     adapter.use_stateful_dataloader = False  # of torchdata, whose files are one for all ranks
     if ours.epoch_size is not None and isinstance(adapter, data_loader.DataLoaderShard):
-        adapter._drop_last = True  # the dataset's length says nothing of a pass's last batch
+        vars(adapter)["_drop_last"] = True  # the dataset's length says nothing of a pass's last batch
     if isinstance(adapter, data_loader.DataLoaderDispatcher):
         checkpoints.align(adapter)
     return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from shmloader import callers
 from shmloader.errors import ResumeWarning
+from shmloader.loader import state_to_take_up
 
 _keepers: weakref.WeakKeyDictionary[Any, _Keeper] = weakref.WeakKeyDictionary()
 
@@ -71,7 +72,7 @@ class _Keeper:
         rank, ranks = accelerator.process_index, accelerator.num_processes
         return [
             (adapter, Path(folder, f"shmloader_{number}_rank_{rank}.json"), ranks)
-            for number, adapter in enumerate(accelerator._dataloaders)
+            for number, adapter in enumerate(vars(accelerator)["_dataloaders"])
             if adapter in self.adapters
         ]
 
@@ -113,7 +114,8 @@ def _take_up(adapter: Any, place: dict[str, Any], ranks: int) -> None:
 
 def forget_place(adapter: Any, base: Any) -> None:
     """Has the next pass begin at its beginning, where a loader was given a place within one."""
-    if base._to_resume is not None and base._to_resume.phase == "within":
+    state = state_to_take_up(base)
+    if state is not None and state.phase == "within":
         base.load_state_dict({})
         if adapter is not base:
             adapter.dl_state_dict = base.state_dict()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, TensorDataset
 
-from shmloader.loader import ShmDataLoader
+from shmloader.loader import ShmDataLoader, state_to_take_up
 
 T = TypeVar("T", bound="ShmDataLoader[Any]")
 
@@ -26,7 +26,7 @@ def in_place_of(rebuilt: DataLoader[Any], original: T) -> T:
     Raises:
         ValueError: ``original`` was given a state to go on from, which is of other samplers than those of ``rebuilt``.
     """
-    if original._to_resume is not None:
+    if state_to_take_up(original) is not None:
         raise ValueError(
             f"{original!r} was given a state by load_state_dict, which would be lost where another loader takes its "
             "place; call load_state_dict on that one"

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from shmloader import callers
 from shmloader.data.permutation import PermutationSampler
-from shmloader.loader import ShmDataLoader
+from shmloader.loader import ShmDataLoader, state_to_take_up
 from shmloader.passes.tracking import is_stream
 from shmloader.torch_private import iterates_as_torchs
 
@@ -86,7 +86,7 @@ def changed(loader: ShmDataLoader[Any], **attributes: Any) -> ShmDataLoader[Any]
     Raises:
         ValueError: a state was loaded into it, which a copy has not.
     """
-    if vars(loader).get("_to_resume") is not None:
+    if state_to_take_up(loader) is not None:
         raise ValueError("a state was loaded into the loader; load it into the one that is returned here")
     other = copy.copy(loader)
     vars(other).update(attributes)
