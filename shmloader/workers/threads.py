@@ -22,7 +22,6 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 from types import MethodType
 from typing import Any
 
@@ -35,27 +34,10 @@ from shmloader.words import Words
 from . import crews, kernel_state, thread_start, torch_modes, tracebacks, worker_loop
 from .brief import BatchSource, Brief
 from .interface import SilenceError
+from .parent_queue import ParentQueue
 from .torch_modes import TorchModes
 from .wire import Fields, Inbox, Token
 from .worker_loop import WorkerLoop
-
-
-class _Sign(Enum):
-    """What comes to the parent beside tokens and the ends of workers."""
-
-    WAKE = "a wait ends"
-    CLOSED = "another thread has stopped the workers"
-
-
-class _Outbox:
-    """The way from a worker to the parent."""
-
-    def __init__(self, up: queue.SimpleQueue[_News]) -> None:
-        self._put = up.put
-
-    def write(self, token: Fields) -> None:
-        """Sends one token. Does not block."""
-        self._put(Token._make(token))
 
 
 class _Worker:
@@ -84,9 +66,6 @@ class _Worker:
         self.has_ended = False
 
 
-_News = Token | _Worker | _Sign
-
-
 class ThreadWorkers:
     """The worker threads of one iterator.
 
@@ -102,11 +81,8 @@ class ThreadWorkers:
         self.num_workers = num_workers
         self._workers: list[_Worker] = []
         self._former: list[_Worker] = []  # that were replaced
-        self._up: queue.SimpleQueue[_News] = queue.SimpleQueue()
+        self._up = ParentQueue()
         self._ends: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()  # for `stop`, whoever waits elsewhere
-        self._tokens: list[Token] = []
-        self._dead: list[int] = []
-        self._is_woken = False
         self._at_the_last_end: deque[Callable[[], object]] = deque()
         self._modes = torch_modes.of_this_thread()
 
@@ -153,7 +129,7 @@ class ThreadWorkers:
         def run() -> None:
             crews.join(self)
             try:
-                worker.ending = _serve(worker, _Outbox(self._up), lends, self._modes)
+                worker.ending = _serve(worker, self._up, lends, self._modes)
             finally:
                 self._note_end(worker)
 
@@ -166,7 +142,7 @@ class ThreadWorkers:
         """Tells everybody whom it concerns. Called in the worker, as the last thing that it does."""
         worker.has_ended = True
         self._act_if_all_have_ended()
-        self._up.put(worker)
+        self._up.end(worker)
         self._ends.put(worker)
 
     def send(self, worker: int, token: Fields) -> None:
@@ -181,47 +157,19 @@ class ThreadWorkers:
                 self.send(worker, token)
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
-        """Waits for workers; see `ProcessWorkers.wait`.
-
-        Blocks until a token is there or a worker has ended, ``timeout`` seconds at most (None: for ever).
-
-        Raises:
-            SilenceError: nothing came in time.
-            RuntimeError: another thread has stopped the workers meanwhile.
-        """
-        deadline = deadlines.after(timeout)
-        while not (tokens := self.read()) and not self._dead and not self._is_woken:
-            self._sort(_get(self._up, deadline))
-        self._is_woken = False
-        if tokens:
-            return tokens, []
-        # One at a time: a warning of its replacement may be an error, and then the others would not be heard of.
-        dead, self._dead = self._dead[:1], self._dead[1:]
-        return [], dead
+        """Waits for workers; see `ParentQueue.wait`."""
+        return self._up.wait(timeout)
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
-        for _ in range(self._up.qsize()):
-            self._sort(self._up.get())
-        tokens, self._tokens = self._tokens, []
-        return tokens
+        return self._up.read()
 
     def wake(self) -> None:
         """Ends a wait: the one that is under way, or else the next. Does not block; safe in signal handlers too."""
-        self._up.put(_Sign.WAKE)
+        self._up.wake()
 
     def hear(self) -> None:
         """Does nothing: what a thread logs is logged."""
-
-    def _sort(self, news: _News) -> None:
-        if isinstance(news, Token):
-            self._tokens.append(news)
-        elif news is _Sign.WAKE:
-            self._is_woken = True
-        elif news is _Sign.CLOSED:
-            raise RuntimeError("this iterator of ShmDataLoader was closed by another thread")
-        elif not news.is_leaving:
-            self._dead.append(news.number)
 
     def name(self, worker: int) -> str:
         """Returns what the system knows a worker by."""
@@ -272,7 +220,7 @@ class ThreadWorkers:
             if not worker.is_leaving:
                 worker.inbox.put(Token._make(token))  # twice does no harm
                 worker.is_leaving = True
-        self._up.put(_Sign.CLOSED)  # for whoever waits in another thread
+        self._up.close()  # for whoever waits in another thread
 
     def _join(self, workers: list[_Worker], deadline: float | None) -> list[_Worker]:
         """Waits for threads to end, and returns those that have not."""
@@ -372,7 +320,7 @@ def _among(copies: dict[int, Any], function: Any) -> Any:
     return function
 
 
-def _serve(worker: _Worker, outbox: _Outbox, lends: bool, modes: TorchModes) -> str:
+def _serve(worker: _Worker, outbox: ParentQueue, lends: bool, modes: TorchModes) -> str:
     """Does one job after the other until told to stop, and returns how that ended. Runs in the worker's thread."""
     brief = worker.inbox.get()
     if not isinstance(brief, Brief):  # a STOP: another thread could not be started
