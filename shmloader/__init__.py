@@ -15,6 +15,7 @@ from .data.permutation import PermutationSampler
 from .data.shared import share
 from .errors import (
     CacheFullWarning,
+    ClusterBusyWarning,
     FallbackWarning,
     HeldBatchesWarning,
     IdleWorkersWarning,
@@ -48,6 +49,7 @@ __all__ = [
     "CacheStatistics",
     "CachedDataset",
     "ChunkedDataset",
+    "ClusterBusyWarning",
     "CsvSink",
     "FallbackWarning",
     "HeldBatchesWarning",

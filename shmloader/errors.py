@@ -69,6 +69,10 @@ class ResumeWarning(UserWarning):
     """A loader takes up a pass from a state, and something in it will differ, or takes long; see `load_state_dict`."""
 
 
+class ClusterBusyWarning(UserWarning):
+    """The loop waits for workers that are Ray actors and have not begun: no node has room for them, perhaps."""
+
+
 class IdleWorkersWarning(UserWarning):
     """A `JobQueue` has fewer jobs under way than workers, so that some have nothing to do."""
 

@@ -155,7 +155,7 @@ class JobQueue:
         settings.check()
         workers = functools.partial(
             kinds.new_workers,
-            kinds.checked_worker_type(worker_type, multiprocessing_context),
+            kinds.checked_worker_type(worker_type, multiprocessing_context, "JobQueue"),
             kinds.checked_context(multiprocessing_context),
             num_workers,
             options.look_ahead,

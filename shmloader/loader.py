@@ -138,11 +138,13 @@ class ShmDataLoader(DataLoader[T_co]):
             The slots are page-locked, whatever ``pin_memory`` says. None or the CPU: batches stay where they are.
         device_prefetch: how many batches may be on their way to ``device`` ahead of the loop. The sampler is read so
             much further ahead.
-        worker_type: "process" or "thread". Threads start at once, fork and pickle nothing but the batches, and share
-            the dataset. They are worth it where samples are made by code that releases the interpreter lock: decoders,
-            large copies, waits for files and networks. torch's, numpy's and Python's global random generators are the
-            process's, so threads do not seed them; a thread cannot be killed, see ``__iter__``. Ignored with
-            ``num_workers=0``.
+        worker_type: "process", "thread" or "ray". Threads start at once, fork and pickle nothing but the batches, and
+            share the dataset. They are worth it where samples are made by code that releases the interpreter lock:
+            decoders, large copies, waits for files and networks. torch's, numpy's and Python's global random
+            generators are the process's, so threads do not seed them; a thread cannot be killed, see ``__iter__``.
+            With "ray" workers are actors of Ray, on whatever nodes of its cluster have processors free; what goes to
+            them is pickled, and batches come through Ray's object store. ``iter`` calls ``ray.init()`` where nobody
+            has. Ignored with ``num_workers=0``.
         snapshot_every_n_steps: after how many batches workers tell the state of a dataset, or of its iterator, that has
             ``state_dict`` and ``load_state_dict``; see ``state_dict``. Larger where that state is large: a pass that is
             taken up makes the batches since the last one again. None: never. Other datasets have no such state. With
@@ -162,6 +164,8 @@ class ShmDataLoader(DataLoader[T_co]):
             ``next`` returns or raises, while it waits, and when workers end, also by death. Otherwise records wait, a
             megabyte for each worker; what does not fit is dropped, and how much that was is logged. Forked workers lose
             the handlers that they have inherited; what ``worker_init_fn`` adds stays. Threads log here as it is.
+        ray_options: what Ray's ``options`` takes for each actor, such as ``num_cpus`` (1 by default), ``resources``,
+            ``runtime_env`` or ``scheduling_strategy``. Only with ``worker_type="ray"``.
         name: what this loader is called: "train", say. Its errors, its warnings and a profiler's label then say
             DataLoader 'train', and its figures have the name. None: texts are torch's, and figures have the name of the
             dataset's class.
@@ -170,6 +174,7 @@ class ShmDataLoader(DataLoader[T_co]):
         ValueError: an argument has a value, or two have a combination, that cannot be. For torch's arguments these are
             torch's errors; the others name the argument.
         TypeError: an argument is of a wrong type; likewise.
+        ModuleNotFoundError: ``worker_type`` is "ray", and Ray is not installed.
     """
 
     timeout: Any = rebuilding.Watched("timeout")
@@ -186,6 +191,7 @@ class ShmDataLoader(DataLoader[T_co]):
     epoch_size: int | None
     name: str | None
     forward_logs: bool
+    ray_options: Mapping[str, Any] | None
 
     def __init__(
         self,
@@ -220,6 +226,7 @@ class ShmDataLoader(DataLoader[T_co]):
         epoch_size: int | None = None,
         name: str | None = None,
         forward_logs: bool = False,
+        ray_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._fell_back = False
         self.worker_type = worker_type  # which torch's constructor asks for below, in what it warns of
@@ -256,6 +263,9 @@ class ShmDataLoader(DataLoader[T_co]):
         self.epoch_size = checked_optional_count("epoch_size", epoch_size, 1)
         self.name = checked_name(name)
         self.forward_logs = checked_flag("forward_logs", forward_logs)
+        kinds.check_forwarding(self.forward_logs, self.worker_type)
+        kinds.checked_ray_options(ray_options, self.worker_type)
+        self.ray_options = ray_options
         _cuda_device(device)
         if sample_shapes is None and sample_dtypes is not None:
             raise ValueError("sample_dtypes needs sample_shapes")
@@ -407,20 +417,23 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _workers_factory(self) -> Callable[[int, int], Workers]:
         self.check_worker_number_rationality()
+        kinds.check_forwarding(self.forward_logs, self.worker_type)
         return functools.partial(
             kinds.new_workers,
             self.worker_type,
             self.multiprocessing_context,
             words=self._words(),
             forward_logs=checked_flag("forward_logs", self.forward_logs),
+            ray_options=kinds.checked_ray_options(self.ray_options, self.worker_type),
+            sent=self._lifetime.sent,
         )
 
     def _words(self) -> Words:
         return words.named(words.LOADER, checked_name(self.name))
 
     def check_worker_number_rationality(self) -> None:
-        """Warns of more worker processes than processors, as torch does. Of threads there may be more."""
-        if self.worker_type != "thread" or self._fell_back:
+        """Warns of more worker processes than this machine has processors, as torch does."""
+        if self.worker_type == "process" or self._fell_back:
             super().check_worker_number_rationality()
 
     @property
@@ -507,8 +520,8 @@ class ShmDataLoader(DataLoader[T_co]):
         """Returns what the loader has given and taken, in its life and in its last pass, and what limits the loop.
 
         Does not block, and may be called at any time and in any thread, also within a pass. It reads what workers have
-        written about themselves, which takes some hundred microseconds, and more with many workers. Printed, it is
-        a table.
+        written about themselves, which takes some hundred microseconds, and more with many workers. With Ray's actors
+        it asks the cluster how many processors it has, a millisecond. Printed, it is a table.
 
         Returns:
             The figures as they are now. They are 0 before the first pass, and where torch's own loader has taken this
@@ -516,7 +529,7 @@ class ShmDataLoader(DataLoader[T_co]):
         """
         setting = Setting(
             num_workers=self.num_workers,
-            processors=processors.available(),
+            processors=kinds.processors(self.worker_type) or processors.available(),
             prefetch_factor=self.prefetch_factor or 0,
             in_order=self.in_order,
             stays=self.persistent_workers or self.epoch_size is not None,

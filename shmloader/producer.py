@@ -164,7 +164,7 @@ class Producer:
         checked_optional_count("max_pool_bytes", max_pool_bytes, 1)
         checked_generator(generator)
         context = kinds.checked_context(multiprocessing_context)
-        worker_type = kinds.checked_worker_type(worker_type, context)
+        worker_type = kinds.checked_worker_type(worker_type, context, "Producer")
         requirements.require("Producer", worker_type)
         self.name = checked_name(name)
         self._function = target

@@ -40,7 +40,7 @@ def death(worker: int, workers: Workers, schedule: Schedule[Any], shared_state: 
         text += f"and owed {_name(owed[0], words)}, which it had not begun. "
     else:
         text += "and owed nothing. "
-    if shared_state.begun(worker) is None and not workers.is_forked:
+    if shared_state.begun(worker) is None and workers.imports_main:
         text += (
             f"If it printed an error while it was being started: the start method {workers.method!r} imports the main "
             "module anew, where all that workers are given must be found; multiprocessing_context='fork' does not. "
@@ -83,7 +83,7 @@ def failed_start(error: Exception, workers: Workers, parts: dict[str, Any]) -> E
     Returns:
         An error of the same type where that type takes a message, else a RuntimeError; None if it is something else.
     """
-    culprit = None if workers.is_forked else _find_unpicklable(error, parts)
+    culprit = _find_unpicklable(error, parts) if workers.imports_main else None
     if culprit is None:
         return None
     text = (

@@ -216,6 +216,7 @@ class Dispatcher:
         """
         self._is_shut = True
         self._shared_state.shut_gate()
+        self._workers.shut_gate(self._shared_state.gate_words)
 
     def open_gate(self) -> None:
         """Has workers go on. Does not block."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmloader.slots.pool_cache import PoolCache
+from shmloader.workers.ray_store import SentParts
 
 from .epochs import Epochs
 from .gates import Gate
@@ -26,6 +27,7 @@ class Lifetime:
         meters: what passes have taken, and how many of their workers were replaced.
         steps: who is told of each step.
         watch: who is told of all that happens.
+        sent: what was sent to workers on other machines.
     """
 
     epochs: Epochs = field(default_factory=Epochs)
@@ -34,6 +36,7 @@ class Lifetime:
     meters: Meters = field(default_factory=Meters)
     steps: Steps = field(default_factory=Steps)
     watch: Watch = field(default_factory=Watch)
+    sent: SentParts = field(default_factory=SentParts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy has made no pass itself, in whatever process. Its passes are counted on from here.

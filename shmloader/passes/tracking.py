@@ -101,7 +101,7 @@ class Tracking:
 
     def _warn_of_differences(self, state: State) -> None:
         theirs, ours = (
-            count if kind == "process" else 0
+            0 if kind == "thread" else count
             for count, kind in ((state.num_workers, state.worker_type), (self._num_workers, self._worker_type))
         )
         if state.phase == "within" and theirs != ours and not self._seeds_samples:

@@ -31,6 +31,7 @@ _GATE_START = 24  # a byte; and behind it the batch that may pass
 _LET_THROUGH = struct.Struct("@q")
 _LET_THROUGH_START = 32
 _NONE, _ALL = -1, -2
+_LAST = 1 << 62  # a tag that is behind all others
 _COUNT = struct.Struct("@Q")
 _COUNT_START = 16  # in a worker's line
 
@@ -126,6 +127,16 @@ class SharedState:
             return True
         return _LET_THROUGH.unpack_from(self._memory, _LET_THROUGH_START)[0] in (seq, _ALL)
 
+    @property
+    def gate_words(self) -> tuple[int, int]:
+        """How the gate is, to be told to workers that do not see this memory, which set it in theirs."""
+        return self._memory[_GATE_START], int(_LET_THROUGH.unpack_from(self._memory, _LET_THROUGH_START)[0])
+
+    @gate_words.setter
+    def gate_words(self, words: tuple[int, int]) -> None:
+        _LET_THROUGH.pack_into(self._memory, _LET_THROUGH_START, words[1])
+        self._memory[_GATE_START] = words[0]
+
     def count_call(self, worker: int) -> None:
         """Notes that ``worker`` has read one more token that says that the gate may let it pass."""
         _COUNT.pack_into(self._memory, _LINE * (1 + worker) + _COUNT_START, self.calls_read(worker) + 1)
@@ -180,6 +191,11 @@ class SharedState:
 
     def saved(self, worker: int, tag: int) -> bytes | None:
         """Returns what was saved last with a tag of ``tag`` at most, or None."""
+        found = self.saved_last(worker, tag)
+        return None if found is None else found[1]
+
+    def saved_last(self, worker: int, tag: int = _LAST) -> tuple[int, bytes] | None:
+        """Returns the same, and the tag before it."""
         found = []
         for place in (self._place(worker, 0), self._place(worker, 1)):
             its_tag, nbytes = _SAVED.unpack_from(self._memory, place)
@@ -187,8 +203,8 @@ class SharedState:
                 found.append((its_tag, place + _SAVED.size, nbytes))
         if not found:
             return None
-        _, start, nbytes = max(found)
-        return self._memory[start : start + nbytes]
+        its_tag, start, nbytes = max(found)
+        return its_tag, self._memory[start : start + nbytes]
 
     def forget(self, worker: int) -> None:
         """Drops what was saved for the successor of ``worker``. Called while that worker is not running."""

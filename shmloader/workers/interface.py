@@ -22,15 +22,19 @@ class Workers(Protocol):
     """The workers of one iterator, by number. All of it is used in the parent.
 
     The dispatcher knows no more of them than this, so that another kind of worker is another class like it. There are
-    `processes.ProcessWorkers` and `threads.ThreadWorkers`.
+    `processes.ProcessWorkers`, `threads.ThreadWorkers` and `ray_workers.RayWorkers`.
 
     Attributes:
         num_workers: how many there are.
-        method: how they are started, for texts: fork, spawn, forkserver, thread.
+        method: how they are started, for texts: fork, spawn, forkserver, thread, ray.
     """
 
     num_workers: int
     method: str
+
+    @property
+    def imports_main(self) -> bool:
+        """Whether each imports the main module anew, where what it is given has to be found."""
 
     @property
     def forwards_logs(self) -> bool:
@@ -59,6 +63,15 @@ class Workers(Protocol):
 
     def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker its last token, once; its end is no news then."""
+
+    def shut_gate(self, words: tuple[int, int]) -> None:
+        """Tells workers that do not see the shared state that the gate is shut; of its opening a CALL tells them.
+
+        Does not block.
+
+        Args:
+            words: what the shared state has of the gate.
+        """
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for tokens, or for workers to end, and returns both; see `ProcessWorkers.wait`.

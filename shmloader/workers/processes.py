@@ -152,6 +152,11 @@ class ProcessWorkers:
         return self.method == "fork"
 
     @property
+    def imports_main(self) -> bool:
+        """Whether each imports the main module anew."""
+        return not self.is_forked
+
+    @property
     def has_own_children(self) -> bool:
         """Whether workers are this process's children, and not a fork server's."""
         return self.method != "forkserver"
@@ -242,6 +247,9 @@ class ProcessWorkers:
             raise WorkerTimeoutError(
                 f"{self._words.owner} worker {worker} (pid {pid}) does not read what it is sent"
             ) from None
+
+    def shut_gate(self, words: tuple[int, int]) -> None:
+        """Does nothing: the gate is in memory that workers see."""
 
     def dismiss(self, worker: int, token: Fields) -> None:
         """Sends a worker that has nothing left to do its last token, once; its end is no news then."""

@@ -26,6 +26,8 @@ SLOW_BYTES = 1024 - _SLOW_START  # the text about the slowest
 _ROWS_START = 1024  # of RECORD_BYTES
 _ROW = struct.Struct("@11q")
 _ROW_BYTES = 96
+_ROW_TIMES = 3  # words behind the kind: began, fetched, ended
+_ENDED = 5
 ROW_WORDS = _ROW_BYTES // _WORD
 MADE = 0  # contents of a slot that are a batch, or an item
 KINDS = 4  # contents of a slot, beside the generation in one word
@@ -79,6 +81,26 @@ class Row(NamedTuple):
     work_sum: int
     samples_sum: int
     bytes_sum: int
+
+
+class Extract(NamedTuple):
+    """What a record has, as it travels to a machine that does not see it.
+
+    Attributes:
+        head: what there is but once.
+        first: the number of the first of the rows.
+        rows: rows, oldest first, ROW_WORDS words each.
+    """
+
+    head: bytes
+    first: int
+    rows: bytes
+
+    @property
+    def ended(self) -> int:
+        """When the last of the rows ended, by its writer's clock; 0: there is none."""
+        words = memoryview(self.rows).cast("q")
+        return words[len(words) - ROW_WORDS + _ENDED] if len(words) else 0
 
 
 class Slow(NamedTuple):
@@ -438,6 +460,32 @@ class Record:
         text = bytes(self._record[_SLOW_START : _SLOW_START + SLOW_BYTES]).rstrip(b"\0").decode(errors="replace")
         parts = (line.partition(" ") for line in text.split("\n") if line)
         return [Slow(int(took) / 1e9, what) for took, _, what in parts if took.isdigit()]
+
+    def extract(self, first: int) -> Extract:
+        """Returns what was written since there were ``first`` rows, and what there is but once."""
+        number, rows = self.raw_rows(first)
+        return Extract(bytes(self._record[:_ROWS_START]), number, rows)
+
+    def insert(self, extract: Extract, slot: int | None, shift: int) -> None:
+        """Writes what another record has, in the place of its writer.
+
+        Args:
+            extract: of that record.
+            slot: where the parent has the batches of these rows; None: where they were.
+            shift: nanoseconds that this machine's clock is ahead of the other's.
+        """
+        head = memoryview(extract.head).cast("q")
+        rows = memoryview(extract.rows).cast("q")
+        for at in range(0, len(rows), ROW_WORDS):
+            seq, its_slot, kind, *others = rows[at : at + _ROW_BYTES // _WORD].tolist()
+            place = (extract.first + at // ROW_WORDS) % ROWS * ROW_WORDS + _ROWS_START // _WORD
+            times = [one + shift for one in others[:_ROW_TIMES]]
+            row = [seq, its_slot if slot is None else slot, kind, *times, *others[_ROW_TIMES:]]
+            self._words[place : place + ROW_WORDS] = memoryview(struct.pack(f"@{ROW_WORDS}q", *row)).cast("q")
+        self._record[_SLOW_START:_ROWS_START] = extract.head[_SLOW_START:]
+        self._words[_COUNT + 1 : _SLOW_START // _WORD] = head[_COUNT + 1 : _SLOW_START // _WORD]
+        self._words[_ORIGIN] = head[_ORIGIN] + shift if head[_ORIGIN] else 0
+        self._words[_COUNT] = head[_COUNT]
 
     def forget(self) -> None:
         """Begins anew. Called while no worker writes."""

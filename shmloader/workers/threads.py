@@ -76,6 +76,7 @@ class ThreadWorkers:
     _words: Words
     method = "thread"
     is_forked = True  # in the sense that nothing is pickled
+    imports_main = False
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
@@ -155,6 +156,9 @@ class ThreadWorkers:
             with interrupts.AllDeferred():  # noted, and not sent: it would wait for ever
                 self._workers[worker].is_leaving = True
                 self.send(worker, token)
+
+    def shut_gate(self, words: tuple[int, int]) -> None:
+        """Does nothing: the gate is in memory that threads see."""
 
     def wait(self, timeout: float | None) -> tuple[list[Token], list[int]]:
         """Waits for workers; see `ParentQueue.wait`."""

@@ -241,6 +241,7 @@ OWN_ARGUMENTS = (
     "epoch_size",
     "name",
     "forward_logs",
+    "ray_options",
 )
 
 

@@ -164,7 +164,7 @@ def test_the_length_and_the_arguments() -> None:
 
 @pytest.mark.parametrize("worker_type", ["fiber", None, 3, "Thread"])
 def test_another_worker_type_is_refused(worker_type: Any) -> None:
-    with pytest.raises(ValueError, match=f"worker_type must be 'process' or 'thread', got {worker_type!r}"):
+    with pytest.raises(ValueError, match=f"worker_type must be 'process', 'thread' or 'ray', got {worker_type!r}"):
         ShmDataLoader(Images(), worker_type=worker_type)
     source = ShmDataLoader(Images(), num_workers=1)
     source.worker_type = worker_type

@@ -1,0 +1,110 @@
+"""Ray as the parent of actors sees it: the connection, what actors may ask for, and what is known of their ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from shmloader.errors import same_kind
+
+from .ray_actor import CONTROL, STAY, RayWorker
+
+# One processor for each, which Ray holds free; Ray's own default holds none once an actor has begun, so that it would
+# put any number of them on one node. And outside of the placement group that this process may be in, as a worker of
+# Ray Train is: that has no processors to spare.
+_DEFAULTS = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"}
+
+# Where these are given, it is not for us to say which nodes count.
+_PLACED = ("scheduling_strategy", "placement_group", "label_selector")
+
+_DEATH_CHARS = 400
+
+
+def connect() -> None:
+    """Connects to a cluster, as Ray does by itself where it is used first: ``ray.init()``. Blocks for some seconds.
+
+    It is the one that RAY_ADDRESS names, the one that was started last on this machine, or a new one.
+    """
+    if not ray.is_initialized():
+        ray.init()
+
+
+def session() -> tuple[str, str] | None:
+    """Returns what tells this connection to Ray from others; None where there is none."""
+    if not ray.is_initialized():
+        return None
+    with contextlib.suppress(Exception):  # it ends in another thread
+        context = ray.get_runtime_context()
+        return context.get_job_id(), context.get_node_id()
+    return None
+
+
+def actor_class(options: Mapping[str, Any]) -> Any:
+    """Returns what makes actors with options of the user's.
+
+    Raises:
+        Exception: what Ray raises for an option that it does not know or take; it names ``ray_options``.
+    """
+    kept = {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {CONTROL: 1, STAY: 1}}
+    try:
+        return ray.remote(**{**_DEFAULTS, **options, **kept})(RayWorker)
+    except Exception as error:
+        raise same_kind(error, f"ray_options {dict(options)!r} cannot be: {error}") from error
+
+
+def resources(options: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what one actor takes, by Ray's names of resources."""
+    given = {**_DEFAULTS, **options}
+    named = {"CPU": given.get("num_cpus"), "GPU": given.get("num_gpus"), "memory": given.get("memory")}
+    named |= dict(given.get("resources") or {})
+    return {name: amount for name, amount in named.items() if amount}
+
+
+def check_room(options: Mapping[str, Any], num_workers: int) -> None:
+    """Raises where the cluster's nodes can never have all workers, which would be waited for without end.
+
+    Raises:
+        RuntimeError: they cannot.
+    """
+    if any(name in options for name in _PLACED):
+        return
+    there_is = ray.cluster_resources()
+    for name, amount in resources(options).items():
+        if amount * num_workers > there_is.get(name, 0) * (1 + 1e-9):
+            knob = {"CPU": "num_cpus", "GPU": "num_gpus"}.get(name, name)
+            raise RuntimeError(
+                f"num_workers={num_workers} Ray actors of {amount:g} {name} each take {amount * num_workers:g}, and "
+                f"the nodes of the cluster have {there_is.get(name, 0):g}: lower num_workers, or {knob!r} in "
+                "ray_options. On a cluster that grows on demand, give them a placement group there"
+            )
+
+
+def processors() -> int | None:
+    """Returns how many processors the cluster's nodes have; None where it is not known. Blocks for a millisecond."""
+    if session() is None:
+        return None
+    with contextlib.suppress(Exception):  # the cluster ends
+        return int(ray.cluster_resources().get("CPU", 0)) or None
+    return None
+
+
+def death(error: BaseException) -> str:
+    """Says why an actor cannot go on, by what a call of it has raised."""
+    lines = [line.strip() for line in str(getattr(error, "error_msg", None) or error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_KNOWN)] or [type(error).__name__]
+    if isinstance(error, RayTaskError):  # a traceback
+        said = lines[-1]
+    else:
+        said = " ".join(lines if isinstance(error, RayActorError) else lines[:1]).partition(_ADVICE)[0]
+    return said if len(said) <= _DEATH_CHARS else f"{said[: _DEATH_CHARS - 3]}..."
+
+
+# Ray's advice, which is long.
+_ADVICE = " Some common causes include"
+
+# Lines of Ray's texts that say what is said otherwise, or nothing.
+_KNOWN = ("class_name:", "actor_id:", "pid:", "namespace:", "ip:", "name:", "The actor died unexpectedly before")
