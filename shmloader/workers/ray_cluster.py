@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ _DEFAULTS = {"num_cpus": 1, "scheduling_strategy": "DEFAULT"}
 _PLACED = ("scheduling_strategy", "placement_group", "label_selector")
 
 _DEATH_CHARS = 400
+_SILENCE_SECONDS = 0.5
 
 
 def connect() -> None:
@@ -81,6 +83,42 @@ def check_room(options: Mapping[str, Any], num_workers: int) -> None:
                 f"the nodes of the cluster have {there_is.get(name, 0):g}: lower num_workers, or {knob!r} in "
                 "ray_options. On a cluster that grows on demand, give them a placement group there"
             )
+
+
+def lacking(options: Mapping[str, Any]) -> str:
+    """Says what one actor takes and no node has free; empty where all is. Blocks for a millisecond."""
+    with contextlib.suppress(Exception):  # the cluster ends
+        free = ray.available_resources()
+        takes = resources(options).items()
+        return ", ".join(f"{amount:g} {name}" for name, amount in takes if free.get(name, 0) < amount)
+    return ""
+
+
+def silent_nodes(nodes: set[str]) -> list[str]:
+    """Returns those nodes that do not answer, though Ray takes them for alive.
+
+    Ray notes that a node has ended some ten seconds later, by its heartbeats, and starts actors on it until then.
+    Blocks for half a second for each node that is cut off; one that has ended refuses at once.
+    """
+    known = {one["NodeID"]: one for one in ray.nodes() if one["Alive"]}
+    return [node for node in sorted(nodes & known.keys()) if not _answers(known[node])]
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _SILENCE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def avoiding(maker: Any, options: Mapping[str, Any], nodes: list[str]) -> Any:
+    """Returns what makes actors as ``maker`` does, but not on some nodes, unless the user has said on which."""
+    if not nodes or any(name in options for name in ("label_selector", "placement_group")):
+        return maker
+    if not isinstance(options.get("scheduling_strategy", ""), str):
+        return maker
+    return maker.options(label_selector={"ray.io/node-id": f"!in({','.join(nodes)})"})
 
 
 def processors() -> int | None:

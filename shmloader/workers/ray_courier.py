@@ -42,6 +42,7 @@ class Courier:
         self._events = Events()
         self._current: dict[int, Proxy] = {}
         self._all: list[Proxy] = []  # those too that were replaced
+        self._session: tuple[str, str] | None = None
         self._grace: float | None = None  # of what is waited for at the end; None: that has not come
         self._ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._at_end: deque[Callable[[], object]] = deque()
@@ -51,7 +52,8 @@ class Courier:
     # -- for the parent ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, when there is a connection to Ray."""
+        self._session = ray_cluster.session()
         self._thread = thread_start.start(self._run, "shmloader-ray")
 
     def adopt(self, number: int, handle: Any, landing: Landing, orders: Orders, parcel: Any) -> Proxy:
@@ -164,5 +166,5 @@ class Courier:
         deadline = deadlines.after(seconds)
         self._grace = seconds
         with contextlib.suppress(queue.Empty):
-            while not is_over() and self._grace and ray_cluster.session() is not None:
+            while not is_over() and self._grace and ray_cluster.session() == self._session:
                 self._step(deadline)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import queue
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,6 +30,7 @@ from .wire import Token
 
 _IN_SLOTS = (wire.BATCH, wire.FAULT)
 _LOOK_SECONDS = 1.0
+SHUT_DOWN = "Ray was shut down"
 
 
 class Events:
@@ -39,6 +42,8 @@ class Events:
 
     def __init__(self) -> None:
         self._acts: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._awaited: dict[int, Callable[[Any], object]] = {}
+        self._numbers = itertools.count()
         self.ray_thread = 0
 
     def put(self, act: Callable[..., object], *args: Any) -> None:
@@ -55,11 +60,15 @@ class Events:
 
     def follow(self, ref: Any, act: Callable[[Any], object]) -> None:
         """Has ``act`` called in the courier's thread with the result of a call, or with what it has raised."""
+        # Weak: where Ray is shut down, it keeps for ever what it was to call, and the pool's memory would stay with it.
+        events, number = weakref.ref(self), next(self._numbers)
+        self._awaited[number] = act
 
         def note(future: Future[Any]) -> None:
-            self.ray_thread = threading.get_ident()
-            error = future.exception()
-            self.put(act, future.result() if error is None else error)
+            if (here := events()) is not None:
+                here.ray_thread = threading.get_ident()
+                error = future.exception()
+                here.put(here._awaited.pop(number), future.result() if error is None else error)
 
         ref.future().add_done_callback(note)
 
@@ -109,6 +118,7 @@ class Proxy:
         self._landing = landing
         self._events = events
         self._up = up
+        self._session = ray_cluster.session()
         self._calls: deque[_Call] = deque()
 
     @property
@@ -126,42 +136,46 @@ class Proxy:
 
     def begin(self, orders: Orders, parcel: Any) -> None:
         """Has the actor begin, as soon as Ray has found a node for it."""
-        with self._losing():
-            self._events.follow(self._handle.stay.options(concurrency_group=STAY).remote(), self._gone)
-            self._events.follow(self._handle.begin.remote(orders, parcel), self._greet)
+        self._do(self._begin, orders, parcel)
+
+    def _begin(self, orders: Orders, parcel: Any) -> None:
+        self._events.follow(self._handle.stay.options(concurrency_group=STAY).remote(), self._gone)
+        self._events.follow(self._handle.begin.remote(orders, parcel), self._greet)
 
     def send(self, token: Token) -> None:
         """Does what a token says. To an actor that has ended it goes nowhere."""
-        if self.has_ended:
-            return
-        with self._losing():
-            if token.kind == wire.JOB:
-                job = self._landing.job_of(token)
-                self._call(token, self._handle.make.remote(job, token.seq, token.generation))
-                self._note_begun()
-            elif token.kind == wire.RESUME:
-                self._call(token, self._handle.resume.remote(token.generation, *self._landing.of_the_pass))
-            elif token.kind == wire.CALL:
-                self.set_gate(self._landing.read_call())
-            elif token.kind == wire.STOP:
-                self.is_leaving = True
-                self._finish()
-            else:
-                self._give_room(token)
+        self._do(self._send, token)
+
+    def _send(self, token: Token) -> None:
+        if token.kind == wire.JOB:
+            job = self._landing.job_of(token)
+            self._call(token, self._handle.make.remote(job, token.seq, token.generation))
+            self._note_begun()
+        elif token.kind == wire.RESUME:
+            self._call(token, self._handle.resume.remote(token.generation, *self._landing.of_the_pass))
+        elif token.kind == wire.CALL:
+            self._set_gate(self._landing.read_call())
+        elif token.kind == wire.STOP:
+            self.is_leaving = True
+            self._finish()
+        else:
+            self._give_room(token)
 
     def set_gate(self, words: tuple[int, int]) -> None:
         """Tells the actor how the gate is."""
-        if not self.has_ended:
-            with self._losing():
-                self._handle.set_gate.options(concurrency_group=CONTROL).remote(words)
+        self._do(self._set_gate, words)
+
+    def _set_gate(self, words: tuple[int, int]) -> None:
+        self._handle.set_gate.options(concurrency_group=CONTROL).remote(words)
 
     def leave(self) -> None:
         """Has the actor drop what it has not begun, and end when it is done with what it has."""
         self._calls.clear()
-        if not self.has_ended:
-            with self._losing():
-                self._handle.stop.options(concurrency_group=CONTROL).remote()
-                self._finish()
+        self._do(self._leave)
+
+    def _leave(self) -> None:
+        self._handle.stop.options(concurrency_group=CONTROL).remote()
+        self._finish()
 
     def _finish(self) -> None:
         self._events.follow(self._handle.finish.remote(), lambda result: self.end(""))
@@ -235,15 +249,21 @@ class Proxy:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _do(self, act: Callable[..., object], *args: Any) -> None:
+        """Does something that calls the actor, if it is there still."""
+        if self.has_ended:
+            return
+        if ray_cluster.session() != self._session:  # a call would connect to Ray anew
+            self.end(SHUT_DOWN)
+            return
         try:
-            yield
-        except Exception as error:  # Ray has ended, say
+            act(*args)
+        except Exception as error:  # Ray has ended meanwhile, say
             self._lose(error)
 
     def _lose(self, error: BaseException) -> None:
-        self.end(ray_cluster.death(error))
+        is_here = ray_cluster.session() == self._session
+        self.end(ray_cluster.death(error) if is_here else SHUT_DOWN)
 
     def _gone(self, result: Any) -> None:
         """Notes that the actor's process has ended."""
@@ -257,7 +277,7 @@ class Proxy:
         self.has_ended = True
         self.ending = why
         self._calls.clear()
-        if not self.is_gone and ray_cluster.session() is not None:
+        if not self.is_gone and ray_cluster.session() == self._session:
             with contextlib.suppress(Exception):  # Ray has ended meanwhile
                 ray.kill(self._handle, no_restart=True)
         self._up.end(self)

@@ -34,13 +34,14 @@ from .parent_queue import ParentQueue
 from .ray_actor import Look, Orders, fields_of, machine
 from .ray_courier import Courier
 from .ray_landing import Landing
-from .ray_proxy import Proxy, look_at
+from .ray_proxy import SHUT_DOWN, Proxy, look_at
 from .ray_store import SentParts
 from .recorder import Record
 from .wire import Fields, Token
 
-# Actors begin in some seconds, most of which importing torch takes. A loop that waits longer for one is told why.
-_PATIENCE_SECONDS = 15.0
+# Actors begin in some seconds, most of which importing torch takes; on a busy machine, in some ten. If a loop waits
+# longer for one, it is looked whether there is room for it.
+_PATIENCE_SECONDS = 20.0
 
 
 class RayWorkers:
@@ -66,6 +67,7 @@ class RayWorkers:
         self._courier = Courier(self._up)
         self._actors: list[Proxy] = []
         self._class: Any = None
+        self._left: set[str] = set()  # the nodes that workers have died on
         self._session: tuple[str, str] | None = None
         self._began = 0.0
         self._has_warned = False
@@ -96,20 +98,23 @@ class RayWorkers:
         with interrupts.AllDeferred():
             self._courier.start()
             for brief in briefs:
-                self._actors.append(self._start_one(brief, parcel))
+                self._actors.append(self._start_one(self._class, brief, parcel))
 
     def replace(self, brief: Brief) -> None:
         """Has an actor be made in the place of one that has died."""
+        hello = self._actors[brief.worker].hello
+        self._left.update([] if hello is None else [hello.node])
+        maker = ray_cluster.avoiding(self._class, self._options, ray_cluster.silent_nodes(self._left))
         parcel = self._send(brief)
         self._began = time.monotonic()
         with interrupts.AllDeferred():
-            self._actors[brief.worker] = self._start_one(brief, parcel)
+            self._actors[brief.worker] = self._start_one(maker, brief, parcel)
 
     def _send(self, brief: Brief) -> Any:
         *_, parts = fields_of(brief)
         return self._sent.send(parts, self._session)
 
-    def _start_one(self, brief: Brief, parcel: Any) -> Proxy:
+    def _start_one(self, maker: Any, brief: Brief, parcel: Any) -> Proxy:
         own, of_source, _ = fields_of(brief)
         shared_state = brief.arena.shared_state
         record = Record(shared_state.record(brief.worker))
@@ -122,7 +127,7 @@ class RayWorkers:
             machine=machine(),
             saved=None if brief.takeover is None else shared_state.saved(brief.worker, brief.takeover.tag),
         )
-        return self._courier.adopt(brief.worker, self._class.remote(), Landing(brief, self._up), orders, parcel)
+        return self._courier.adopt(brief.worker, maker.remote(), Landing(brief, self._up), orders, parcel)
 
     def send(self, worker: int, token: Fields) -> None:
         """Sends a token to a worker. Does not block. To one that has ended it goes nowhere; `wait` tells of that."""
@@ -150,21 +155,17 @@ class RayWorkers:
     def _look_around(self) -> None:
         """Looks for what nothing tells of: that Ray was shut down, or that it has no room for a worker."""
         if ray_cluster.session() != self._session:
-            self._courier.lose_all("Ray was shut down")
+            self._courier.lose_all(SHUT_DOWN)
         elif not self._has_warned and time.monotonic() - self._began > _PATIENCE_SECONDS:
-            self._has_warned = True
             waiting = [actor for actor in self._actors if actor.hello is None and not actor.has_ended]
-            if waiting:
-                warnings.warn(self._waiting_text(len(waiting)), ClusterBusyWarning, stacklevel=callers.stacklevel())
-
-    def _waiting_text(self, count: int) -> str:
-        takes = ", ".join(f"{amount:g} {name}" for name, amount in ray_cluster.resources(self._options).items())
-        return (
-            f"{count} of {self.num_workers} {self._words.owner} workers have not begun {_PATIENCE_SECONDS:g} seconds "
-            f"after they were asked for. Each is a Ray actor that takes {takes or 'nothing'}: either no node has that "
-            "free, which `ray status` shows, or nodes take long to start them. Lower num_workers, or what ray_options "
-            "ask for"
-        )
+            if waiting and (lacking := ray_cluster.lacking(self._options)):
+                self._has_warned = True
+                text = (
+                    f"{len(waiting)} of {self.num_workers} {self._words.owner} workers have no node yet: each is a Ray "
+                    f"actor that takes {lacking}, and that is not free. They begin when others have given it back. "
+                    "Lower num_workers, or what ray_options ask for"
+                )
+                warnings.warn(text, ClusterBusyWarning, stacklevel=callers.stacklevel())
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""
