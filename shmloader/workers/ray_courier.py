@@ -17,8 +17,8 @@ from shmloader import deadlines
 
 from . import ray_cluster, thread_start
 from .parent_queue import ParentQueue
-from .ray_actor import Orders
 from .ray_landing import Landing
+from .ray_messages import Orders
 from .ray_proxy import Events, Proxy
 from .wire import Token
 

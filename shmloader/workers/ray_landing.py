@@ -17,7 +17,7 @@ from shmloader.slots.writer import SlotWriter
 from . import fault_packing, wire
 from .brief import Brief
 from .parent_queue import ParentQueue
-from .ray_actor import Hello, Reply, machine
+from .ray_messages import Hello, Reply, machine
 from .recorder import Record
 from .wire import Token
 

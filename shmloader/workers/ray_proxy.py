@@ -24,8 +24,9 @@ from shmloader import deadlines
 
 from . import ray_cluster, wire
 from .parent_queue import ParentQueue
-from .ray_actor import CONTROL, STAY, Hello, Look, Orders, Reply
+from .ray_actor import CONTROL, STAY
 from .ray_landing import Landing
+from .ray_messages import Hello, Look, Orders, Reply
 from .wire import Token
 
 _IN_SLOTS = (wire.BATCH, wire.FAULT)

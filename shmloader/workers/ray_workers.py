@@ -31,17 +31,17 @@ from shmloader.words import Words
 from . import ray_cluster
 from .brief import Brief
 from .parent_queue import ParentQueue
-from .ray_actor import Look, Orders, fields_of, machine
 from .ray_courier import Courier
 from .ray_landing import Landing
+from .ray_messages import Look, Orders, fields_of, machine
 from .ray_proxy import SHUT_DOWN, Proxy, look_at
 from .ray_store import SentParts
 from .recorder import Record
 from .wire import Fields, Token
 
-# Actors begin in some seconds, most of which importing torch takes; on a busy machine, in some ten. If a loop waits
-# longer for one, it is looked whether there is room for it.
-_PATIENCE_SECONDS = 20.0
+# Actors begin in some seconds, most of which importing torch takes, and many on one node one after the other. If none
+# has begun for so long while a loop waits, it is looked whether there is room for another.
+_PATIENCE_SECONDS = 30.0
 
 
 class RayWorkers:
@@ -71,6 +71,7 @@ class RayWorkers:
         self._session: tuple[str, str] | None = None
         self._began = 0.0
         self._has_warned = False
+        self._waiting = 0
         self._looks: list[Look | None] = []
         self._looked = float("-inf")
 
@@ -156,16 +157,23 @@ class RayWorkers:
         """Looks for what nothing tells of: that Ray was shut down, or that it has no room for a worker."""
         if ray_cluster.session() != self._session:
             self._courier.lose_all(SHUT_DOWN)
-        elif not self._has_warned and time.monotonic() - self._began > _PATIENCE_SECONDS:
-            waiting = [actor for actor in self._actors if actor.hello is None and not actor.has_ended]
-            if waiting and (lacking := ray_cluster.lacking(self._options)):
-                self._has_warned = True
-                text = (
-                    f"{len(waiting)} of {self.num_workers} {self._words.owner} workers have no node yet: each is a Ray "
-                    f"actor that takes {lacking}, and that is not free. They begin when others have given it back. "
-                    "Lower num_workers, or what ray_options ask for"
-                )
-                warnings.warn(text, ClusterBusyWarning, stacklevel=callers.stacklevel())
+            return
+        waiting = sum(actor.hello is None and not actor.has_ended for actor in self._actors)
+        if waiting != self._waiting:
+            self._waiting, self._began = waiting, time.monotonic()
+        elif waiting and not self._has_warned and time.monotonic() - self._began > _PATIENCE_SECONDS:
+            self._warn_if_busy(waiting)
+
+    def _warn_if_busy(self, waiting: int) -> None:
+        lacking = ray_cluster.lacking(self._options)
+        if lacking:
+            self._has_warned = True
+            text = (
+                f"{waiting} of {self.num_workers} {self._words.owner} workers have not begun: each is a Ray actor that "
+                f"takes {lacking}, and no more is free. They begin when others have given that back. Lower "
+                "num_workers, or what ray_options ask for"
+            )
+            warnings.warn(text, ClusterBusyWarning, stacklevel=callers.stacklevel())
 
     def read(self) -> list[Token]:
         """Returns the tokens that are there. Does not block; `wait` tells of workers that have ended."""

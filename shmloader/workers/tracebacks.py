@@ -29,6 +29,7 @@ _OWN_MODULES = (
     "batch_maker.py",
     "job_loop.py",
     "process_main.py",
+    "ray_maker.py",
     "target_loop.py",
     "target_slots.py",
     "threads.py",
