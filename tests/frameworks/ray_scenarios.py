@@ -148,7 +148,6 @@ STREAMS: dict[str, dict[str, Any]] = {
     "no batches": {"make_dataset": Noise, "batch_size": None},
     "collate": {"make_dataset": Images, "batch_size": 7, "collate_fn": ragged, "drop_last": True},
     "init": {"make_dataset": Noise, "worker_init_fn": begin, "batch_size": 5, "prefetch_factor": 5},
-    "failing init": {"make_dataset": Noise, "worker_init_fn": fail, "batch_size": 10},
     "stream": {"make_dataset": functools.partial(Shards, (5, 0, 9)), "num_workers": 3, "epochs": 2, "batch_size": 2},
     "declared": {
         "make_dataset": Images,
@@ -182,6 +181,14 @@ def streams(name: str) -> None:
 
 for _name in STREAMS:
     SCENARIOS[f"stream: {_name}"] = functools.partial(streams, _name)
+
+
+@scenario
+def an_init_function_that_fails() -> None:
+    iterator = iter(loader(Noise(), worker_init_fn=fail))
+    for worker in (0, 1, 0):
+        text = raised(OSError, lambda: next(iterator))
+        assert text.startswith(f"Caught OSError in DataLoader worker process {worker}.\n"), text
 
 
 @scenario
