@@ -289,3 +289,35 @@ def test_rows_of_a_stream_have_the_samples_that_there_were_and_its_end() -> None
     sums = record.sums()
     assert (sums.batches, sums.samples) == (6, 23)
     assert record.rows()[6].contents == NOTHING
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_copy_by_extracts_is_the_record_by_another_clock(memory: memoryview, clock: Clock, seed: int) -> None:
+    """As the record of a worker on another machine gets to the parent: what is new, batch by batch or less often."""
+    draw = random.Random(seed)
+    shift = draw.choice([0, 10**15, -(10**5)])
+    copied = memoryview(mmap.mmap(-1, RECORD_BYTES))
+    recorder, source, copy = Recorder(memory), Record(memory), Record(copied)
+    known = 0
+    recorder.rest()
+    for seq in range(draw.choice([3, 40, 2 * ROWS + 7])):
+        clock.now += draw.randrange(3_000_000)
+        recorder.begin(seq, 1, clock.now)
+        clock.now += draw.randrange(5_000_000)
+        recorder.samples = 4
+        recorder.end(3, draw.choice([BATCH, BATCH, FAULT]), 100)
+        if draw.random() < 0.9:
+            copy.insert(source.extract(known), 9, shift)
+            known = source.count
+    copy.insert(source.extract(known), 9, shift)
+    assert (copy.count, copy.sums(), copy.slowest()) == (source.count, source.sums(), source.slowest())
+    moved = [
+        row._replace(slot=9, began=row.began + shift, fetched=row.fetched + shift, ended=row.ended + shift)
+        for row in source.rows()
+    ]
+    assert copy.rows() == moved
+    assert source.extract(source.count - 1).ended == source.rows()[-1].ended
+    # A successor elsewhere goes on with the sums.
+    heir = memoryview(mmap.mmap(-1, RECORD_BYTES))
+    Record(heir).insert(copy.extract(copy.count - 1), None, -shift)
+    assert Record(heir).sums() == source.sums()
