@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.client import ray as client
 
 from shmloader.errors import same_kind
 
@@ -30,9 +31,17 @@ def connect() -> None:
     """Connects to a cluster, as Ray does by itself where it is used first: ``ray.init()``. Blocks for some seconds.
 
     It is the one that RAY_ADDRESS names, the one that was started last on this machine, or a new one.
+
+    Raises:
+        RuntimeError: the connection is that of a Ray client, which has no store of its own.
     """
     if not ray.is_initialized():
         ray.init()
+    if client.is_connected():
+        raise RuntimeError(
+            "worker_type='ray' needs a process that is a part of the cluster, and this one is a Ray client (ray://): "
+            "run it on a node, as a job say (`ray job submit`)"
+        )
 
 
 def session() -> tuple[str, str] | None:
@@ -94,14 +103,15 @@ def lacking(options: Mapping[str, Any]) -> str:
     return ""
 
 
-def silent_nodes(nodes: set[str]) -> list[str]:
-    """Returns those nodes that do not answer, though Ray takes them for alive.
+def silent_nodes() -> list[str]:
+    """Returns the nodes that do not answer, though Ray takes them for alive; none where that is all of them.
 
     Ray notes that a node has ended some ten seconds later, by its heartbeats, and starts actors on it until then.
     Blocks for half a second for each node that is cut off; one that has ended refuses at once.
     """
-    known = {one["NodeID"]: one for one in ray.nodes() if one["Alive"]}
-    return [node for node in sorted(nodes & known.keys()) if not _answers(known[node])]
+    alive = [one for one in ray.nodes() if one["Alive"]]
+    silent = [one["NodeID"] for one in alive if not _answers(one)]
+    return silent if len(silent) < len(alive) else []
 
 
 def _answers(node: Mapping[str, Any]) -> bool:

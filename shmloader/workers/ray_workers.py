@@ -67,7 +67,6 @@ class RayWorkers:
         self._courier = Courier(self._up)
         self._actors: list[Proxy] = []
         self._class: Any = None
-        self._left: set[str] = set()  # the nodes that workers have died on
         self._session: tuple[str, str] | None = None
         self._began = 0.0
         self._has_warned = False
@@ -94,22 +93,23 @@ class RayWorkers:
         self._class = ray_cluster.actor_class(self._options)
         ray_cluster.check_room(self._options, self.num_workers)
         self._words = briefs[0].source.words
-        parcel = self._send(briefs[0])
+        maker, parcel = self._maker(), self._send(briefs[0])
         self._began = time.monotonic()
         with interrupts.AllDeferred():
             self._courier.start()
             for brief in briefs:
-                self._actors.append(self._start_one(self._class, brief, parcel))
+                self._actors.append(self._start_one(maker, brief, parcel))
 
     def replace(self, brief: Brief) -> None:
         """Has an actor be made in the place of one that has died."""
-        hello = self._actors[brief.worker].hello
-        self._left.update([] if hello is None else [hello.node])
-        maker = ray_cluster.avoiding(self._class, self._options, ray_cluster.silent_nodes(self._left))
+        maker = self._maker()
         parcel = self._send(brief)
         self._began = time.monotonic()
         with interrupts.AllDeferred():
             self._actors[brief.worker] = self._start_one(maker, brief, parcel)
+
+    def _maker(self) -> Any:
+        return ray_cluster.avoiding(self._class, self._options, ray_cluster.silent_nodes())
 
     def _send(self, brief: Brief) -> Any:
         *_, parts = fields_of(brief)
