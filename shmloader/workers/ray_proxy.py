@@ -125,7 +125,8 @@ class Proxy:
     @property
     def name(self) -> str:
         """What Ray knows it by, and its node."""
-        text = f"Ray actor {self._handle._actor_id.hex()}"
+        number = repr(self._handle).rpartition(", ")[2].rstrip(")")  # its one public place: Actor(class, number)
+        text = f"Ray actor {number}"
         return text if self.hello is None else f"{text}, pid {self.hello.pid} on node {self.hello.node}"
 
     @property
