@@ -73,7 +73,7 @@ WINGS = {
         "calls fault_packing room_requests snapshots gate recorder",
         "brief wire seeding parent_watch cpu_policy jobs process_ends kernel_state thread_start torch_modes crews",
         "log_handler",
-        "generators sample_seeds log_ring log_records",
+        "generators sample_seeds log_ring log_records run_queue",
     ],
     "device": ["transfer pinned", "fence", "cuda"],
     "collate": ["chunk_fetcher seeded", "write_into", "default", "columns checked", "templates"],

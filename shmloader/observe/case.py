@@ -116,6 +116,17 @@ class Case:
         return statistics.fmean(shares) if shares else 1.0
 
     @property
+    def queue_share(self) -> float:
+        """The part of workers' work in which they waited for a processor; 0 where that is not known."""
+        shares = [worker.queue_share for worker in self.workers if worker.queue_share is not None]
+        return statistics.fmean(shares) if shares else 0.0
+
+    @property
+    def demand(self) -> float:
+        """The part of workers' work in which they used a processor, or would have used one."""
+        return min(1.0, self.cpu_share + self.queue_share)
+
+    @property
     def processors_used(self) -> float:
         """How many processors all workers used together, in the mean."""
         return self.cpu_share * self.work / self.figures.seconds
@@ -137,7 +148,7 @@ class Case:
     @property
     def most_workers(self) -> int:
         """How many workers the processors can use."""
-        return max(1, round(self.setting.processors / max(self.cpu_share, 1e-3)))
+        return max(1, round(self.setting.processors / max(self.demand, 1e-3)))
 
     @property
     def workers_to_try(self) -> int:

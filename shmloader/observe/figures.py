@@ -41,6 +41,8 @@ class WorkerStatistics:
         late_seconds: by how much these took longer than the mean.
         cpu_share: the part of its work in which it used a processor: near 1 where samples are computed, and less where
             files or networks are waited for, or processors are short. None: not known yet.
+        queue_share: the part of its work in which it waited for a processor: other programs have them, there are more
+            workers than processors, or a container's quota is used up. None: not known yet.
         lock_seconds: how long a worker thread waits, in the mean, when it asks for the interpreter lock: microseconds,
             or some milliseconds where other threads compute. None: not known, or the worker is a process.
     """
@@ -58,6 +60,7 @@ class WorkerStatistics:
     late_batches: int = 0
     late_seconds: float = 0.0
     cpu_share: float | None = None
+    queue_share: float | None = None
     lock_seconds: float | None = None
 
     @property

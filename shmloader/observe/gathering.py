@@ -138,5 +138,6 @@ def _worker(number: int, sums: Sums) -> WorkerStatistics:
         late_batches=sums.lates,
         late_seconds=sums.late / _NANO,
         cpu_share=min(1.0, sums.cpu / sums.cpu_work) if sums.cpu_work > 0 else None,
+        queue_share=min(1.0, sums.queued / sums.queued_work) if sums.queued_work > 0 else None,
         lock_seconds=sums.lock / sums.locks / _NANO if sums.locks > 0 else None,
     )

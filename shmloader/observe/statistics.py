@@ -134,20 +134,30 @@ def _of_passes(found: StreamStatistics, by_name: Mapping[str, PassStatistics]) -
 
 
 _RARE_TIMES = "room", "paused"
+_QUEUES = 0.05  # the part of a worker's work in which it waits for a processor that is worth a column
 
 
 def _of_workers(last: PassStatistics, always: tuple[str, ...]) -> list[list[str]]:
     rare = [name for name in _RARE_TIMES if any(getattr(worker, f"{name}_seconds") for worker in last.workers)]
     times = [*always, *rare]
+    queues = any((worker.queue_share or 0.0) >= _QUEUES for worker in last.workers)
     has_lock = any(worker.lock_seconds is not None for worker in last.workers)
-    rows = [["worker", "batches", *times, "late", "processor", *(["lock"] if has_lock else [])]]
+    waits = [*(["queue"] if queues else []), *(["lock"] if has_lock else [])]
+    rows = [["worker", "batches", *times, "late", "processor", *waits]]
     for worker in last.workers:
         values = [getattr(worker, f"{name}_seconds") for name in times]
         shares = [table.share(value, sum(values)) for value in values]
-        used = "-" if worker.cpu_share is None else table.share(worker.cpu_share, 1)
+        used = _share(worker.cpu_share)
+        queue = [_share(worker.queue_share)] if queues else []
         lock = [] if not has_lock else ["-" if worker.lock_seconds is None else table.duration(worker.lock_seconds)]
-        rows.append([str(worker.number), table.count(worker.batches), *shares, str(worker.late_batches), used, *lock])
+        rows.append(
+            [str(worker.number), table.count(worker.batches), *shares, str(worker.late_batches), used, *queue, *lock]
+        )
     return rows
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else table.share(share, 1)
 
 
 def _of_pool(found: StreamStatistics) -> str:

@@ -145,7 +145,7 @@ def _in_process(case: Case) -> Verdict:
             Kind.IN_PROCESS,
             setting.batching or "dataset",
         )
-    if setting.processors == 1 and case.cpu_share >= _COMPUTES:
+    if setting.processors == 1 and case.demand >= _COMPUTES:
         return Verdict(
             f"{share}, and there is one processor, which they use. Workers help only where the loop's steps do not, as "
             f"those do that wait for a GPU. {faster_samples(case)}",

@@ -23,6 +23,8 @@ _LEAST_HELD_UP = 0.1  # seconds in all, longer than what else a machine does mea
 _ALIKE = 0.9
 # Collating is worth writing samples in place from here on.
 _COLLATES = 0.2
+# What workers wait for a processor beside one loop and no other program is less.
+_QUEUES = 0.25
 _FAR_MORE = 16  # times as many workers as there are: a loop that does next to nothing
 
 
@@ -32,9 +34,11 @@ def of_waiting(case: Case) -> Verdict:
         return own_work(case)
     if _is_held_up(case):
         return _held_up(case)
-    if case.late >= MOST * case.wait and case.wait_left(case.net_work) < MOST * case.wait:
+    # Where workers wait for processors, it is by chance that one of them, or one batch, gets a processor late.
+    is_crowded = case.queue_share >= _QUEUES
+    if not is_crowded and case.late >= MOST * case.wait and case.wait_left(case.net_work) < MOST * case.wait:
         return _stragglers(case)
-    if (slow := _slow_worker(case)) is not None:
+    if not is_crowded and (slow := _slow_worker(case)) is not None:
         return slow
     idle = sum(worker.idle_seconds for worker in case.workers)
     if idle and case.keeps_up(case.work) and idle >= IDLE * (idle + case.work):
@@ -130,7 +134,11 @@ def _too_slow(case: Case) -> Verdict:
     processors = f"{setting.processors} processor{'s' if setting.processors != 1 else ''}"
     if now >= most or wanted <= now:
         busy = f"the {processors} that there are have no room for more workers" if now >= most else "all workers work"
-        return Verdict(f"{_waits(case)} and {busy}. {faster_samples(case)}", Kind.SLOW_DATASET, "dataset")
+        queue = ""
+        if case.queue_share >= _QUEUES:
+            fewer = f" {most} would make as many batches." if now > most else ""
+            queue = f" Workers wait for a processor in {percent(case.queue_share)} of their work.{fewer}"
+        return Verdict(f"{_waits(case)} and {busy}.{queue} {faster_samples(case)}", Kind.SLOW_DATASET, "dataset")
     number = min(wanted, case.workers_to_try)
     limit = ""
     if wanted > number:
@@ -139,7 +147,7 @@ def _too_slow(case: Case) -> Verdict:
         if number < most:
             limit = f" {takes}, if so many do not hinder each other at a disk or a server: try these first."
     lock = ""
-    if setting.has_threads and case.cpu_share >= MOST:
+    if setting.has_threads and case.demand >= MOST:
         lock = " Threads help as far as samples release the interpreter lock; worker_type='process' helps in any case."
     return Verdict(
         f"{_waits(case)} and {now} worker{'s' if now != 1 else ''} cannot keep up: num_workers={number}."

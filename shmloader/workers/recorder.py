@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 from shmloader.slots.shared_state import RECORD_BYTES
 
+from . import run_queue
+
 # In words of eight bytes; each is copied as a whole.
 _COUNT, _ORIGIN, _NO_BATCH, _ROOM, _PAUSED, _ASKS, _LATE, _LATES, _CPU, _CPU_WORK, _LOCK, _LOCKS = range(12)
+_QUEUED, _QUEUED_WORK = 12, 13
 _WORD = 8
 _SLOW_START = 16 * _WORD
 SLOW_BYTES = 1024 - _SLOW_START  # the text about the slowest
@@ -43,8 +46,9 @@ _NEVER = 1 << 62
 # The processor's time is asked of the kernel, which takes half a microsecond: only behind batches that take longer.
 _LONG_NS = 500_000
 
-# How often a worker thread looks how long it waits for the interpreter lock, by the times that it is looked up above.
-_EVERY_LOCK = 4
+# What takes microseconds is looked at this often, by the times that the processor's time is: how long a worker waits
+# for a processor, and how long a worker thread does for the interpreter lock.
+_EVERY_WAIT = 4
 
 _MAX_SLOW = 4
 _TEXT_CHARS = 100
@@ -132,6 +136,8 @@ class Sums(NamedTuple):
         lates: how many these were.
         cpu: the processor's time that the worker's thread took for `cpu_work`.
         cpu_work: nanoseconds of work in which ``cpu`` was measured.
+        queued: waiting for a processor in `queued_work`, while it could have gone on.
+        queued_work: nanoseconds of work in which ``queued`` was measured.
         lock: waiting for the interpreter lock, where a worker thread has given it away to see how long that takes.
         locks: how often it has.
     """
@@ -151,6 +157,8 @@ class Sums(NamedTuple):
     cpu_work: int = 0
     lock: int = 0
     locks: int = 0
+    queued: int = 0
+    queued_work: int = 0
 
     def __sub__(self, other: Sums) -> Sums:
         """Returns what was done between the two."""
@@ -191,7 +199,7 @@ class Recorder:
         self.seq = self._slot = -1
         self._began = self._waited = self._room = self._rested = 0
         self._late_limit = _NEVER
-        self._cpu_at = (0, 0)
+        self._cpu_at = self._queued_at = (0, 0)
         self._slow: list[tuple[int, str]] = []
         self._is_first = True
         self._looks = 0
@@ -218,7 +226,6 @@ class Recorder:
             self._words[_ORIGIN] = now
         self._ended = now
         self._is_first = True
-        self._cpu_at = time.thread_time_ns(), self._work_sum
 
     def begin_pass(self) -> None:
         """Forgets the slowest of the pass before."""
@@ -334,17 +341,27 @@ class Recorder:
         if self._is_first:  # which is late wherever something has to be loaded first
             self._is_first = False
             self._cpu_at = time.thread_time_ns(), self._work_sum
+            self._queued_at = run_queue.waited(), self._work_sum
             return
         cpu, work = time.thread_time_ns(), self._work_sum
         self._words[_CPU] += cpu - self._cpu_at[0]
         self._words[_CPU_WORK] += work - self._cpu_at[1]
         self._cpu_at = cpu, work
-        if self.shares_lock and not self._looks % _EVERY_LOCK:
-            self._look_at_lock()
+        if not self._looks % _EVERY_WAIT:
+            self._look_at_queue()
+            if self.shares_lock:
+                self._look_at_lock()
         self._looks += 1
         if count >= _LEAST_ROWS:
             net = self._work_sum - self._words[_ROOM] - self._words[_PAUSED] - self._words[_LATE]
             self._late_limit = max(_LATE_FACTOR * net // count, _LEAST_LATE_NS)
+
+    def _look_at_queue(self) -> None:
+        queued, work = run_queue.waited(), self._work_sum
+        # A worker that is given a job waits for a processor too, before it works.
+        self._words[_QUEUED] += min(queued - self._queued_at[0], work - self._queued_at[1])
+        self._words[_QUEUED_WORK] += work - self._queued_at[1]
+        self._queued_at = queued, work
 
     def _look_at_lock(self) -> None:
         """Gives the interpreter lock away and takes it again, which is quick where no other thread computes.
@@ -354,7 +371,8 @@ class Recorder:
         began = time.monotonic_ns()
         time.sleep(0)
         waited = time.monotonic_ns() - began
-        self._rested += waited  # it is neither work nor a wait for the loop
+        self._rested += waited  # it is neither work nor a wait for the loop,
+        self._ended += waited  # nor a part of a rest that follows
         self._words[_LOCK] += waited
         self._words[_LOCKS] += 1
 
@@ -432,7 +450,7 @@ class Record:
 
     def sums(self) -> Sums:
         """Returns what was done so far."""
-        words = self._words[: _LOCKS + 1].tolist()  # first, being written last: what is a part is never the larger
+        words = self._words[: _QUEUED_WORK + 1].tolist()  # first: written last, what is a part is never larger
         count = self.count
         if not count:
             return Sums()
@@ -453,6 +471,8 @@ class Record:
             cpu_work=words[_CPU_WORK],
             lock=words[_LOCK],
             locks=words[_LOCKS],
+            queued=words[_QUEUED],
+            queued_work=words[_QUEUED_WORK],
         )
 
     def slowest(self) -> list[Slow]:

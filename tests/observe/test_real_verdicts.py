@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from shmloader import LoaderStatistics, ShmDataLoader
 from shmloader.observe import processors
 from shmloader.observe.verdict import Kind
-from shmloader.workers import recorder
+from shmloader.workers import recorder, run_queue
 
 LENGTH = 160
 SIZE = 4
@@ -40,6 +40,16 @@ class Sleepy(Dataset[Any]):
         if seconds := self.seconds(index):
             time.sleep(seconds)
         return torch.full((self.floats,), float(index))
+
+
+class Computing(Sleepy):
+    """Samples of Python code."""
+
+    def __getitem__(self, index: int) -> Any:
+        count = 0
+        while count < 40_000:
+            count += 1
+        return index
 
 
 def read(loader: ShmDataLoader[Any], step: Callable[[int], object] = lambda number: None) -> LoaderStatistics:
@@ -181,21 +191,33 @@ def test_threads_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples of Python code, which one thread runs at a time: the loop waits for them, or in each of its steps."""
     monkeypatch.setattr(processors, "available", lambda: 64)
 
-    class Computing(Sleepy):
-        def __getitem__(self, index: int) -> Any:
-            count = 0
-            while count < 40_000:
-                count += 1
-            return index
-
     for step in (0.0, 0.001):
-        dataset = Computing()
-        loader = ShmDataLoader(dataset, SIZE, num_workers=3, worker_type="thread", persistent_workers=True)
-        found = read(loader, lambda number, step=step: time.sleep(step))  # type: ignore[misc]
+        loader = ShmDataLoader(Computing(), SIZE, num_workers=3, worker_type="thread", persistent_workers=True)
+        for _ in range(4):
+            found = read(loader, lambda number, step=step: time.sleep(step))  # type: ignore[misc]
         say(found, Kind.INTERPRETER_LOCK)
         assert found.verdict.knob == "worker_type"
         lock = [worker.lock_seconds for worker in found.last_pass.workers]
         assert all(seconds is not None and seconds > 0 for seconds in lock)
+
+
+def test_more_workers_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that compute wait for a processor, which is not a wait for something that more of them would shorten."""
+    if not run_queue.waited():
+        pytest.skip("this kernel does not count how long threads wait for a processor")
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        monkeypatch.setattr(processors, "available", lambda: 1)
+        loader = ShmDataLoader(Computing(), SIZE, num_workers=4, persistent_workers=True)
+        for _ in range(4):
+            found = read(loader)
+    finally:
+        os.sched_setaffinity(0, cores)
+    say(found, Kind.SLOW_DATASET)
+    assert all((worker.queue_share or 0) > 0.25 for worker in found.last_pass.workers)
+    assert "1 would make as many batches" in found.verdict
 
 
 def test_threads_that_wait_are_not_told_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:

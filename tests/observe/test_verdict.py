@@ -110,6 +110,7 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
         [
             {"workers": pair(0.2)},  # none is late
             {"workers": (worker(0, 2.0, late_seconds=0.8, late_batches=2), worker(1, 2.0))},  # the others are as slow
+            {"workers": tuple(dataclasses.replace(one, queue_share=0.5) for one in LATE)},  # or had no processor
             {"wait_seconds": 0.01},
         ],
     ),
@@ -119,6 +120,7 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
         [
             {"workers": pair()},
             {"workers": (worker(0, 0.5), worker(1, 1.0, batches=3))},  # of which nobody knows
+            {"workers": (worker(0, 0.5, queue_share=0.5), worker(1, 1.0, queue_share=0.5))},  # it had no processor
             {"workers": (worker(0, 0.02), worker(1, 0.04))},  # both are quick enough
             {"wait_seconds": 0.01},
         ],
@@ -284,6 +286,7 @@ def test_what_is_advised_can_be_done() -> None:
                 draw.choice([1e-4, 0.01, 0.5, 2.0]),
                 collate_seconds=draw.choice([0.0, 0.1, 1.0]),
                 cpu_share=draw.choice([0.01, 0.5, 1.0]),
+                queue_share=draw.choice([None, 0.0, 0.9]),
                 idle_seconds=draw.choice([0.0, 0.5]),
                 room_seconds=draw.choice([0.0, 0.0, 1.0]),
                 late_seconds=draw.choice([0.0, 0.0, 0.01]),

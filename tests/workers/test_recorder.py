@@ -42,6 +42,9 @@ class Clock:
     def thread_time_ns(self) -> int:
         return self.now // 2
 
+    def sleep(self, _: float) -> None:
+        self.now += 100_000
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -321,3 +324,19 @@ def test_a_copy_by_extracts_is_the_record_by_another_clock(memory: memoryview, c
     heir = memoryview(mmap.mmap(-1, RECORD_BYTES))
     Record(heir).insert(copy.extract(copy.count - 1), None, -shift)
     assert Record(heir).sums() == source.sums()
+
+
+def test_waits_for_the_interpreter_lock_are_no_idle_time(memory: memoryview, clock: Clock) -> None:
+    """Jobs follow each other at once, in several passes; the only time between them is what the lock takes."""
+    record, recorder = Record(memory), Recorder(memory)
+    recorder.shares_lock = True
+    recorder.rest()
+    for seq in range(40):
+        recorder.begin(seq, 0, recorder.ended)
+        clock.now = recorder.ended + 1_000_000
+        recorder.end(seq // 8, BATCH, 0)
+        if seq % 8 == 7:
+            recorder.rest()
+        found = record.sums()
+        assert (found.idle, found.fetch) == (0, 1_000_000 * (seq + 1))
+    assert found.lock == found.locks * 100_000 > 0
