@@ -85,9 +85,10 @@ class PatchedLoader(ShmDataLoader[Any]):
 
     def take(self, loader: DataLoader[Any]) -> None:
         """Takes the arguments as they are now: torch lets them be changed between passes."""
-        given = vars(loader)
-        # Not by setting attributes, some of which torch does not let be set again.
-        vars(self).update({name: given[name] if name in given else getattr(loader, name) for name in _names()})
+        # By asking for them, as torch's iterator does: a derived class may answer by a property. And not by setting
+        # attributes, some of which torch does not let be set again. What is missing is nothing of torch's: others, who
+        # replace its constructor, put in more.
+        vars(self).update({name: getattr(loader, name) for name in _names() if hasattr(loader, name)})
         self._reader, self._collates = index_sampler_of(loader), auto_collates(loader)
 
     @property

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, get_worker_info
 
 import shmloader
+from shmloader.patching import patched_loader
 from shmloader.patching.record import On
 from tests.helpers.datasets import Images, Mapped, Noise, Shards
 from tests.helpers.support import assert_same, first_line, let_stock_end, seed_everything, stream
@@ -22,6 +23,11 @@ def fail_at_five(index: int) -> int:
     if index == 5:
         raise ValueError("five")
     return index
+
+
+def number_of_workers(index: int) -> int:
+    info: Any = get_worker_info()
+    return int(info.num_workers)
 
 
 def seeded() -> torch.Generator:
@@ -53,13 +59,13 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def outcome(make_dataset: Any, arguments: dict[str, Any], **how: Any) -> Any:
+def outcome(make_dataset: Any, arguments: dict[str, Any], kind: Any = DataLoader, **how: Any) -> Any:
     given = {
         name: value() if name in ("sampler", "batch_sampler", "generator") else value
         for name, value in arguments.items()
     }
     seed_everything(7)
-    return stream(DataLoader(make_dataset(), **given), 2, **how)
+    return stream(kind(make_dataset(), **given), 2, **how)
 
 
 @pytest.mark.usefixtures("_resource_tracker")
@@ -92,3 +98,41 @@ def test_attributes_that_are_changed_between_passes_count() -> None:
         loader.num_workers = 0
         loader.collate_fn = str
         assert all(type(batch) is str for batch in loader)
+
+
+class Limited(DataLoader[Any]):
+    """Answers for itself how many workers there are, over what torch's constructor has put in."""
+
+    @property
+    def num_workers(self) -> int:
+        return min(1, int(vars(self)["num_workers"]))
+
+    @num_workers.setter
+    def num_workers(self, number: int) -> None:
+        vars(self)["num_workers"] = number
+
+
+def test_a_derived_class_answers_for_its_attributes() -> None:
+    expected = outcome(lambda: Mapped(number_of_workers), {"num_workers": 3}, kind=Limited)
+    let_stock_end()
+    with shmloader.patch():
+        found = outcome(lambda: Mapped(number_of_workers), {"num_workers": 3}, kind=Limited)
+    assert_same(found[0], expected[0], "epochs")
+    assert {int(number) for number in found[0][0]} == {1}
+
+
+def test_a_constructor_of_others_that_puts_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = DataLoader(Images(6), batch_size=3, num_workers=1)
+    make: Any = DataLoader.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.theirs = 1
+
+    monkeypatch.setattr(DataLoader, "__init__", __init__)
+    patched_loader._names.cache_clear()
+    try:
+        with shmloader.patch():
+            assert len(list(loader)) == len(list(DataLoader(Images(6), batch_size=3, num_workers=1))) == 2
+    finally:
+        patched_loader._names.cache_clear()
