@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader
 
+from shmloader import torch_private
 from shmloader.loader import ShmDataLoader
 from shmloader.observe.figures import PassStatistics
 from shmloader.observe.statistics import LoaderStatistics
@@ -151,6 +152,7 @@ def measure(is_all: bool) -> Seams:
     Args:
         is_all: whether nothing else notes which loaders there are.
     """
+    torch_private.difference()  # which iterates over loaders of its own the first time
 
     def own_iterator(make: Callable[..., Any], is_on: _IsOn) -> Callable[..., Any]:
         def __init__(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807

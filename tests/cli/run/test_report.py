@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import shmloader
-from shmloader import ShmDataLoader
+from shmloader import ShmDataLoader, torch_private
 from shmloader.cli.run import births, figures, report, stock_meter
 from shmloader.cli.run.ranks import rank, with_rank
 from shmloader.observe import trace
@@ -144,6 +144,16 @@ def test_our_own_loaders_among_torchs() -> None:
     assert entry.ran is not None
     assert entry.ran.on is On.OURS
     assert entry.figures.statistics().batches == 3
+
+
+def test_what_looks_at_torch_once_is_no_loader_of_the_scripts() -> None:
+    torch_private.difference.cache_clear()
+    seams = stock_meter.measure(is_all=True)
+    try:
+        list(ShmDataLoader(Images(12), batch_size=4, num_workers=1))
+    finally:
+        seams.remove()
+    assert [ran.kind for ran in record.all()] == ["shmloader.loader.ShmDataLoader"]
 
 
 @pytest.mark.usefixtures("_measured")
