@@ -45,9 +45,10 @@ class PatchedLoader(ShmDataLoader[Any]):
         super().__init__(nothing)
         self._of = weakref.ref(loader)
 
-    # Derived classes of torch's may have another idea of these two.
+    # Derived classes of torch's may have another idea of these three.
     _reader: Any = None
     _collates = True
+    _context: Any = None
 
     _of: Callable[[], DataLoader[Any] | None] = staticmethod(lambda: None)  # until there is one
 
@@ -90,6 +91,7 @@ class PatchedLoader(ShmDataLoader[Any]):
         # replace its constructor, put in more.
         vars(self).update({name: getattr(loader, name) for name in _names() if hasattr(loader, name)})
         self._reader, self._collates = index_sampler_of(loader), auto_collates(loader)
+        self._context = loader.multiprocessing_context
 
     @property
     def _index_sampler(self) -> Any:
@@ -98,6 +100,15 @@ class PatchedLoader(ShmDataLoader[Any]):
     @property
     def _auto_collation(self) -> bool:
         return self._collates
+
+    @property
+    def multiprocessing_context(self) -> Any:
+        """What the loader says of it."""
+        return self._context
+
+    @multiprocessing_context.setter
+    def multiprocessing_context(self, context: Any) -> None:
+        self._context = context
 
     def check_worker_number_rationality(self) -> None:
         """Warns of more workers than processors, as the loader's own class does."""

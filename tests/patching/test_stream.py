@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.context
 from typing import Any
 
 import pytest
@@ -25,9 +27,9 @@ def fail_at_five(index: int) -> int:
     return index
 
 
-def number_of_workers(index: int) -> int:
+def number_and_kind_of_workers(index: int) -> tuple[int, str]:
     info: Any = get_worker_info()
-    return int(info.num_workers)
+    return info.num_workers, type(multiprocessing.current_process()).__name__
 
 
 def seeded() -> torch.Generator:
@@ -100,8 +102,18 @@ def test_attributes_that_are_changed_between_passes_count() -> None:
         assert all(type(batch) is str for batch in loader)
 
 
+class TheirProcess(multiprocessing.context.ForkProcess):
+    """Is told from others by its class."""
+
+
+class TheirContext(multiprocessing.context.ForkContext):
+    """Makes such processes."""
+
+    Process = TheirProcess
+
+
 class Limited(DataLoader[Any]):
-    """Answers for itself how many workers there are, over what torch's constructor has put in."""
+    """Answers for itself how many workers there are, and of what kind, over what torch's constructor has put in."""
 
     @property
     def num_workers(self) -> int:
@@ -111,14 +123,22 @@ class Limited(DataLoader[Any]):
     def num_workers(self, number: int) -> None:
         vars(self)["num_workers"] = number
 
+    @property
+    def multiprocessing_context(self) -> Any:
+        return TheirContext()
+
+    @multiprocessing_context.setter
+    def multiprocessing_context(self, context: Any) -> None:
+        pass
+
 
 def test_a_derived_class_answers_for_its_attributes() -> None:
-    expected = outcome(lambda: Mapped(number_of_workers), {"num_workers": 3}, kind=Limited)
+    expected = outcome(lambda: Mapped(number_and_kind_of_workers), {"num_workers": 3}, kind=Limited)
     let_stock_end()
     with shmloader.patch():
-        found = outcome(lambda: Mapped(number_of_workers), {"num_workers": 3}, kind=Limited)
+        found = outcome(lambda: Mapped(number_and_kind_of_workers), {"num_workers": 3}, kind=Limited)
     assert_same(found[0], expected[0], "epochs")
-    assert {int(number) for number in found[0][0]} == {1}
+    assert [(int(number), *kind) for number, kind in found[0][0]] == [(1, "TheirProcess")] * len(found[0][0])
 
 
 def test_a_constructor_of_others_that_puts_in_more(monkeypatch: pytest.MonkeyPatch) -> None:
