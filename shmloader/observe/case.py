@@ -67,6 +67,7 @@ class Case:
         loop: seconds of the loop's own.
         lost_share, wait_share: the part of these that is not the loop's, and that is waiting.
         start_share: the part of all time that beginning and ending took.
+        start_up_share: that without what making a first batch takes, wherever it is made.
         workers: those that have made anything.
         made: batches of theirs.
         work: seconds in which they made them.
@@ -93,6 +94,8 @@ class Case:
         # While the loop waits for a batch, some worker makes it, or waits for what it needs to go on.
         delays = sum(worker.room_seconds + worker.paused_seconds for worker in self.workers)
         self.unexplained = max(0.0, self.wait - self.work - delays)
+        first_batches = max(1, figures.passes) * self.net_work / self.made if self.made else 0.0
+        self.start_up_share = max(0.0, figures.start_seconds - first_batches) / figures.seconds
 
     @property
     def step(self) -> float:

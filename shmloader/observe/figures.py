@@ -91,6 +91,7 @@ class PassStatistics:
         sampler_seconds: the part of that in which the sampler was read, without the first batches; with workers it
             follows from some of the reads, so that it is known of passes of some tens of batches only.
         loop_seconds: what the loop did between one ``next`` and the following one.
+        passes: how many were begun; 0 for a `Producer` and a `JobQueue`.
         workers: each worker, by number.
     """
 
@@ -108,6 +109,7 @@ class PassStatistics:
     own_seconds: float = 0.0
     sampler_seconds: float = 0.0
     loop_seconds: float = 0.0
+    passes: int = 0
     workers: tuple[WorkerStatistics, ...] = ()
 
     @property

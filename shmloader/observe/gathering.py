@@ -114,6 +114,7 @@ def of_totals(totals: Totals) -> PassStatistics:
         own_seconds=(own := (totals.inside - totals.wait - totals.ending) / _NANO),
         sampler_seconds=max(0.0, min(totals.sampling / _NANO, own)),
         loop_seconds=totals.outside / _NANO,
+        passes=totals.passes,
         workers=tuple(_worker(number, sums) for number, sums in enumerate(totals.workers)),
     )
 

@@ -51,7 +51,7 @@ def judge(figures: PassStatistics, setting: Setting, slowest: tuple[SlowSample, 
         return too_little(figures)
     case = Case(figures, setting, slowest)
     begins_long = case.start_share >= _START
-    if begins_long and setting.num_workers and not setting.stays:
+    if case.start_up_share >= _START and setting.num_workers and not setting.stays:
         return _start_up(case)
     if (locked := of_lock(case)) is not None:
         return locked
@@ -92,11 +92,11 @@ def _start_up(case: Case) -> Verdict:
 
 
 def _late_begin(case: Case) -> Verdict:
-    """Says what there is to say of first batches that are late, where workers stay or there are none."""
+    """Says what there is to say of first batches that are late, where that is not the start of workers."""
     setting = case.setting
     took = f"{percent(case.start_share)} of the time ({duration(case.figures.start_seconds)})"
     behind = f"Behind the first batch the loop waits in {percent(case.lost_share)} of its time."
-    if setting.has_first_pass and setting.num_workers:
+    if setting.has_first_pass and setting.num_workers and setting.stays:
         return Verdict(
             f"Beginning takes {took}: workers are started once, and stay. {behind} A later pass tells what passes wait "
             "for.",
@@ -107,7 +107,7 @@ def _late_begin(case: Case) -> Verdict:
     remedy = "" if setting.goes_on else "; epoch_size makes passes longer"
     return Verdict(
         f"Beginning passes takes {took}: what comes before a pass's first batch. {behind}{ahead} Look at {first}, and "
-        f"the first samples{remedy}.",
+        f"the first samples{remedy}.{of_time(case)}",
         Kind.LATE_BEGIN,
         "dataset" if setting.goes_on else "epoch_size",
     )

@@ -39,6 +39,7 @@ class Totals(NamedTuple):
         first_wait: the part of ``wait`` before the first batch of a pass.
         restarts: workers that have died and were replaced.
         sampling: reading the sampler behind the first batches, by what some of the reads took.
+        passes: how often ``iter`` was called.
         workers: what workers have made, by number; also batches that were not handed out.
     """
 
@@ -56,6 +57,7 @@ class Totals(NamedTuple):
     first_wait: int = 0
     restarts: int = 0
     sampling: int = 0
+    passes: int = 0
     workers: tuple[Sums, ...] = ()
 
     def __sub__(self, other: Totals) -> Totals:
@@ -225,7 +227,7 @@ class Meters:
     def end_begin(self, began: int) -> None:
         """Notes that ``iter`` returns."""
         now = time.monotonic_ns()
-        self._add(Totals(starting=now - began))
+        self._add(Totals(starting=now - began, passes=1))
         for meter in self._sum.live:
             meter.go_on(now)
 

@@ -119,6 +119,15 @@ def test_start_up() -> None:
     assert read(loader).verdict.kind is not Kind.START_UP
 
 
+def test_long_batches_are_no_start_up() -> None:
+    """The first one is late, as it would be with persistent workers."""
+    dataset = Sleepy(lambda index: 0.03)
+    arguments: dict[str, Any] = {"batch_size": SIZE, "num_workers": 8, "worker_type": "thread"}
+    found = read(ShmDataLoader(dataset, **arguments))
+    assert found.verdict.kind is not Kind.START_UP, found
+    assert found.passes == found.last_pass.passes == 1
+
+
 def test_start_up_of_short_passes() -> None:
     """Each is too short for a verdict; all together are not."""
     loader = ShmDataLoader(Sleepy(), SIZE, sampler=range(SIZE * 8), num_workers=2)

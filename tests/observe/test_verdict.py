@@ -216,6 +216,19 @@ def test_workers_that_wait_are_more_than_processors() -> None:
     assert "num_workers=16. It would take" in verdict, "and more than that when it was tried"
 
 
+def test_a_first_batch_that_is_made_is_no_start_up() -> None:
+    """Where batches take long, so do first ones, and persistent workers would not make them sooner."""
+    slow = figures(wait=1.0, loop=0.1, start=0.5, workers=pair(20.0), passes=1)
+    assert judge(slow, TWO).kind is Kind.MORE_WORKERS
+    quick = dataclasses.replace(slow, workers=pair(2.0))
+    assert judge(quick, TWO).kind is Kind.START_UP
+    several = dataclasses.replace(quick, passes=10)
+    assert judge(several, TWO).kind is Kind.MORE_WORKERS, "each pass has a first batch"
+    verdict = judge(dataclasses.replace(slow, loop_seconds=1.0, wait_seconds=0.1, seconds=1.6), TWO)
+    assert (verdict.kind, verdict.knob) == (Kind.LATE_BEGIN, "epoch_size")
+    assert "workers are started once" not in verdict
+
+
 def test_late_first_batches() -> None:
     """Where workers stay, they are said to be the start's; of the first pass nothing is to be changed."""
     found = figures(wait=0.01, loop=0.5, start=0.5, workers=pair())
