@@ -20,6 +20,7 @@ class Kind(Enum):
     HELD_UP = "workers held up"
     STRAGGLERS = "straggling samples"
     SLOW_WORKER = "one slow worker"
+    UNEQUAL_PARTS = "unequal parts"
     SHORT_OF_SLOTS = "too few batches ahead"
     MORE_WORKERS = "too few workers"
     SLOW_DATASET = "samples take too long"

@@ -14,6 +14,9 @@ MOST = 0.5
 # Workers on one machine differ by some ten percent; half as much again is another dataset, or another machine.
 _SLOW_WORKER = 1.5
 _LEAST_BATCHES_OF_WORKER = 8
+# Times the mean: a worker that makes so many batches of a stream has a larger part of it.
+_UNEQUAL = 1.5
+_WORTH = 0.25  # of the waiting, which equal parts would save
 # Workers that idle so much could have made what the loop waits for, had they been asked before.
 IDLE = 0.2
 # Waiting for a worker that is there takes some ten microseconds beside its work; more on a machine that is busy.
@@ -40,6 +43,8 @@ def of_waiting(case: Case) -> Verdict:
         return _stragglers(case)
     if not is_crowded and (slow := _slow_worker(case)) is not None:
         return slow
+    if (alone := _unequal_parts(case)) is not None:
+        return alone
     idle = sum(worker.idle_seconds for worker in case.workers)
     if idle and case.keeps_up(case.work) and idle >= IDLE * (idle + case.work):
         return Verdict(
@@ -121,6 +126,26 @@ def _slow_worker(case: Case) -> Verdict | None:
         f"{duration(others)}. {remedy if case.setting.in_order else ''}Look at what that worker reads.",
         Kind.SLOW_WORKER,
         "in_order" if case.setting.in_order else "dataset",
+    )
+
+
+def _unequal_parts(case: Case) -> Verdict | None:
+    """Says that one worker had data when others had none, which cannot help then."""
+    workers = case.figures.workers
+    if not case.setting.is_stream or len(workers) < 2:
+        return None
+    most = max(workers, key=lambda worker: worker.batches)
+    mean = case.work / len(workers)
+    # A worker that is merely quicker makes more batches too, and works no longer than the others.
+    is_alone = most.batches >= _UNEQUAL * case.made / len(workers) and most.work_seconds >= _UNEQUAL * mean
+    if not is_alone or most.work_seconds - mean < _WORTH * case.wait:
+        return None
+    return Verdict(
+        f"{_waits(case)} and worker {most.number} has made {percent(most.batches / case.made)} of the batches, while "
+        "others had no more data: the parts of the dataset that workers iterate over are unequal. Have its __iter__ "
+        "give each as much (get_worker_info). More workers would not help.",
+        Kind.UNEQUAL_PARTS,
+        "dataset",
     )
 
 

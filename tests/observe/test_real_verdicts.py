@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from shmloader import LoaderStatistics, ShmDataLoader
 from shmloader.observe import processors
@@ -126,6 +126,29 @@ def test_long_batches_are_no_start_up() -> None:
     found = read(ShmDataLoader(dataset, **arguments))
     assert found.verdict.kind is not Kind.START_UP, found
     assert found.passes == found.last_pass.passes == 1
+
+
+class Parts(IterableDataset[Any]):
+    """Files of unequal sizes, one for each worker."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+
+    def __iter__(self) -> Iterator[Any]:
+        info = get_worker_info()
+        assert info is not None
+        for index in range(self.sizes[info.id]):
+            time.sleep(0.002)
+            yield torch.tensor(index)
+
+
+def test_parts_of_a_stream_that_are_unequal() -> None:
+    loader = ShmDataLoader(Parts((140, 8, 8)), SIZE, num_workers=3, persistent_workers=True)
+    found = read(loader)
+    say(found, Kind.UNEQUAL_PARTS)
+    assert "worker 0" in found.verdict
+    equal = read(ShmDataLoader(Parts((52, 52, 52)), SIZE, num_workers=3, persistent_workers=True))
+    assert equal.verdict.kind is not Kind.UNEQUAL_PARTS, equal
 
 
 def test_start_up_of_short_passes() -> None:

@@ -125,6 +125,17 @@ CASES: dict[Kind, tuple[PassStatistics, Setting, list[dict[str, Any]]]] = {
             {"wait_seconds": 0.01},
         ],
     ),
+    Kind.UNEQUAL_PARTS: (
+        figures(wait=0.8, loop=0.2, workers=(worker(0, 1.0, batches=90), worker(1, 0.1, batches=10))),
+        dataclasses.replace(TWO, is_stream=True),
+        [
+            {"is_stream": False},
+            {"workers": pair()},
+            {"workers": (worker(0, 1.0, batches=90), worker(1, 1.0, batches=10))},  # one is quicker
+            {"workers": (worker(0, 0.09, batches=90), worker(1, 0.01, batches=10))},  # equal parts would save little
+            {"wait_seconds": 0.001},
+        ],
+    ),
     Kind.SHORT_OF_SLOTS: (
         figures(wait=0.3, loop=0.7, workers=IDLE),
         TWO,
@@ -158,6 +169,7 @@ KNOBS = {
     Kind.OWN_WORK: "sampler",
     Kind.STRAGGLERS: "in_order",
     Kind.SLOW_WORKER: "in_order",
+    Kind.UNEQUAL_PARTS: "dataset",
     Kind.SHORT_OF_SLOTS: "prefetch_factor",
     Kind.MORE_WORKERS: "num_workers",
     Kind.SLOW_DATASET: "dataset",
