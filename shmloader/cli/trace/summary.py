@@ -11,6 +11,7 @@ from .reading import TraceEvents
 from .timeline import Span, Timeline
 
 _SLOWEST = 5
+_WAITING = "waiting for room or at the gate"
 
 
 def lines(trace: TraceEvents, timelines: list[Timeline]) -> Iterator[str]:
@@ -61,7 +62,7 @@ def _loop(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
 def _workers(timeline: Timeline, seconds: float) -> Iterator[tuple[str, str]]:
     for number, track in sorted(timeline.workers.items()):
         fetch, collate, raising = (total(track, name) for name in ("fetch", "collate", "raising"))
-        paused = total(track, "waiting for room or at the gate")
+        paused = total(track, _WAITING)
         batches = sum(span.name in ("fetch", "raising") for span in track)
         busy = part(fetch + collate + raising - paused, seconds)
         text = f"busy {busy}: {batches} batches, fetching {table.duration(fetch)}, collating {table.duration(collate)}"
@@ -81,15 +82,31 @@ def _slots(timeline: Timeline) -> Iterator[tuple[str, str]]:
 def _slowest(timeline: Timeline) -> Iterator[str]:
     found = []
     for number, track in timeline.workers.items():
+        waits, work = _waits(track), [span for span in track if span.name != _WAITING]
         # A fetch is followed by the collation of the same batch, if that is there at all.
-        for span, following in zip(track, [*track[1:], None], strict=True):
+        for span, following in zip(work, [*work[1:], None], strict=True):
             if span.name in ("fetch", "raising"):
                 is_same = following is not None and following.name == "collate" and following.batch == span.batch
-                found.append((span.seconds, following.seconds if is_same and following else 0.0, number, span.batch))
-    found.sort(key=lambda one: -(one[0] + one[1]))
-    for fetch, collate, number, batch in found[:_SLOWEST]:
+                collate = following.seconds if is_same and following else 0.0
+                until = span.began + span.seconds + collate
+                waited = sum(one.seconds for one in waits.get(repr(span.batch), ()) if span.began <= one.began <= until)
+                found.append(
+                    (max(0.0, span.seconds + collate - waited), waited, span.seconds, collate, number, span.batch)
+                )
+    found.sort(key=lambda one: -one[0])
+    for took, waited, fetch, collate, number, batch in found[:_SLOWEST]:
         parts = f"fetch {table.duration(fetch)}, collate {table.duration(collate)}"
-        yield f"batch {batch}, worker {number}: {table.duration(fetch + collate)} ({parts})"
+        text = f"{parts}, {table.duration(waited)} of that {_WAITING}" if waited else parts
+        yield f"batch {batch}, worker {number}: {table.duration(took)} ({text})"
+
+
+def _waits(track: Iterable[Span]) -> dict[str, list[Span]]:
+    """Returns a worker's waits for room or at the gate, which lie within its other spans, by batch."""
+    found: dict[str, list[Span]] = {}  # by its text, since in a file from elsewhere it may be anything
+    for span in track:
+        if span.name == _WAITING:
+            found.setdefault(repr(span.batch), []).append(span)
+    return found
 
 
 def _at_once(spans: Iterable[Span]) -> int:

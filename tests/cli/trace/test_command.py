@@ -71,6 +71,26 @@ def test_the_summary_says_who_did_what_for_how_long() -> None:
     assert text.count("80.0 us (fetch 60.0 us, collate 20.0 us)") == 5
 
 
+def test_a_batch_is_not_slow_that_has_waited() -> None:
+    """For room, which lies within collating, or at the gate, within fetching."""
+    events = _made()
+    events[-1:-1] = [
+        _span(_WORKERS, 0, "fetch", 2000, 902, 10),
+        _span(_WORKERS, 0, "waiting for room or at the gate", 2000, 850, 10),
+        _span(_WORKERS, 0, "collate", 2902, 30, 10),
+        _span(_WORKERS, 0, "fetch", 3000, 60, 11),
+        _span(_WORKERS, 0, "waiting for room or at the gate", 3060, 500, 11),
+        _span(_WORKERS, 0, "collate", 3060, 525, 11),
+        _span(_WORKERS, 0, "fetch", 4000, 100, 12),
+    ]
+    text = _printed(TraceEvents(events)).partition("slowest batches")[2].split("\n")
+    assert [line.strip() for line in text[1:4]] == [
+        "batch 12, worker 0: 100 us (fetch 100 us, collate 0)",
+        "batch 11, worker 0: 85.0 us (fetch 60.0 us, collate 525 us, 500 us of that waiting for room or at the gate)",
+        "batch 10, worker 0: 82.0 us (fetch 902 us, collate 30.0 us, 850 us of that waiting for room or at the gate)",
+    ]
+
+
 def test_the_summary_says_what_is_not_in_the_file() -> None:
     events = _made()
     events[-1]["args"].update(dropped=3, is_complete=False, error="ENOSPC")
