@@ -24,7 +24,7 @@ from shmloader.torch_private import (
 )
 from shmloader.workers import generators, seeding
 from shmloader.workers.batch_maker import Contents
-from shmloader.workers.recorder import Record, Recorder
+from shmloader.workers.recorder import LoopRecorder, Record
 from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
 
 from .lifetime import Lifetime
@@ -53,7 +53,7 @@ class TrackedInProcessIterator(InProcessIterator):
         self._epochs = lifetime.epochs
         self._steps = lifetime.steps
         record = memoryview(bytearray(RECORD_BYTES))
-        self._recorder = Recorder(record)
+        self._recorder = LoopRecorder(record)
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
         data = tracking.data

@@ -343,10 +343,7 @@ class Recorder:
             self._cpu_at = time.thread_time_ns(), self._work_sum
             self._queued_at = run_queue.waited(), self._work_sum
             return
-        cpu, work = time.thread_time_ns(), self._work_sum
-        self._words[_CPU] += cpu - self._cpu_at[0]
-        self._words[_CPU_WORK] += work - self._cpu_at[1]
-        self._cpu_at = cpu, work
+        self._note_processor()
         if not self._looks % _EVERY_WAIT:
             self._look_at_queue()
             if self.shares_lock:
@@ -355,6 +352,12 @@ class Recorder:
         if count >= _LEAST_ROWS:
             net = self._work_sum - self._words[_ROOM] - self._words[_PAUSED] - self._words[_LATE]
             self._late_limit = max(_LATE_FACTOR * net // count, _LEAST_LATE_NS)
+
+    def _note_processor(self) -> None:
+        cpu, work = time.thread_time_ns(), self._work_sum
+        self._words[_CPU] += cpu - self._cpu_at[0]
+        self._words[_CPU_WORK] += work - self._cpu_at[1]
+        self._cpu_at = cpu, work
 
     def _look_at_queue(self) -> None:
         queued, work = run_queue.waited(), self._work_sum
@@ -402,6 +405,32 @@ class Recorder:
         lines = "\n".join(f"{took} {text}" for took, text in self._slow)
         data = lines.encode(errors="backslashreplace")[:SLOW_BYTES]  # a file's name may have what has no code
         self._record[_SLOW_START : _SLOW_START + SLOW_BYTES] = data.ljust(SLOW_BYTES, b"\0")
+
+
+class LoopRecorder(Recorder):
+    """The same for the loop's process, which makes batches itself, and whose thread takes the loop's steps in between.
+
+    What these use of a processor is no batch's. So the times of a batch are looked up at its begin too, where it is
+    likely that they will be at its end: where they were at the end of the one before. How long the thread waits for a
+    processor is not known of batches alone.
+    """
+
+    _looked_at = _marked_at = -1
+
+    def begin(self, seq: int, slot: int, began: int) -> None:
+        """Notes that a job was taken up."""
+        super().begin(seq, slot, began)
+        if self._looked_at == self._count or not (self._count + 1) % _EVERY:
+            self._cpu_at = time.thread_time_ns(), self._work_sum
+            self._marked_at = self._count
+
+    def _note_processor(self) -> None:
+        if self._marked_at == self._count - 1:
+            super()._note_processor()
+        self._looked_at = self._count
+
+    def _look_at_queue(self) -> None:
+        """Does nothing."""
 
 
 class Record:

@@ -107,6 +107,23 @@ def test_no_workers() -> None:
     say(found, Kind.LOOP_BOUND)
 
 
+def test_what_the_loop_computes_is_not_what_samples_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no workers, both are done by one thread; workers help on one processor too if samples only wait."""
+    monkeypatch.setattr(processors, "available", lambda: 1)
+
+    def step(number: int) -> None:
+        end = time.thread_time_ns() + 10_000_000
+        while time.thread_time_ns() < end:
+            pass
+
+    found = read(ShmDataLoader(Sleepy(lambda index: 0.002), SIZE, num_workers=0), step)
+    say(found, Kind.IN_PROCESS)
+    assert found.verdict.knob == "num_workers", found
+    (made,) = found.workers
+    assert made.cpu_share is not None
+    assert made.cpu_share < 0.5, found
+
+
 def test_start_up() -> None:
     def init(worker: int) -> None:
         time.sleep(0.3)
