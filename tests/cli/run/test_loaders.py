@@ -106,7 +106,7 @@ def test_torchs_own_workers_measured(tmp_path: Path) -> None:
     for part in (first, second):
         assert re.search(r"^batches +10 +10$", part, re.MULTILINE)
         assert re.search(r"^samples +40 +40$", part, re.MULTILINE)
-        assert re.search(r"^bytes +3.2 KB +3.2 KB$", part, re.MULTILINE)
+        assert re.search(r"^bytes +3.20 kB +3.20 kB$", part, re.MULTILINE)
         assert "torch's own iterator: the loop was in next for" in part
 
 
