@@ -47,7 +47,7 @@ def test_the_page_has_each_kind_of_verdict() -> None:
     assert {kind.value for kind in Kind} <= {*ON_THE_PAGE.values(), *re.findall(r"\*([^*\n]+)\*", PAGE)}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(SYMPTOMS.CASES))
 def test_the_verdict_is_that_of_the_page(name: str) -> None:
     with warnings.catch_warnings():

@@ -187,7 +187,7 @@ NOT_TAKEN_AWAY = {
 }
 
 
-@pytest.mark.sampled(24)
+@pytest.mark.sampled(48)
 @pytest.mark.parametrize("path", [path for path in NEEDED if path not in NOT_TAKEN_AWAY])
 def test_without_a_name_that_is_needed_the_loader_is_torchs_and_says_so(path: str, ask: Ask) -> None:
     answer = ask({"path": path})

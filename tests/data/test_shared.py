@@ -1022,7 +1022,7 @@ def shared_under(trace: SignalAt, data: Any) -> bool:
     return shared is not None
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("data", [np.arange(3), torch.arange(3), ["a", 1]], ids=["an array", "a tensor", "objects"])
 def test_a_signal_whose_handler_raises_leaves_nothing(data: Any) -> None:
     def interrupt(number: int, frame: Any) -> None:

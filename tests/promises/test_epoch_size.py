@@ -86,7 +86,7 @@ def test_passes_are_ordinary_ones_cut_anew(
     assert_same(list(itertools.chain(*found)), expected)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("arguments", [{}, {"batch_size": None}, {"num_workers": 1}, {"persistent_workers": True}])
 def test_threads(arguments: dict[str, Any]) -> None:
     for make in (Images, functools.partial(Shards, noisy=False)):

@@ -153,7 +153,7 @@ def test_a_worker_that_has_died_before_it_was_granted_room(run: Runner, restarts
     ).assert_all(0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("setting", ["default", pytest.param("blocked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_have_sigpipe_as_the_program_has_it(method: str, setting: str) -> None:

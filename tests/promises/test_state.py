@@ -112,7 +112,7 @@ def interrupted(make: Make, passes: int, batches: int) -> tuple[Any, Any, list[A
     return state, generators, rest if taken == batches else following, following, taken
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_pass_goes_on(source: str, workers: str) -> None:

@@ -172,7 +172,7 @@ CUT: dict[str, Make] = {
 }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("source", CUT)
 def test_a_pass_that_is_cut_from_a_stream_goes_on(source: str, persistent: bool) -> None:

@@ -419,7 +419,7 @@ EXIT = """
 """
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "end",
     [

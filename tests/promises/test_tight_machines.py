@@ -145,7 +145,7 @@ def run() -> Iterator[Runner]:
 # -- descriptors -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_slots", [None, 310])

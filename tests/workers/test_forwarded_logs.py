@@ -101,6 +101,7 @@ def fork() -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", METHODS)
 def test_each_record_arrives_once_and_before_its_batch(kept: Keeping, method: str) -> None:

@@ -65,6 +65,7 @@ class Naive:
             self.sums[name] += value
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_walk(memory: memoryview, clock: Clock, seed: int) -> None:
     """Jobs of all kinds, waits, passes and successors, against a model that remembers everything."""
