@@ -3,12 +3,19 @@
 Ray hands out what is in its store as read-only memory, which all workers of a node share. A worker's dataset has to be
 what it is here: what may be written to here is a copy of the worker's own there, as in a process that is spawned. What
 is read-only here stays in the store, once for a node.
+
+Classes and functions of the main module travel by value. What comes back refers to them by name, as whatever is pickled
+does, and an actor's main module is one of Ray's. So they are set there, under the names that they have here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import operator
 import pickle
+import sys
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +55,7 @@ def pack(parts: object) -> Parcel:
     file = io.BytesIO()
     pickler = _Pickler(file)
     pickler.dump(parts)
+    pickler.dump(pickler.of_main)  # which refers to what is there already
     writable = [not buffer.raw().readonly for buffer in pickler.buffers]
     arrays = [np.frombuffer(buffer.raw(), np.uint8) for buffer in pickler.buffers]
     return Parcel(file.getvalue(), arrays, writable, pickler.handles)
@@ -56,12 +64,20 @@ def pack(parts: object) -> Parcel:
 def unpack(parcel: Parcel) -> Any:
     """Returns the object. Called in the worker, with the parcel as it lies in the node's store.
 
+    What it has of the classes and functions of the sender's main module is then found in this process's too.
+
     Raises:
         Exception: whatever unpickling it raises, such as the import of a module that is not on the node.
     """
     pairs = zip(parcel.buffers, parcel.are_writable, strict=True)
     buffers = [bytearray(buffer) if is_writable else buffer for buffer, is_writable in pairs]
-    return _Unpickler(parcel, buffers).load()
+    unpickler = _Unpickler(parcel, buffers)
+    unpacked, of_main = unpickler.load(), unpickler.load()
+    for name, one in of_main.items():
+        one.__qualname__ = name  # by which it is pickled; for a class within another one it has come without
+        if "." not in name:
+            setattr(sys.modules["__main__"], name, one)
+    return unpacked
 
 
 def are_equal(one: Parcel, other: Parcel) -> bool:
@@ -81,11 +97,13 @@ class _Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
     Attributes:
         buffers: what was left out of the pickle.
         handles: Ray's own objects, likewise.
+        of_main: what was pickled of the main module's classes and functions, by their names there.
     """
 
     def __init__(self, file: io.BytesIO) -> None:
         self.buffers: list[pickle.PickleBuffer] = []
         self.handles: list[Any] = []
+        self.of_main: dict[str, Any] = {}
         super().__init__(file, _PROTOCOL, buffer_callback=self.buffers.append)
 
     def persistent_id(self, obj: Any) -> int | None:
@@ -95,6 +113,10 @@ class _Pickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc]
         return len(self.handles) - 1
 
     def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (type, FunctionType)) and obj.__module__ == "__main__":
+            with contextlib.suppress(AttributeError):  # it is a local one, say
+                if operator.attrgetter(obj.__qualname__)(sys.modules["__main__"]) is obj:
+                    self.of_main[obj.__qualname__] = obj
         # torch would write the whole storage of each tensor into the pickle, by way of two copies.
         if isinstance(obj, torch.Tensor) and is_dense(obj) and obj.is_contiguous() and not vars(obj):
             return carried, (as_rows(obj), obj.dtype)

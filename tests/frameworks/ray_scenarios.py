@@ -212,6 +212,68 @@ def without_order() -> None:
     assert sorted(index for _, labels in source for index in labels.tolist()) == list(range(40))
 
 
+# Runs in the main module, which is what a script is.
+SCRIPT = """
+import collections, dataclasses, enum
+import torch
+from torch.utils.data import Dataset
+
+Pair = collections.namedtuple("Pair", "image label")
+class Own(Exception): pass
+class Color(enum.Enum): RED = 1
+class Group(dict): pass
+class Outer:
+    class Inner(dict): pass
+@dataclasses.dataclass
+class Sample:
+    image: torch.Tensor
+    color: Color
+def make(number):
+    return Made(number)
+class Made:
+    def __init__(self, number):
+        self.number = number
+    def __reduce__(self):
+        return make, (self.number,)
+class Classes(Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, index):
+        if index == 4:
+            raise Own("no such sample")
+        image = torch.full((3,), index)
+        return [
+            Pair(image, index),
+            Sample(image, Color.RED),
+            Group(image=image),
+            Outer.Inner(image=image),
+            Made(index),
+            Made(index),
+        ][index]
+"""
+
+
+@scenario
+def classes_of_the_script_come_back() -> None:
+    main = sys.modules["__main__"]
+    exec(SCRIPT, vars(main))
+    batches = iter(loader(main.Classes(), batch_size=1, num_workers=1, collate_fn=_first))
+    pair, sample, group, inner = got = [next(batches) for _ in range(4)]
+    assert [type(one) for one in got] == [main.Pair, main.Sample, main.Group, main.Outer.Inner], got
+    images = [pair.image, sample.image, group["image"], inner["image"]]
+    assert_same(images, [torch.full((3,), number) for number in range(4)])
+    assert pair.label == 0
+    assert sample.color is main.Color.RED
+    assert "no such sample" in raised(main.Own, lambda: next(batches))
+    made = next(batches)
+    assert type(made) is main.Made
+    assert made.number == 5
+
+
+def _first(samples: list[Any]) -> Any:
+    return samples[0]
+
+
 # -- the end of workers ------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     "name",
     [
         "same_stream_of_samples",
+        "classes_of_the_script_come_back",
         "a_death_changes_nothing",
         "what_cannot_be_pickled_is_named",
         "what_cannot_be_is_refused",
