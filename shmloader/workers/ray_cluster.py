@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,16 @@ _PLACED = ("scheduling_strategy", "placement_group", "label_selector")
 _DEATH_CHARS = 400
 _SILENCE_SECONDS = 0.5
 
+_is_inherited = False  # whether the connection that there is, if any, was another process's when this one was forked
+
+
+def _note_fork() -> None:
+    global _is_inherited
+    _is_inherited = ray.is_initialized()
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
 
 def connect() -> None:
     """Connects to a cluster, as Ray does by itself where it is used first: ``ray.init()``. Blocks for some seconds.
@@ -33,10 +44,19 @@ def connect() -> None:
     It is the one that RAY_ADDRESS names, the one that was started last on this machine, or a new one.
 
     Raises:
-        RuntimeError: the connection is that of a Ray client, which has no store of its own.
+        RuntimeError: the connection is that of a Ray client, which has no store of its own; or that of the process from
+            which this one was forked. Ray's threads are not here, so that a call would wait for ever, and what it
+            writes to sockets would be mixed with what the other one does.
     """
+    global _is_inherited
     if not ray.is_initialized():
         ray.init()
+        _is_inherited = False
+    if _is_inherited:
+        raise RuntimeError(
+            "worker_type='ray' cannot be used in a process that was forked from one that is connected to Ray: fork "
+            "before ray.init(), or spawn the process"
+        )
     if client.is_connected():
         raise RuntimeError(
             "worker_type='ray' needs a process that is a part of the cluster, and this one is a Ray client (ray://): "

@@ -544,6 +544,27 @@ def an_interrupt_ends_the_workers() -> None:
 
 
 @scenario
+def a_forked_process_is_refused() -> None:
+    source = loader(Images(), num_workers=1, persistent_workers=True)
+    batches = iter(source)
+    first = next(batches)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            os.write(writer, raised(RuntimeError, lambda: iter(loader(Images()))).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        text = told.read()
+    os.waitpid(child, 0)
+    assert "forked from one that is connected to Ray" in text, text
+    assert_same([first, *batches], list(DataLoader(Images(), 4)))
+    assert_same(list(source), list(DataLoader(Images(), 4)))
+
+
+@scenario
 def what_cannot_be_is_refused() -> None:
     assert "ray_options {'num_gpuss': 1} cannot be" in _refused(ValueError, "num_gpuss", 1)
     assert "num_workers=2 Ray actors of 1000 CPU" in _refused(RuntimeError, "num_cpus", 1000)

@@ -104,6 +104,7 @@ def test_promises(run: Run, name: str) -> None:
         "held_batches_stay",
         "a_state_is_taken_up_by_other_kinds",
         "figures",
+        "a_forked_process_is_refused",
         "an_interrupt_ends_the_workers",
         "ray_is_shut_down",
     ],
