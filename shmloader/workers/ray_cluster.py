@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.client import ray as client
 
+from shmloader import process_exit
 from shmloader.errors import same_kind
+from shmloader.process_exit import InChild
 
 from .ray_actor import CONTROL, STAY, RayWorker
 
@@ -35,7 +36,7 @@ def _note_fork() -> None:
     _is_inherited = ray.is_initialized()
 
 
-os.register_at_fork(after_in_child=_note_fork)
+process_exit.in_child(InChild.DISOWN_PROCESSES, _note_fork)
 
 
 def connect() -> None:
