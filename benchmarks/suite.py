@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from shmloader.cli.bench.figures import Figure, figure, ratio, size
 from shmloader.cli.bench.measure import Round
 from shmloader.cli.console import natural, positive, shown
 
+from . import apart
 from .cells import CELLS, Cell
 from .contest import SECONDS, WARM_UP, add_options_of_contests, contest, installed
 from .limit import limit_of
@@ -173,38 +172,16 @@ def measure(args: argparse.Namespace) -> SuiteResult:
     """Measures all cells. Blocks for about 1.5 s a cell and round; no process is left."""
     peers = installed(args.peers)
     results = []
-    with _busy(args.busy), shown(len(args.cells) * turns(args.rounds, len(peers))) as progress:
+    busy = apart.beside(_calculate, args.busy, own_sessions=True)
+    with busy, shown(len(args.cells) * turns(args.rounds, len(peers))) as progress:
         for cell in args.cells:
             progress.begin(cell.name)
             results.append(run_cell(cell, args.num_workers, args.rounds, peers=peers, done=progress.step))
     return SuiteResult(results, [peer.name for peer in peers], args.num_workers, args.busy)
 
 
-@contextlib.contextmanager
-def _busy(count: int) -> Iterator[None]:
-    """Runs so many processes beside the block that only calculate, and ends them with it."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_calculate, args=(os.getpid(),), daemon=True) for _ in range(count)]
-    try:
-        for process in processes:
-            process.start()
-        yield
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.kill()
-                process.join()
-            process.close()
-
-
-def _calculate(parent: int) -> None:
-    """Keeps a processor busy while the parent lives, in a session of its own, as other programs are.
-
-    Linux can share the processors out to sessions first, and does so on most desktops.
-    """
-    os.setsid()
-    while os.getppid() == parent:
-        sum(range(100_000))
+def _calculate() -> None:
+    sum(range(100_000))
 
 
 def run_cell(

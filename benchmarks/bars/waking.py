@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import pickle
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from benchmarks import apart
 from benchmarks.output import as_dicts, markdown, micros
 from shmloader.cli.bench.figures import Figure, figure, ratio, times
 from shmloader.cli.bench.measure import interleave
@@ -28,7 +28,6 @@ _SLEEP_SECONDS = 2e-3
 _COPIED_BYTES = 40 << 20  # more than the caches hold
 _REPEATS = 100
 _WARM_UP = 1
-_CONTEXT = multiprocessing.get_context("fork")
 
 Pair = tuple[float, float]
 
@@ -99,7 +98,8 @@ def turns(rounds: int) -> int:
 def _pair(before: Callable[[], object], others: Callable[[], None] | None) -> Pair:
     clock = time.thread_time
     pairs = []
-    with _beside(others):
+    count = len(os.sched_getaffinity(0))
+    with contextlib.nullcontext() if others is None else apart.beside(others, count):
         for _ in range(_REPEATS):
             before()
             start = clock()
@@ -109,28 +109,6 @@ def _pair(before: Callable[[], object], others: Callable[[], None] | None) -> Pa
             pairs.append((middle - start, clock() - middle))
     first, second = map(statistics.median, zip(*pairs, strict=True))
     return first, second
-
-
-@contextlib.contextmanager
-def _beside(act: Callable[[], None] | None) -> Iterator[None]:
-    """Runs a process for each processor beside the block, if there is anything to do, and ends them with it."""
-    count = len(os.sched_getaffinity(0)) if act is not None else 0
-    processes = [_CONTEXT.Process(target=_repeat, args=(act, os.getpid()), daemon=True) for _ in range(count)]
-    try:
-        for process in processes:
-            process.start()
-        yield
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.kill()
-                process.join()
-            process.close()
-
-
-def _repeat(act: Callable[[], None], parent: int) -> None:
-    while os.getppid() == parent:
-        act()
 
 
 def _calculate() -> None:
