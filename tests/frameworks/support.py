@@ -259,6 +259,21 @@ class Seeing(torch.nn.Module):
         return [sorted(self.readers), self.seen, [one.tolist() for one in self.parameters()]]
 
 
+class Pairs(Numbers):
+    """The same with the label beside each dict, as skorch wants it."""
+
+    def __getitem__(self, index: int) -> Any:
+        sample = super().__getitem__(index)
+        return sample, sample["labels"]
+
+
+class Logits(Seeing):
+    """The same network, of which only the logits are returned."""
+
+    def forward(self, x: Any, index: Any, labels: Any, reader: Any) -> Any:
+        return super().forward(x, index, labels, reader)["logits"]
+
+
 def assert_patched(told: list[Any]) -> None:
     """Asserts that a script saw and learned the same both times, from stock's workers and then from ours."""
     (plain_readers, *plain), (patched_readers, *patched) = told

@@ -114,21 +114,12 @@ SKORCH = """
     import numpy as np
     import torch
     from skorch import NeuralNetRegressor
-    from tests.frameworks.support import Numbers, Seeing
-
-    class Pairs(Numbers):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            return sample, sample["labels"]
-
-    class Net(Seeing):
-        def forward(self, **given):
-            return super().forward(**given)["logits"]
+    from tests.frameworks.support import Logits, Pairs
 
     def main():
         torch.manual_seed(5)
         net = NeuralNetRegressor(
-            Net, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0,
+            Logits, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0,
             iterator_train__shuffle=True, iterator_train__num_workers=2, iterator_valid__num_workers=2,
         )
         net.fit(Pairs(), None)

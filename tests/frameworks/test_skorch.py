@@ -13,21 +13,12 @@ SKORCH = """
     from skorch import NeuralNetRegressor
     from torch.utils.data import DataLoader
     from shmloader import ShmDataLoader
-    from tests.frameworks.support import Numbers, Seeing, tell
-
-    class Pairs(Numbers):
-        def __getitem__(self, index):
-            sample = super().__getitem__(index)
-            return sample, sample["labels"]
-
-    class Net(Seeing):
-        def forward(self, **given):
-            return super().forward(**given)["logits"]
+    from tests.frameworks.support import Logits, Pairs, tell
 
     def trained(kind, **own):
         torch.manual_seed(5)
         net = NeuralNetRegressor(
-            Net, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0, iterator_train=kind,
+            Logits, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0, iterator_train=kind,
             iterator_valid=kind, iterator_train__shuffle=True, iterator_train__num_workers=2,
             iterator_valid__num_workers=2, **own
         )
