@@ -158,6 +158,37 @@ def at_drop(act: Callable[[], object]) -> Generator[None]:
     return generator
 
 
+def closed_at_drop(fd: int, unmap: Callable[[], object] | None = None) -> Generator[None]:
+    """Returns an object; once nobody refers to it any more, a descriptor is closed, ``unmap`` called before.
+
+    As `at_drop`, but a forked child closes its own too, and so does the interpreter's end. What handlers raise comes
+    behind both.
+
+    Args:
+        fd: the descriptor, which is the object's from now on.
+        unmap: a function of C, in which no handler runs.
+    """
+    generator = _closing(fd, unmap)
+    next(generator)
+    return generator
+
+
+def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
+    # When the interpreter ends, modules may be empty.
+    close, start, interrupt = os.close, _thread.start_new_thread, _thread.interrupt_main
+    try:
+        yield
+    except GeneratorExit:
+        try:
+            try:
+                if unmap is not None:
+                    unmap()
+            finally:  # handlers are called behind either call, and not between an exception and this
+                close(fd)
+        except KeyboardInterrupt:
+            start(interrupt, ())
+
+
 def _suspended(act: Callable[[], object]) -> Generator[None]:
     owner, getpid, is_finalizing = os.getpid(), os.getpid, sys.is_finalizing
 

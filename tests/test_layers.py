@@ -28,7 +28,7 @@ HOUSE = [
     "slots",
     "batches",
     "rebuilding",
-    "arguments callers deadlines errors interrupts libc requirements start_method torch_compile words",
+    "arguments callers deadlines errors interrupts libc requirements start_method torch_compile weak_members words",
     "process_exit",
     "torch_private",
     "early",

@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from shmloader import interrupts
 from shmloader.batches.tensors import Array, Block
 from shmloader.slots.limits import address_space_left, addresses_left, available_memory
 
@@ -76,7 +77,8 @@ class CacheFile:
     """
 
     def __init__(self, fd: int, header: Header, max_bytes: int, path: str | None) -> None:
-        self._fd, self._close = fd, os.close  # which is gone when the interpreter ends
+        self._fd = fd
+        self._at_drop = interrupts.closed_at_drop(fd)
         self._header = header
         self.max_bytes = max_bytes
         self.path = path
@@ -160,10 +162,6 @@ class CacheFile:
         return end - written
 
     # -- other processes -----------------------------------------------------------------------------------------
-
-    def __del__(self) -> None:
-        if hasattr(self, "_close"):
-            self._close(self._fd)
 
     def __deepcopy__(self, memo: Any) -> CacheFile:
         return self

@@ -63,7 +63,8 @@ class Tally:
         self._have(fd, length)
 
     def _have(self, fd: int, length: int) -> None:
-        self._fd, self._close = fd, os.close
+        self._fd = fd
+        self._at_drop = interrupts.closed_at_drop(fd)
         self._length = length
         self._mine = threading.local()
 
@@ -141,10 +142,6 @@ class Tally:
     def _read(self, offset: int, nbytes: int) -> bytes:
         pieces = range(offset, offset + nbytes, _PIECE)
         return b"".join(os.pread(self._fd, min(_PIECE, offset + nbytes - start), start) for start in pieces)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_close"):
-            self._close(self._fd)
 
     def __deepcopy__(self, memo: Any) -> Tally:
         return self

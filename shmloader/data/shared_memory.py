@@ -6,14 +6,14 @@ they end: nothing has a name, so nothing has to be unlinked, and no resource tra
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import errno
+import functools
 import mmap
 import os
 import uuid
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import reduction
 from typing import Any
 
@@ -73,8 +73,7 @@ class Segment:
         except BaseException:
             os.close(fd)
             raise
-        self._at_drop = _at_drop(fd, self.address, self.nbytes)
-        next(self._at_drop)
+        self._at_drop = interrupts.closed_at_drop(fd, functools.partial(libc.munmap, self.address, self.nbytes))
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -86,26 +85,9 @@ class Segment:
         return np.asarray(self)
 
 
-def _at_drop(fd: int, address: int, nbytes: int) -> Generator[None]:
-    """Closes and unmaps when it is dropped itself, whatever handlers raise meanwhile; see `interrupts.at_drop`.
-
-    Here a forked child does it too. What is called is Python's no more when the interpreter ends, so it is bound now.
-    """
-    unmap, close, start, interrupt = libc.munmap, os.close, _thread.start_new_thread, _thread.interrupt_main
-    try:
-        yield
-    except GeneratorExit:
-        try:
-            try:
-                unmap(address, nbytes)
-            finally:  # handlers are called behind either, and not between an exception and this
-                close(fd)
-        except KeyboardInterrupt:
-            start(interrupt, ())
-
-
-# Of this process. One that is sent the same segment again has it already.
-_segments: weakref.WeakValueDictionary[str, Segment] = weakref.WeakValueDictionary()
+# Of this process. One that is sent the same segment again has it already. A WeakValueDictionary's callbacks are
+# Python code, which would swallow a Ctrl-C.
+_segments: dict[str, weakref.ref[Segment]] = {}
 
 
 def mapped(fd: int, frozen: bool, key: str = "") -> Segment:
@@ -115,11 +97,13 @@ def mapped(fd: int, frozen: bool, key: str = "") -> Segment:
         OSError: there are no descriptors left.
         MemoryError: there are no addresses left.
     """
-    found = _segments.get(key)
+    noted = _segments.get(key)
+    found = None if noted is None else noted()
     if found is None:
         key = key or uuid.uuid4().hex
         with interrupts.AllDeferred():  # until the segment has its descriptor and its mapping
-            _segments[key] = found = Segment(os.dup(fd), frozen, key)
+            found = Segment(os.dup(fd), frozen, key)
+            _segments[key] = weakref.ref(found, functools.partial(_segments.pop, key))
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from shmloader import callers
 from shmloader.errors import ResumeWarning
 from shmloader.loader import state_to_take_up
+from shmloader.weak_members import WeakMembers
 
 _keepers: weakref.WeakKeyDictionary[Any, _Keeper] = weakref.WeakKeyDictionary()
 
@@ -47,7 +48,7 @@ class _Keeper:
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = weakref.ref(accelerator)
-        self.adapters: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.adapters: WeakMembers[Any] = WeakMembers()
 
     def save(self, models: Any, weights: Any, folder: str) -> None:
         """Writes where each wrapper is. Called by ``save_state`` on each rank."""

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 import warnings
-import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from shmloader.errors import TraceWarning
 from shmloader.passes.watching import Watch
 from shmloader.slots.pool import Pool
 from shmloader.version import __version__
+from shmloader.weak_members import WeakMembers
 
 from .trace_file import LEAST_BYTES, TraceFile
 from .trace_log import TraceLog
@@ -138,7 +138,7 @@ def traced(watch: Watch, path: Path, max_bytes: int, label: str) -> Iterator[Non
     try:
         with interrupts.AllDeferred():  # behind which a signal's handler may raise
             trace = Trace(path, max_bytes, label)
-            _open[id(trace)] = trace, weakref.WeakSet([watch])
+            _open[id(trace)] = trace, WeakMembers([watch])
             watch.begin(trace.watcher_for)
         yield
     except BaseException as error:
@@ -165,7 +165,7 @@ class SharedTrace:
         self._numbers = itertools.count(1)
         with interrupts.AllDeferred():
             self._trace = Trace(path, max_bytes, "")
-            _open[id(self._trace)] = self._trace, weakref.WeakSet()
+            _open[id(self._trace)] = self._trace, WeakMembers()
 
     def follow(self, watch: Watch, label: str) -> None:
         """Has a loader's passes traced from now on. In the thread that iterates it."""
@@ -194,7 +194,7 @@ def _end(trace: Trace) -> None:
         trace.close()
 
 
-_open: dict[int, tuple[Trace, weakref.WeakSet[Watch]]] = {}
+_open: dict[int, tuple[Trace, WeakMembers[Watch]]] = {}
 
 
 def _disown_in_child() -> None:

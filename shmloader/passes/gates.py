@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Iterator
 from typing import Protocol
+
+from shmloader.weak_members import WeakMembers
 
 
 class Gated(Protocol):
@@ -28,7 +29,7 @@ class Gate:
     def __init__(self) -> None:
         self.is_open = True
         self._depth = 0
-        self._passes: weakref.WeakSet[Gated] = weakref.WeakSet()
+        self._passes: WeakMembers[Gated] = WeakMembers()
 
     def add(self, one: Gated) -> None:
         """Tells a pass of what comes; it has looked how the gate is now. Passes are not held."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from shmloader.slots.ledger import SlotWatcher
 from shmloader.slots.pool import Pool
+from shmloader.weak_members import WeakMembers
 from shmloader.workers.interface import Workers
 from shmloader.workers.recorder import Record
 
@@ -102,7 +102,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._watcher_for: WatcherFor | None = None
-        self._passes: weakref.WeakSet[Watched] = weakref.WeakSet()
+        self._passes: WeakMembers[Watched] = WeakMembers()
 
     def add(self, one: Watched) -> None:
         """Has a pass watched, now or when a watch begins. Passes are not held."""

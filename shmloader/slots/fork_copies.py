@@ -16,7 +16,6 @@ import contextlib
 import ctypes
 import mmap
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +23,7 @@ import numpy as np
 
 from shmloader import libc, process_exit
 from shmloader.batches.tensors import Block
+from shmloader.weak_members import WeakMembers
 
 from .pages import round_up
 
@@ -58,7 +58,7 @@ class _Thread(threading.local):
         self.is_gathering = False
 
 
-_holders: set[weakref.ref[Holder]] = set()
+_holders: WeakMembers[Holder] = WeakMembers()
 _inherited: list[Holder] = []  # of the parent, whose batches are this process's own now
 _replaced: list[tuple[int, int]] = []  # addresses and sizes of slots whose place a copy has taken
 _never_freed: list[Block] = []
@@ -73,12 +73,12 @@ def watch(holder: Holder) -> None:
 
     Safe from several threads: worker threads begin side by side.
     """
-    _holders.add(weakref.ref(holder, _holders.discard))
+    _holders.add(holder)
 
 
 def blocks() -> list[Block]:
     """Returns all memory of slots that is held in this process, what was inherited by a fork included."""
-    return [block for holder in (*_watched(), *_inherited) for block in holder.blocks()]
+    return [block for holder in (*_holders, *_inherited) for block in holder.blocks()]
 
 
 def is_replaced(address: int, nbytes: int) -> bool:
@@ -98,7 +98,7 @@ def gathered() -> Iterator[None]:
 
 
 def _make_copies() -> None:
-    for block in [block for holder in _watched() for block in holder.blocks()]:
+    for block in [block for holder in _holders for block in holder.blocks()]:
         address = address_of(block)
         if address not in _thread.copies:
             copy = _copy(block)
@@ -107,10 +107,6 @@ def _make_copies() -> None:
                 _never_freed.append(block)
             else:
                 _thread.copies[address] = copy
-
-
-def _watched() -> list[Holder]:
-    return [holder for one in list(_holders) if (holder := one()) is not None]
 
 
 def address_of(block: Block) -> int:
@@ -155,7 +151,7 @@ def _after_in_child() -> None:
     _replaced.extend((one.address, one.nbytes) for one in _thread.copies.values() if _takes_its_place(one))
     _thread.copies.clear()
     _thread.is_gathering = False
-    _inherited.extend(_watched())
+    _inherited.extend(_holders)
     _holders.clear()
 
 

@@ -14,6 +14,7 @@ from shmloader import process_exit
 from shmloader.batches.alignment import aligned
 from shmloader.batches.tensors import Array, Block
 from shmloader.errors import PoolMemoryError
+from shmloader.weak_members import WeakMembers
 from shmloader.words import LOADER, Words
 
 from . import fork_copies
@@ -88,7 +89,7 @@ class SlotWriter:
         self._block: Block | None = None
         self._held: weakref.ref[Block] | None = None
         self._lent_before: list[Lent] = []
-        _all.add(weakref.ref(self, _all.discard))
+        _all.add(self)
         fork_copies.watch(self)
 
     def open(self, slot: int, room: int) -> None:
@@ -260,13 +261,12 @@ class SlotWriter:
         return np.ndarray((nbytes,), np.uint8, self._arena.memory, self._arena.start(self._slot) + offset)
 
 
-_all: set[weakref.ref[SlotWriter]] = set()
+_all: WeakMembers[SlotWriter] = WeakMembers()
 
 
 def _leave_all_to_parent() -> None:
-    for writer in [one() for one in list(_all)]:
-        if writer is not None:
-            writer.leave_to_parent()
+    for writer in _all:
+        writer.leave_to_parent()
 
 
 process_exit.in_child(process_exit.InChild.STOP_WRITING, _leave_all_to_parent)

@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import process as multiprocessing_process
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -144,5 +145,8 @@ def _start(process: BaseProcess) -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
+        # A list for the tests of multiprocessing. Its callbacks are Python code: one that runs where the process is
+        # dropped would swallow a Ctrl-C.
+        multiprocessing_process._dangling.discard(process)  # type: ignore[attr-defined]
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
