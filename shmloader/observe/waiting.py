@@ -28,6 +28,8 @@ _ALIKE = 0.9
 _COLLATES = 0.2
 # What workers wait for a processor beside one loop and no other program is less.
 _QUEUES = 0.25
+# What samplers of torch's take for a sample by itself is a microsecond or two, of which nothing can be saved.
+_SAMPLER_SECONDS = 10e-6
 _FAR_MORE = 16  # times as many workers as there are: a loop that does next to nothing
 
 
@@ -61,7 +63,8 @@ def own_work(case: Case) -> Verdict:
     """Returns what the loader's own work in the loop's process is."""
     setting, figures = case.setting, case.figures
     sampler = figures.sampler_seconds
-    if not setting.is_stream and sampler >= MOST * case.own:
+    is_slow = sampler >= _SAMPLER_SECONDS * figures.batches
+    if is_slow and not setting.is_stream and sampler >= MOST * case.own:
         return Verdict(
             f"The loop's process reads the sampler in {percent(sampler / figures.seconds)} of the time, "
             f"{duration(sampler / figures.batches)} a batch. Neither more workers nor larger batches help. Make it "

@@ -1,8 +1,7 @@
 """Each verdict in its situation, with workers and a loop that take their time.
 
 What takes time here sleeps, so that it takes as long or longer on a busy machine, and the loop waits until batches are
-there where it is not to wait in `next`. What else the machine does may still be what limits a pass, and the verdict is
-right to say so then: such a pass is read again.
+there where it is not to wait in `next`.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from shmloader import LoaderStatistics, ShmDataLoader
 from shmloader.observe import processors
 from shmloader.observe.verdict import Kind
 from shmloader.workers import recorder, run_queue
+from tests.helpers.verdicts import ATTEMPTS, told
 
 LENGTH = 160
 SIZE = 4
-_ATTEMPTS = 30
 
 
 class Sleepy(Dataset[Any]):
@@ -60,15 +59,6 @@ def read(loader: ShmDataLoader[Any], step: Callable[[int], object] = lambda numb
     for number, _ in enumerate(loader):
         step(number)
     return loader.statistics()
-
-
-def told(kind: Kind, figures: Callable[[], LoaderStatistics]) -> LoaderStatistics:
-    """Returns figures of which this verdict is given; fails with the table where none are in many passes."""
-    for _ in range(_ATTEMPTS):
-        found = figures()
-        if found.verdict.kind is kind:
-            return found
-    raise AssertionError(f"{kind} expected\n{found}")
 
 
 @pytest.mark.parametrize("worker_type", ["process", "thread"])
@@ -268,7 +258,7 @@ def test_more_workers_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         monkeypatch.setattr(processors, "available", lambda: 1)
         loader = ShmDataLoader(Computing(), SIZE, num_workers=4, persistent_workers=True)
-        for _ in range(_ATTEMPTS):  # the first is mostly the workers' start
+        for _ in range(ATTEMPTS):  # the first is mostly the workers' start
             found = told(Kind.SLOW_DATASET, lambda: read(loader))
             if "Workers wait for a processor" in found.verdict:
                 break
@@ -290,21 +280,25 @@ def test_workers_that_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop waits for them for a second, in which they make nothing."""
     monkeypatch.setattr(processors, "available", lambda: 64)
     loader = ShmDataLoader(Sleepy(lambda index: 0.0005), SIZE, num_workers=2, persistent_workers=True)
-    iterator: Any = iter(loader)
-    timers = []
-    for number, _ in enumerate(iterator):
-        if number == 20:
-            pids = [process.pid for process in iterator._workers]
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            timers = [threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)) for pid in pids]
-            for timer in timers:
-                timer.start()
-    for timer in timers:
-        timer.join()
-    found = loader.statistics()
+
+    def figures() -> LoaderStatistics:
+        iterator: Any = iter(loader)
+        timers = []
+        for number, _ in enumerate(iterator):
+            if number == 20:
+                pids = [process.pid for process in iterator._workers]
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+                timers = [threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)) for pid in pids]
+                for timer in timers:
+                    timer.start()
+        for timer in timers:
+            timer.join()
+        return loader.statistics()
+
+    # The latter where they were within a sample.
+    found = told((Kind.HELD_UP, Kind.STRAGGLERS), figures)
     assert found.wait_seconds > 0.5
-    assert found.verdict.kind in (Kind.HELD_UP, Kind.STRAGGLERS), found  # the latter where they were within a sample
     assert found.verdict.knob != "num_workers"
 
 
@@ -327,9 +321,8 @@ def test_first_batches_of_persistent_workers_that_are_late() -> None:
 def test_samples_that_come_one_by_one() -> None:
     """Quick samples, and no workers: there is no batch size to be raised."""
     loader: ShmDataLoader[Any] = ShmDataLoader(Quick(), batch_size=None)
-    found = read(loader)
-    assert found.verdict.kind in (Kind.IN_PROCESS, Kind.OWN_WORK)  # by which takes longer, and both are quick
-    assert found.verdict.knob == "dataset"
+    kinds = Kind.IN_PROCESS, Kind.OWN_WORK  # by which takes longer, and both are quick
+    found = told(kinds, lambda: read(loader), knob="dataset")
     assert "batch_size" not in found.verdict
 
 

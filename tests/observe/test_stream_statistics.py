@@ -22,6 +22,7 @@ from shmloader.observe.figures import PassStatistics, WorkerStatistics
 from shmloader.observe.stream_verdict import PRODUCER, QUEUE, StreamKind, judge_stream
 from shmloader.observe.verdict import Kind
 from tests.helpers.support import in_threads
+from tests.helpers.verdicts import told
 
 KINDS = ["process", "thread"]
 SPEC = TensorSpec((100,), torch.float32)
@@ -135,28 +136,35 @@ def test_what_is_looked_at_while_others_take_is_never_less_than_nothing() -> Non
 
 
 def test_a_consumer_that_is_the_limit() -> None:
-    with Producer(fill, SPEC, args=(20,), num_workers=2) as producer:
-        for _ in producer:
-            time.sleep(0.03)
-        found = producer.statistics()
-    assert found.verdict.kind is Kind.LOOP_BOUND, found
+    def figures() -> StreamStatistics:
+        with Producer(fill, SPEC, args=(20,), num_workers=2) as producer:
+            for _ in producer:
+                time.sleep(0.03)
+            return producer.statistics()
+
+    found = told(Kind.LOOP_BOUND, figures)
     assert sum(worker.idle_seconds for worker in found.workers) > 0.1, "for slots"
 
 
 @pytest.mark.parametrize("what", ["producer", "queue"])
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.setattr(processors, "available", lambda: 64)
-    source: Any
-    if what == "producer":
-        source = Producer(fill, SPEC, args=(30, 0.005), num_workers=2)
-        results = iter(source)
-    else:
-        source = JobQueue(work, num_workers=2)
-        results = source.map((number, 0.005) for number in range(60))
-    assert sum(1 for _ in results) == 60
-    found = source.statistics()
-    source.stop() if what == "producer" else source.close()
-    assert (found.verdict.kind, found.verdict.knob) == (Kind.MORE_WORKERS, "num_workers"), found
+
+    def figures() -> StreamStatistics:
+        source: Any
+        if what == "producer":
+            source = Producer(fill, SPEC, args=(30, 0.005), num_workers=2)
+            results = iter(source)
+        else:
+            source = JobQueue(work, num_workers=2)
+            results = source.map((number, 0.005) for number in range(60))
+        assert sum(1 for _ in results) == 60
+        found: StreamStatistics = source.statistics()
+        source.stop() if what == "producer" else source.close()
+        return found
+
+    found = told(Kind.MORE_WORKERS, figures)
+    assert found.verdict.knob == "num_workers"
     assert sum(worker.work_seconds for worker in found.workers) >= 0.005 * 60
 
 

@@ -272,6 +272,15 @@ def test_a_sampler_that_takes_the_time_is_named_and_nothing_else() -> None:
         assert judge(of, setting).knob == "batch_size"
 
 
+def test_a_sampler_of_torchs_is_not_blamed_where_samples_are_tiny() -> None:
+    """What is read for a batch of one sample takes microseconds, and most of the loader's own work."""
+    one_by_one = Setting(num_workers=0, processors=8, batching=None)
+    made = (worker(batches=100_000, fetch=0.1),)
+    tiny = figures(own=0.5, loop=0.2, wait=0.1, sampler_seconds=0.4, workers=made, batches=100_000)
+    assert (judge(tiny, one_by_one).kind, judge(tiny, one_by_one).knob) == (Kind.OWN_WORK, "dataset")
+    assert judge(dataclasses.replace(tiny, batches=10_000), one_by_one).knob == "sampler"
+
+
 def test_threads_that_compute_are_told_of_processes() -> None:
     setting = dataclasses.replace(TWO, num_workers=1, worker_type="thread")
     for share, is_told in ((1.0, True), (0.1, False)):
