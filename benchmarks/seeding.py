@@ -18,7 +18,7 @@ from shmloader import ShmDataLoader
 from shmloader.cli.bench.figures import Figure, duration, figure
 from shmloader.cli.bench.measure import interleave
 from shmloader.cli.console import positive, shown
-from shmloader.workers import generators, seeding
+from shmloader.workers.states import generators, seeding
 
 from .output import Found, as_dicts, markdown
 

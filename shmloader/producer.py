@@ -50,8 +50,9 @@ from .slots.pool_cache import PoolSettings
 from .slots.results import Result
 from .slots.writer import FAULT_BYTES
 from .words import Words
-from .workers import kinds, seeding
+from .workers import kinds
 from .workers.brief import TargetSource
+from .workers.states import seeding
 
 if TYPE_CHECKING:
     from typing_extensions import Self

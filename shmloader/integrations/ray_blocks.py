@@ -4,9 +4,9 @@ Only a process that is connected to Ray can read blocks. A worker that is forked
 of its threads: a call would wait for ever. One that is spawned has no connection, and one of its own would be another
 job of the cluster, which reads the dataset once more. So both are refused, and threads of the connected process read.
 
-Threads share one stream. It belongs to a pass of an iterator: `workers.crews` tells the threads of one iterator from
-those of another, and each thread begins each pass once. A stream is kept until all of them have begun that pass, since
-one that begins when the others have read everything must get nothing.
+Threads share one stream. It belongs to a pass of an iterator: `workers.threads.crews` tells the threads of one
+iterator from those of another, and each thread begins each pass once. A stream is kept until all of them have begun
+that pass, since one that begins when the others have read everything must get nothing.
 
 Rejected: to deal blocks to workers in turn, so that who gets which does not depend on time. Blocks differ in length,
 and those that a worker is dealt and does not ask for would pile up without bound.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from shmloader.workers import crews
+from shmloader.workers.threads import crews
 
 from . import needed
 

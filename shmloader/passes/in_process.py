@@ -22,10 +22,10 @@ from shmloader.torch_private import (
     graph_settings,
     pin_memory,
 )
-from shmloader.workers import generators, seeding
 from shmloader.workers.batch_maker import Contents
 from shmloader.workers.recorder import LoopRecorder, Record
-from shmloader.workers.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
+from shmloader.workers.states import generators, seeding
+from shmloader.workers.states.snapshots import has_any_state, load_dataset, load_iterator, state_of_dataset, states_of
 
 from .lifetime import Lifetime
 from .meter import Meter

@@ -32,10 +32,10 @@ from shmloader.torch_private import (
     renew_iterator,
     sharding_worker_init_fn,
 )
-from shmloader.workers import generators
 from shmloader.workers.brief import BatchSource
 from shmloader.workers.interface import GRACE_SECONDS, Workers
-from shmloader.workers.snapshots import Stated
+from shmloader.workers.states import generators
+from shmloader.workers.states.snapshots import Stated
 
 from .dispatcher import Dispatcher, DispatchOptions
 from .lifetime import Lifetime

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmloader.slots.pool_cache import PoolCache
-from shmloader.workers.ray_store import SentParts
+from shmloader.workers.ray.store import SentParts
 
 from .epochs import Epochs
 from .gates import Gate

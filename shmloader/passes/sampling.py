@@ -29,8 +29,8 @@ from shmloader import callers
 from shmloader.data.permutation import PermutationSampler
 from shmloader.errors import ResumeWarning
 from shmloader.torch_private import InfiniteSampler
-from shmloader.workers import generators, seeding
-from shmloader.workers.snapshots import has_state
+from shmloader.workers.states import generators, seeding
+from shmloader.workers.states.snapshots import has_state
 
 # What draws nothing from a global generator, and what draws from torch's alone.
 _FIXED = (SequentialSampler, DistributedSampler, PermutationSampler, InfiniteSampler)

@@ -14,7 +14,7 @@ from shmloader.errors import ResumeWarning
 from shmloader.torch_private import index_sampler_of
 from shmloader.workers import jobs
 from shmloader.workers.brief import Resume, Snapshots
-from shmloader.workers.snapshots import has_state, of_dataset
+from shmloader.workers.states.snapshots import has_state, of_dataset
 
 from .epochs import Epochs
 from .progress import Place, Progress, WorkerPlace

@@ -32,10 +32,11 @@ from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.writer import SlotWriter
 from shmloader.torch_private import DatasetKind, IterDataPipe, graph_settings
 
-from . import fault_packing, generators, seeding, snapshots
+from . import fault_packing
 from .brief import BatchSource, Brief, Resume
 from .recorder import Recorder
-from .snapshots import Stated, WorkerSnapshots
+from .states import generators, seeding, snapshots
+from .states.snapshots import Stated, WorkerSnapshots
 from .timed_gate import TimedGate
 
 

@@ -15,8 +15,9 @@ from shmloader.batches import unpicklable
 from shmloader.torch_private import DatasetKind
 from shmloader.words import QUEUE, Words
 
-from . import jobs, seeding
+from . import jobs
 from .brief import BatchSource
+from .states import seeding
 
 
 class _Arguments:

@@ -22,7 +22,7 @@ class Workers(Protocol):
     """The workers of one iterator, by number. All of it is used in the parent.
 
     The dispatcher knows no more of them than this, so that another kind of worker is another class like it. There are
-    `processes.ProcessWorkers`, `threads.ThreadWorkers` and `ray_workers.RayWorkers`.
+    `processes.workers.ProcessWorkers`, `threads.workers.ThreadWorkers` and `ray.workers.RayWorkers`.
 
     Attributes:
         num_workers: how many there are.

@@ -15,9 +15,9 @@ from shmloader import start_method
 from shmloader.words import LOADER, Words
 
 from .interface import Workers
-from .processes import ProcessWorkers, default_context
-from .ray_store import SentParts
-from .threads import ThreadWorkers
+from .processes.workers import ProcessWorkers, default_context
+from .ray.store import SentParts
+from .threads.workers import ThreadWorkers
 
 WORKER_TYPES = ("process", "thread", "ray")
 
@@ -98,9 +98,9 @@ def processors(worker_type: str) -> int | None:
     """Returns how many processors there are for workers that are not on this machine; None: they are, or not known."""
     if worker_type != "ray" or "ray" not in sys.modules:
         return None
-    from . import ray_cluster
+    from .ray import cluster
 
-    return ray_cluster.processors()
+    return cluster.processors()
 
 
 def checked_context(context: Any) -> Any:
@@ -155,7 +155,7 @@ def new_workers(
         ValueError: there cannot be so many jobs.
     """
     if worker_type == "ray":
-        from .ray_workers import RayWorkers  # Ray is not imported before it is used
+        from .ray.workers import RayWorkers  # Ray is not imported before it is used
 
         return RayWorkers(num_workers, ray_options or {}, SentParts() if sent is None else sent)
     if worker_type == "thread":

@@ -26,15 +26,15 @@ _LIMIT_SECONDS = 1.0
 _FRAMES = 12
 # What calls the user's code, and what calls that; parts of paths, as text.
 _OWN_MODULES = (
-    "batch_maker.py",
-    "job_loop.py",
-    "process_main.py",
-    "ray_maker.py",
-    "target_loop.py",
-    "target_slots.py",
-    "threads.py",
+    ("batch_maker.py",),
+    ("job_loop.py",),
+    ("processes", "main.py"),
+    ("ray", "maker.py"),
+    ("target_loop.py",),
+    ("target_slots.py",),
+    ("threads", "workers.py"),
 )
-_OWN_FRAMES = [os.path.join("shmloader", "workers", name) for name in _OWN_MODULES]  # noqa: PTH118
+_OWN_FRAMES = [os.path.join("shmloader", "workers", *names) for names in _OWN_MODULES]  # noqa: PTH118
 
 
 def answer(outlet: PipeEnd) -> None:

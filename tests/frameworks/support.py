@@ -47,7 +47,7 @@ def indices(batches: Iterable[Any]) -> list[list[int]]:
 def our_indices(batches: Iterable[Any]) -> list[list[int]]:
     """Returns the indices of each batch, and asserts that our workers read the samples."""
     batches = list(batches)
-    assert readers(batches) == {"shmloader.workers.process_main"}
+    assert readers(batches) == {"shmloader.workers.processes.main"}
     return indices(batches)
 
 

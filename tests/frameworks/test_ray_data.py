@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shmloader.integrations.ray_blocks import Blocks
-from shmloader.workers import crews
+from shmloader.workers.threads import crews
 from tests.frameworks.support import needs, run_ranks
 
 READS = """

@@ -29,7 +29,7 @@ from tests.helpers.support import descriptors, in_threads, mappings
 
 FUNCTIONS = [(DataLoader, "__iter__"), (DataLoader, "_get_iterator"), (dataloader._BaseDataLoaderIter, "__init__")]
 EXPECTED = [list(range(begin, min(begin + 4, 18))) for begin in range(0, 18, 4)]
-OURS = "shmloader.workers.process_main"
+OURS = "shmloader.workers.processes.main"
 
 
 @pytest.fixture(autouse=True)

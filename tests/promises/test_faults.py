@@ -250,7 +250,7 @@ def test_a_fault_while_the_iterator_is_being_closed_is_not_heard_of(
 ) -> None:
     if FAULTS[fault].kind is Kind.HANG:
         monkeypatch.setattr("shmloader.workers.interface.GRACE_SECONDS", 0.1)
-        monkeypatch.setattr("shmloader.workers.processes._TERM_SECONDS", 0.1)
+        monkeypatch.setattr("shmloader.workers.processes.workers._TERM_SECONDS", 0.1)
     trap, held = make_trap(fault, "closing"), Held()
     loader = make(trap)
     iterator: Any = iter(loader)
@@ -606,7 +606,7 @@ def test_a_replacement_that_cannot_be_started_ends_the_iterator(
     loader = make(make_trap("SIGKILL", "later sample", once=True), worker_restarts=1)
     iterator, held = iter(loader), Held()
     assert held.take(next(iterator)) == 0
-    monkeypatch.setattr("shmloader.workers.process_start._start", fail)
+    monkeypatch.setattr("shmloader.workers.processes.start._start", fail)
     with pytest.raises(BlockingIOError):
         contents(iterator)
     monkeypatch.undo()
@@ -673,7 +673,7 @@ def test_a_hang_into_the_next_pass_can_be_survived(make_trap: MakeTrap) -> None:
 @pytest.mark.parametrize("persistent_workers", [False, True])
 def test_a_stopped_worker_does_not_hang_the_end(monkeypatch: pytest.MonkeyPatch, persistent_workers: bool) -> None:
     monkeypatch.setattr("shmloader.workers.interface.GRACE_SECONDS", 0.1)
-    monkeypatch.setattr("shmloader.workers.processes._TERM_SECONDS", 0.1)
+    monkeypatch.setattr("shmloader.workers.processes.workers._TERM_SECONDS", 0.1)
     loader = ShmDataLoader(Images(), num_workers=2, persistent_workers=persistent_workers)
     iterator: Any = iter(loader)
     next(iterator)
@@ -754,9 +754,9 @@ def test_who_has_killed_a_worker(
     monkeypatch: pytest.MonkeyPatch, counts: tuple[int | None, int | None], text: str
 ) -> None:
     answers = iter(counts)
-    monkeypatch.setattr("shmloader.workers.processes.oom_kills", lambda: next(answers))
-    monkeypatch.setattr("shmloader.workers.process_ends.oom_kills", lambda: next(answers))
-    monkeypatch.setattr("shmloader.workers.process_ends.memory_limit", lambda: 2_500_000_000)
+    monkeypatch.setattr("shmloader.workers.processes.workers.oom_kills", lambda: next(answers))
+    monkeypatch.setattr("shmloader.workers.processes.ends.oom_kills", lambda: next(answers))
+    monkeypatch.setattr("shmloader.workers.processes.ends.memory_limit", lambda: 2_500_000_000)
 
     def sample(index: int) -> int:
         if index == 3:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from shmloader import ChunkedDataset, ShmDataLoader, WorkerDiedError, WorkerRestartWarning
 from shmloader.passes.iterator import ShmIterator
 from shmloader.workers.gate import WorkerGate
-from shmloader.workers.threads import ThreadWorkers
+from shmloader.workers.threads.workers import ThreadWorkers
 from tests.helpers.datasets import Images, Mapped, Shards
 from tests.helpers.support import PATIENCE, assert_same, detached, let_stock_end, seed_everything, stream
 

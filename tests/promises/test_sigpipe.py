@@ -267,7 +267,7 @@ def test_a_worker_whose_parent_is_gone_says_nothing(setting: str) -> None:
     """The parent's descriptors are closed before its workers are killed: here they are not killed at all."""
     end = run_until_death(
         f"""
-        from shmloader.workers import parent_watch
+        from shmloader.workers.processes import parent_watch
         import select
 
         def wait_for_the_end():

@@ -17,7 +17,7 @@ import torch
 
 from shmloader import HeldBatchesWarning, JobQueue, PoolMemoryError, Producer, ShmDataLoader, TensorSpec
 from shmloader.words import LOADER, PRODUCER, QUEUE, Words, alternatives
-from shmloader.workers import process_ends, processes
+from shmloader.workers.processes import ends, workers
 from tests.helpers.datasets import Mapped
 
 MIB = 1 << 20
@@ -136,9 +136,9 @@ def test_who_holds_many(what: str) -> None:
 
 @ALL_WORDS
 def test_workers_that_were_killed_for_lack_of_memory(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_ends, "oom_kills", lambda: 3)
+    monkeypatch.setattr(ends, "oom_kills", lambda: 3)
     for end in (signal.SIGKILL, signal.SIGBUS):
-        text = process_ends.ending(words, 7, -end, 1)
+        text = ends.ending(words, 7, -end, 1)
         assert "ower " in text
         assert_own(text, words)
 
@@ -146,7 +146,7 @@ def test_workers_that_were_killed_for_lack_of_memory(words: Words, monkeypatch: 
 @ALL_WORDS
 def test_more_jobs_than_a_pipe_holds(words: Words) -> None:
     with pytest.raises(ValueError, match=r"is too large: .* do not fit into a pipe") as raised:
-        processes.ProcessWorkers(multiprocessing.get_context("fork"), 1, 10**9, words=words)
+        workers.ProcessWorkers(multiprocessing.get_context("fork"), 1, 10**9, words=words)
     assert_own(str(raised.value), words)
 
 

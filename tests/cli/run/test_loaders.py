@@ -50,7 +50,7 @@ SCRIPT = """
             raise ValueError("failed")
         sys.exit(int(sys.argv[1]))
 """
-OURS, STOCK = "['shmloader.workers.process_main']", "['torch.utils.data._utils.worker']"
+OURS, STOCK = "['shmloader.workers.processes.main']", "['torch.utils.data._utils.worker']"
 
 
 def run(folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

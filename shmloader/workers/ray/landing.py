@@ -13,13 +13,13 @@ from shmloader.batches.packing import Packer
 from shmloader.errors import PoolMemoryError, WorkerFault
 from shmloader.slots.arena import Arena
 from shmloader.slots.writer import SlotWriter
+from shmloader.workers import fault_packing, wire
+from shmloader.workers.brief import Brief
+from shmloader.workers.recorder import Record
+from shmloader.workers.threads.parent_queue import ParentQueue
+from shmloader.workers.wire import Token
 
-from . import fault_packing, wire
-from .brief import Brief
-from .parent_queue import ParentQueue
-from .ray_messages import Hello, Reply, machine
-from .recorder import Record
-from .wire import Token
+from .messages import Hello, Reply, machine
 
 
 class Landing:

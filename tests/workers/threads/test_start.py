@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shmloader import ShmDataLoader
-from shmloader.workers import thread_start
+from shmloader.workers.threads import start
 from tests.helpers.datasets import Mapped
 from tests.helpers.signals import SignalAt
 from tests.helpers.support import PATIENCE, descriptors, mappings
@@ -31,7 +31,7 @@ def undisturbed() -> Iterator[None]:
 @pytest.mark.usefixtures("undisturbed")
 def test_nobody_waits_for_a_thread_that_starts() -> None:
     came: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
-    threads = [thread_start.start(lambda: came.put(threading.current_thread()), f"one-{number}") for number in range(3)]
+    threads = [start.start(lambda: came.put(threading.current_thread()), f"one-{number}") for number in range(3)]
     assert [thread.ident for thread in threads] == [None] * 3
     assert {came.get() for _ in threads} == set(threads)
     for thread in threads:
@@ -72,7 +72,7 @@ def test_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.enumerate()
     monkeypatch.setattr(threading, name, refuse)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        thread_start.start(print, "one")
+        start.start(print, "one")
     assert threading.enumerate() == before
 
 
@@ -83,8 +83,8 @@ def test_a_python_that_has_no_such_name(monkeypatch: pytest.MonkeyPatch) -> None
         if name != "_started" or "_started" not in vars(thread):
             object.__setattr__(thread, name, value)
 
-    monkeypatch.setattr(thread_start._Thread, "__setattr__", set_once)
-    thread = thread_start.start(lambda: None, "one")
+    monkeypatch.setattr(start._Thread, "__setattr__", set_once)
+    thread = start.start(lambda: None, "one")
     assert thread.ident is not None
     thread.join()
 

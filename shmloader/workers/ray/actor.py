@@ -1,4 +1,4 @@
-"""A worker that is a Ray actor: what Ray calls in it. The parent's side is `ray_workers`.
+"""A worker that is a Ray actor: what Ray calls in it. The parent's side is `workers`.
 
 Ray runs calls of one concurrency group one after the other, in one thread. There are three of these: batches are made
 in the first; in the second come the calls that have to be answered meanwhile; and in the third there is one call that
@@ -14,9 +14,10 @@ import threading
 import time
 from typing import Any
 
-from . import kernel_state, tracebacks
-from .ray_maker import RemoteMaker
-from .ray_messages import Hello, Look, Orders, Reply, machine
+from shmloader.workers import kernel_state, tracebacks
+
+from .maker import RemoteMaker
+from .messages import Hello, Look, Orders, Reply, machine
 
 CONTROL, STAY = "control", "stay"  # the concurrency groups
 
@@ -38,7 +39,7 @@ class RayWorker:
 
         Args:
             orders: what this worker makes.
-            parcel: of what; see `ray_parcel`.
+            parcel: of what; see `parcel`.
             node: Ray's id of the node; None: Ray is asked.
         """
         if node is None:
@@ -110,7 +111,7 @@ class RayWorker:
 
 
 def _unpacked(parcel: tuple[Any, ...]) -> dict[str, Any]:
-    from . import ray_parcel  # which imports Ray
+    from .parcel import Parcel, unpack  # which imports Ray
 
-    parts: dict[str, Any] = ray_parcel.unpack(ray_parcel.Parcel(*parcel))
+    parts: dict[str, Any] = unpack(Parcel(*parcel))
     return parts

@@ -21,8 +21,8 @@ from typing import Any
 
 from shmloader import process_exit
 
-from .log_records import packed
-from .log_ring import LogRing
+from .records import packed
+from .ring import LogRing
 
 RING_BYTES = 1 << 20  # a multiple of pages; some thousands of records
 _BELL = (1).to_bytes(8, sys.byteorder)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from shmloader.workers import generators, seeding
-from shmloader.workers.sample_seeds import SampleSeeds
+from shmloader.workers.states import generators, seeding
+from shmloader.workers.states.sample_seeds import SampleSeeds
 from tests.helpers.support import random_states
 
 

@@ -15,7 +15,7 @@ from shmloader import process_exit
 from shmloader.errors import same_kind
 from shmloader.process_exit import InChild
 
-from .ray_actor import CONTROL, STAY, RayWorker
+from .actor import CONTROL, STAY, RayWorker
 
 # One processor for each, which Ray holds free; Ray's own default holds none once an actor has begun, so that it would
 # put any number of them on one node. And outside of the placement group that this process may be in, as a worker of

@@ -13,9 +13,8 @@ from enum import Enum
 from typing import Protocol
 
 from shmloader import deadlines
-
-from .interface import SilenceError
-from .wire import Fields, Token
+from shmloader.workers.interface import SilenceError
+from shmloader.workers.wire import Fields, Token
 
 
 class _Sign(Enum):

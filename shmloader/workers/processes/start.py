@@ -18,8 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from shmloader.errors import WorkerDiedError
-
-from .log_handler import LogOutlet
+from shmloader.workers.logs.handler import LogOutlet
 
 # What multiprocessing's pipe takes of a brief; 64 KB are there, and what else it sends needs some.
 _MAX_BRIEF_BYTES = 1 << 15

@@ -22,9 +22,9 @@ from typing import Any
 
 from shmloader.words import Words
 
-from .log_handler import RING_BYTES, LogOutlet, LogSettings
-from .log_records import unpacked
-from .log_ring import LogRing
+from .handler import RING_BYTES, LogOutlet, LogSettings
+from .records import unpacked
+from .ring import LogRing
 
 _logger = logging.getLogger("shmloader")
 _BELL_BYTES = 8

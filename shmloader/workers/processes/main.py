@@ -20,12 +20,14 @@ import torch
 from shmloader import torch_private
 from shmloader.errors import PoolMemoryError
 from shmloader.slots import moved_storages
+from shmloader.workers import tracebacks, worker_loop
+from shmloader.workers.brief import Brief
+from shmloader.workers.logs.handler import LogOutlet
+from shmloader.workers.states import seeding
+from shmloader.workers.wire import Inbox, Link
 
-from . import parent_watch, seeding, tracebacks, worker_loop
-from .brief import Brief
+from . import parent_watch
 from .cpu_policy import PolicyTrial
-from .log_handler import LogOutlet
-from .wire import Inbox, Link
 
 
 def run(orders: tuple[Brief, Link], logs: LogOutlet | None = None) -> None:
@@ -87,7 +89,7 @@ def _prepare_process() -> None:
     # hear of it from here, through a descriptor that it has Python write the signals to.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, lambda signum, frame: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since before the fork, see `process_start`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked since before the fork, see `start`
     torch_private.set_signal_handlers()
     torch_private.set_thread_name("pt_data_worker")
     torch.set_num_threads(1)

@@ -27,17 +27,17 @@ from shmloader import callers, interrupts, process_exit
 from shmloader.errors import ClusterBusyWarning
 from shmloader.slots.writer import Hold
 from shmloader.words import Words
+from shmloader.workers.brief import Brief
+from shmloader.workers.recorder import Record
+from shmloader.workers.threads.parent_queue import ParentQueue
+from shmloader.workers.wire import Fields, Token
 
-from . import ray_cluster
-from .brief import Brief
-from .parent_queue import ParentQueue
-from .ray_courier import Courier
-from .ray_landing import Landing
-from .ray_messages import Look, Orders, fields_of, machine
-from .ray_proxy import SHUT_DOWN, Proxy, look_at
-from .ray_store import SentParts
-from .recorder import Record
-from .wire import Fields, Token
+from . import cluster
+from .courier import Courier
+from .landing import Landing
+from .messages import Look, Orders, fields_of, machine
+from .proxy import SHUT_DOWN, Proxy, look_at
+from .store import SentParts
 
 # Actors begin in some seconds, most of which importing torch takes, and many on one node one after the other. If none
 # has begun for so long while a loop waits, it is looked whether there is room for another.
@@ -88,10 +88,10 @@ class RayWorkers:
             RuntimeError: the cluster has no room for so many.
             Exception: the dataset, or what else goes to the workers, cannot be pickled; or Ray refuses an option.
         """
-        ray_cluster.connect()
-        self._session = ray_cluster.session()
-        self._class = ray_cluster.actor_class(self._options)
-        ray_cluster.check_room(self._options, self.num_workers)
+        cluster.connect()
+        self._session = cluster.session()
+        self._class = cluster.actor_class(self._options)
+        cluster.check_room(self._options, self.num_workers)
         self._words = briefs[0].source.words
         maker, parcel = self._maker(), self._send(briefs[0])
         self._began = time.monotonic()
@@ -109,7 +109,7 @@ class RayWorkers:
             self._actors[brief.worker] = self._start_one(maker, brief, parcel)
 
     def _maker(self) -> Any:
-        return ray_cluster.avoiding(self._class, self._options, ray_cluster.silent_nodes())
+        return cluster.avoiding(self._class, self._options, cluster.silent_nodes())
 
     def _send(self, brief: Brief) -> Any:
         *_, parts = fields_of(brief)
@@ -155,7 +155,7 @@ class RayWorkers:
 
     def _look_around(self) -> None:
         """Looks for what nothing tells of: that Ray was shut down, or that it has no room for a worker."""
-        if ray_cluster.session() != self._session:
+        if cluster.session() != self._session:
             self._courier.lose_all(SHUT_DOWN)
             return
         waiting = sum(actor.hello is None and not actor.has_ended for actor in self._actors)
@@ -165,7 +165,7 @@ class RayWorkers:
             self._warn_if_busy(waiting)
 
     def _warn_if_busy(self, waiting: int) -> None:
-        lacking = ray_cluster.lacking(self._options)
+        lacking = cluster.lacking(self._options)
         if lacking:
             self._has_warned = True
             text = (
@@ -209,7 +209,7 @@ class RayWorkers:
 
     def _look(self, worker: int) -> Look | None:
         # All are asked at once, since one that does not answer takes a second.
-        if time.monotonic() - self._looked > 2 * _LOOK_SECONDS and ray_cluster.session() == self._session:
+        if time.monotonic() - self._looked > 2 * _LOOK_SECONDS and cluster.session() == self._session:
             self._looks = look_at(self._actors)
             self._looked = time.monotonic()
         return self._looks[worker] if worker < len(self._looks) else None

@@ -30,14 +30,16 @@ from shmloader.collate import default
 from shmloader.errors import StuckWorkerWarning, same_kind
 from shmloader.slots.writer import Hold
 from shmloader.words import Words
+from shmloader.workers import kernel_state, tracebacks, worker_loop
+from shmloader.workers.brief import BatchSource, Brief
+from shmloader.workers.interface import SilenceError
+from shmloader.workers.wire import Fields, Inbox, Token
+from shmloader.workers.worker_loop import WorkerLoop
 
-from . import crews, kernel_state, thread_start, torch_modes, tracebacks, worker_loop
-from .brief import BatchSource, Brief
-from .interface import SilenceError
+from . import crews, torch_modes
 from .parent_queue import ParentQueue
+from .start import start
 from .torch_modes import TorchModes
-from .wire import Fields, Inbox, Token
-from .worker_loop import WorkerLoop
 
 
 class _Worker:
@@ -136,7 +138,7 @@ class ThreadWorkers:
 
         # As in a forked worker: what the thread that iterates has set for itself, numpy's errstate say.
         in_context = functools.partial(contextvars.copy_context().run, run)
-        worker.thread = thread_start.start(in_context, f"shmloader-worker-{number}")
+        worker.thread = start(in_context, f"shmloader-worker-{number}")
         return worker
 
     def _note_end(self, worker: _Worker) -> None:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from shmloader.collate.seeded import Positions
 from shmloader.slots.shared_state import BEGIN_NOTE_BYTES, SharedState
 from shmloader.torch_private import end_fetcher, stream_of
+from shmloader.workers.brief import Brief, Resume, Snapshots
 
 from . import generators
-from .brief import Brief, Resume, Snapshots
 
 # What a dataset's state may take that is told at the beginning of a pass: beside generators, and what pickling adds.
 MOST_AT_BEGIN = BEGIN_NOTE_BYTES - (1 << 15)

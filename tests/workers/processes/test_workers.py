@@ -7,7 +7,7 @@ import select
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from shmloader.workers.processes import ProcessWorkers, _Member, default_context
+from shmloader.workers.processes.workers import ProcessWorkers, _Member, default_context
 from shmloader.workers.wire import BATCH, Token, pipe
 
 

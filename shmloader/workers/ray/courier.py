@@ -14,13 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from shmloader import deadlines
+from shmloader.workers.threads.parent_queue import ParentQueue
+from shmloader.workers.threads.start import start
+from shmloader.workers.wire import Token
 
-from . import ray_cluster, thread_start
-from .parent_queue import ParentQueue
-from .ray_landing import Landing
-from .ray_messages import Orders
-from .ray_proxy import Events, Proxy
-from .wire import Token
+from . import cluster
+from .landing import Landing
+from .messages import Orders
+from .proxy import Events, Proxy
 
 # What actors that were killed may take to be gone. Nothing depends on that but how soon what they took is free, and it
 # takes Ray some milliseconds.
@@ -53,8 +54,8 @@ class Courier:
 
     def start(self) -> None:
         """Starts the thread, when there is a connection to Ray."""
-        self._session = ray_cluster.session()
-        self._thread = thread_start.start(self._run, "shmloader-ray")
+        self._session = cluster.session()
+        self._thread = start(self._run, "shmloader-ray")
 
     def adopt(self, number: int, handle: Any, landing: Landing, orders: Orders, parcel: Any) -> Proxy:
         """Has an actor begin, perhaps in the place of one that has died. Does not block."""
@@ -166,5 +167,5 @@ class Courier:
         deadline = deadlines.after(seconds)
         self._grace = seconds
         with contextlib.suppress(queue.Empty):
-            while not is_over() and self._grace and ray_cluster.session() == self._session:
+            while not is_over() and self._grace and cluster.session() == self._session:
                 self._step(deadline)

@@ -18,12 +18,13 @@ from shmloader.batches.tensors import Block
 from shmloader.slots import moved_storages
 from shmloader.slots.arena import Arena
 from shmloader.slots.shared_state import SharedState
+from shmloader.workers import wire, worker_loop
+from shmloader.workers.brief import BatchSource, Brief
+from shmloader.workers.recorder import Record
+from shmloader.workers.states import seeding
+from shmloader.workers.wire import Fields, Inbox, Token
 
-from . import seeding, wire, worker_loop
-from .brief import BatchSource, Brief
-from .ray_messages import Orders, Reply, machine
-from .recorder import Record
-from .wire import Fields, Inbox, Token
+from .messages import Orders, Reply, machine
 
 _SLOTS = 2  # one to write to, and one that user code may hold; see `SlotWriter.stop_lending`
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shmloader.batches.tensors import Block
-
-from .brief import BatchSource, Brief, Resume
-from .recorder import Extract
+from shmloader.workers.brief import BatchSource, Brief, Resume
+from shmloader.workers.recorder import Extract
 
 _USERS = ("dataset", "collate_fn", "init_fn", "sample_spec")  # what of a source is in the parcel
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from shmloader.workers import generators
-from shmloader.workers.generators import Watch
+from shmloader.workers.states import generators
+from shmloader.workers.states.generators import Watch
 
 DRAWS: list[Callable[[], Any]] = [
     lambda: torch.rand(1),

@@ -26,7 +26,7 @@ class SentParts:
         return SentParts, ()
 
     def send(self, parts: dict[str, Any], session: object) -> Any:
-        """Returns the reference of an object of Ray's that `ray_parcel.unpack` makes the parts of.
+        """Returns the reference of an object of Ray's that `parcel.unpack` makes the parts of.
 
         Blocks while they are pickled, and copied to the store.
 
@@ -39,10 +39,10 @@ class SentParts:
         """
         import ray  # not before it is used
 
-        from . import ray_parcel
+        from .parcel import pack
 
         try:
-            parcel = ray_parcel.pack(parts)
+            parcel = pack(parts)
         except Exception as error:
             raise same_kind(error, _unpicklable(parts, error)) from error
         if session != self._session or not self._has(parcel):
@@ -53,19 +53,19 @@ class SentParts:
     def _has(self, parcel: Any) -> bool:
         import ray
 
-        from . import ray_parcel
+        from .parcel import Parcel, are_equal
 
         with contextlib.suppress(ray.exceptions.RayError):  # it is lost, with the node that had it
-            return ray_parcel.are_equal(parcel, ray_parcel.Parcel(*ray.get(self._ref)))
+            return are_equal(parcel, Parcel(*ray.get(self._ref)))
         return False
 
 
 def _unpicklable(parts: dict[str, Any], error: Exception) -> str:
-    from . import ray_parcel
+    from .parcel import pack
 
     def fails(part: Any) -> bool:
         try:
-            ray_parcel.pack(part)
+            pack(part)
         except Exception:
             return True
         return False

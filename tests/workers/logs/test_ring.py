@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from shmloader.workers.log_records import MAX_RECORD_BYTES, packed, unpacked
-from shmloader.workers.log_ring import LogRing
+from shmloader.workers.logs.records import MAX_RECORD_BYTES, packed, unpacked
+from shmloader.workers.logs.ring import LogRing
 
 HEAD = 8
 HEADER = 192

@@ -21,13 +21,14 @@ from typing import Any
 import ray
 
 from shmloader import deadlines
+from shmloader.workers import wire
+from shmloader.workers.threads.parent_queue import ParentQueue
+from shmloader.workers.wire import Token
 
-from . import ray_cluster, wire
-from .parent_queue import ParentQueue
-from .ray_actor import CONTROL, STAY
-from .ray_landing import Landing
-from .ray_messages import Hello, Look, Orders, Reply
-from .wire import Token
+from . import cluster
+from .actor import CONTROL, STAY
+from .landing import Landing
+from .messages import Hello, Look, Orders, Reply
 
 _IN_SLOTS = (wire.BATCH, wire.FAULT)
 _LOOK_SECONDS = 1.0
@@ -119,7 +120,7 @@ class Proxy:
         self._landing = landing
         self._events = events
         self._up = up
-        self._session = ray_cluster.session()
+        self._session = cluster.session()
         self._calls: deque[_Call] = deque()
 
     @property
@@ -255,7 +256,7 @@ class Proxy:
         """Does something that calls the actor, if it is there still."""
         if self.has_ended:
             return
-        if ray_cluster.session() != self._session:  # a call would connect to Ray anew
+        if cluster.session() != self._session:  # a call would connect to Ray anew
             self.end(SHUT_DOWN)
             return
         try:
@@ -264,8 +265,8 @@ class Proxy:
             self._lose(error)
 
     def _lose(self, error: BaseException) -> None:
-        is_here = ray_cluster.session() == self._session
-        self.end(ray_cluster.death(error) if is_here else SHUT_DOWN)
+        is_here = cluster.session() == self._session
+        self.end(cluster.death(error) if is_here else SHUT_DOWN)
 
     def _gone(self, result: Any) -> None:
         """Notes that the actor's process has ended."""
@@ -279,7 +280,7 @@ class Proxy:
         self.has_ended = True
         self.ending = why
         self._calls.clear()
-        if not self.is_gone and ray_cluster.session() == self._session:
+        if not self.is_gone and cluster.session() == self._session:
             with contextlib.suppress(Exception):  # Ray has ended meanwhile
                 ray.kill(self._handle, no_restart=True)
         self._up.end(self)

@@ -26,13 +26,15 @@ from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
 from shmloader.slots.writer import Hold
 from shmloader.words import LOADER, Words
+from shmloader.workers import kernel_state
+from shmloader.workers.brief import Brief
+from shmloader.workers.interface import SilenceError
+from shmloader.workers.logs.forwarded import ForwardedLogs
+from shmloader.workers.tracebacks import TracebackPipe
+from shmloader.workers.wire import Fields, Link, Outbox, PipeEnd, Token, pipe
 
-from . import kernel_state, parent_watch, process_ends, process_main, process_start
-from .brief import Brief
-from .forwarded_logs import ForwardedLogs
-from .interface import SilenceError
-from .tracebacks import TracebackPipe
-from .wire import Fields, Link, Outbox, PipeEnd, Token, pipe
+from . import ends, main, parent_watch
+from .start import Parcel, start, start_elsewhere
 
 _TERM_SECONDS = 1.0
 
@@ -203,13 +205,13 @@ class ProcessWorkers:
         logs = None if self._logs is None else self._logs.outlet(brief.worker, self.is_forked)
         try:
             if self.is_forked:
-                process = self._context.Process(target=process_main.run, args=((brief, link), logs), daemon=True)
-                pidfd = process_start.start(process)
+                process = self._context.Process(target=main.run, args=((brief, link), logs), daemon=True)
+                pidfd = start(process)
             else:
-                with contextlib.closing(process_start.Parcel((brief, link), logs)) as parcel:
-                    process = self._context.Process(target=process_main.run, args=(parcel,), daemon=True)
+                with contextlib.closing(Parcel((brief, link), logs)) as parcel:
+                    process = self._context.Process(target=main.run, args=(parcel,), daemon=True)
                     name = f"{self._words.owner} worker {brief.worker} of {self.num_workers}"
-                    pidfd = process_start.start_elsewhere(process, self.method, parcel, name)
+                    pidfd = start_elsewhere(process, self.method, parcel, name)
             member = _Member(process, pidfd, down, inbox)
         except BaseException:
             down.close()
@@ -331,7 +333,7 @@ class ProcessWorkers:
         """Says how a worker has ended. Blocks until its exit code is known, for a second at most."""
         process = self._members[worker].process
         process.join(_TERM_SECONDS)
-        return process_ends.ending(self._words, process.pid, process.exitcode, self._oom_kills_before)
+        return ends.ending(self._words, process.pid, process.exitcode, self._oom_kills_before)
 
     def state(self, worker: int) -> str:
         """Says what the kernel knows of a worker: whether it runs, waits, or is stopped."""
