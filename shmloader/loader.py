@@ -30,13 +30,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import callers, interrupts, rebuilding, requirements, torch_private, words
 from .arguments import checked_count, checked_flag, checked_name, checked_optional_count, checked_seeding, plain_count
 from .batches import spec
 from .batches.alignment import ALIGNMENT
-from .data.permutation import PermutationSampler
 from .device import cuda
 from .device.pinned import PinnedMemory
 from .device.transfer import DeviceIterator
@@ -46,14 +45,15 @@ from .observe.statistics import LoaderStatistics
 from .observe.verdict import Setting
 from .passes.epoch_stream import EpochIterator, SourceStream
 from .passes.epochs import Epochs
+from .passes.fitting import check_fits, fits_of, samplers_of
 from .passes.in_process import SeededInProcessIterator, TrackedInProcessIterator
 from .passes.iterator import ShmIterator
 from .passes.lifetime import Lifetime
-from .passes.state import State, check_loader, from_dict, to_dict
+from .passes.state import State, from_dict, to_dict
 from .passes.tracking import Tracking, is_stream, set_permutation, state_before
 from .slots.pool import SharedMemory
 from .slots.pool_cache import PoolSettings
-from .torch_private import BaseIterator, index_sampler_of
+from .torch_private import BaseIterator
 from .words import Words
 from .workers import kinds
 from .workers.interface import Workers
@@ -341,7 +341,7 @@ class ShmDataLoader(DataLoader[T_co]):
 
     def _start_over(self) -> BaseIterator:
         """Begins the next pass over all that there is, where whoever calls ``set_epoch`` for ordinary ones cannot."""
-        epochs = [(one, getattr(one, "epoch", None)) for one in _samplers_of(self)]
+        epochs = [(one, getattr(one, "epoch", None)) for one in samplers_of(self)]
         for one, epoch in epochs:  # read before any is set: one may hand on to another, and would be counted twice
             if callable(getattr(one, "set_epoch", None)) and isinstance(epoch, int):
                 one.set_epoch(epoch + 1)
@@ -612,10 +612,10 @@ class ShmDataLoader(DataLoader[T_co]):
         if self._to_resume is not None:
             state = self._to_resume
         elif self._tracking is not None:
-            state = self._tracking.state(self._fits())
+            state = self._tracking.state(fits_of(self))
             state.given = None if self._stream is None else self._stream.last.given
         else:
-            state = state_before(self, self._fits(), self._lifetime.epochs)
+            state = state_before(self, fits_of(self), self._lifetime.epochs)
         return to_dict(state)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -653,14 +653,7 @@ class ShmDataLoader(DataLoader[T_co]):
         state = None
         if not isinstance(state_dict, Mapping) or state_dict:
             state = from_dict(state_dict)
-            fits = self._fits()
-            if _is_permuted(self):
-                if _global_batch_size(fits) == _global_batch_size(state.loader):
-                    del fits["batch_size"]
-                del fits["number of ranks"]
-            if state.phase != "within" or not is_stream(self):
-                del fits["num_workers"]
-            check_loader(state, fits)
+            check_fits(self, state)
             if state.sampler is not None:
                 set_permutation(self, state.sampler, is_begun=state.phase == "within")
             self._lifetime.epochs = Epochs(state.epoch, state.sample_seed)
@@ -670,22 +663,6 @@ class ShmDataLoader(DataLoader[T_co]):
         if torch_private.difference():
             return True
         return self.num_workers > 0 and bool(requirements.lack(self.worker_type))
-
-    def _fits(self) -> dict[str, Any]:
-        """Returns what a loader has to be that takes up a state, by name."""
-        return {
-            "kind of dataset": "iterable" if is_stream(self) else "map-style",
-            "number of samples": None if is_stream(self) else _length_of(self.dataset),
-            "batch_size": _size_of(self),
-            "number of ranks": _ranks_of(self),
-            "drop_last": self.drop_last,
-            "sampler": " of ".join(
-                type(one).__qualname__ for one in (self.batch_sampler, self.sampler) if one is not None
-            ),
-            "seeding": self.seeding,
-            "epoch_size": self.epoch_size,
-            "num_workers": self.num_workers,
-        }
 
     def __getstate__(self) -> dict[str, Any]:
         # Processes and shared memory stay where they are; a copy makes its own.
@@ -702,31 +679,6 @@ def _own_names() -> tuple[str, ...]:
 setattr(ShmDataLoader, rebuilding.LIGHTNINGS_RECORD, rebuilding.Record(_own_names()))  # a class would mangle the name
 
 
-def _samplers_of(loader: DataLoader[Any]) -> list[Any]:
-    """Returns what decides which samples a loader has, outermost first."""
-    batch_sampler = loader.batch_sampler
-    found = batch_sampler, getattr(batch_sampler, "sampler", None), loader.sampler
-    return list({id(one): one for one in found if one is not None}.values())
-
-
-def _is_permuted(loader: DataLoader[Any]) -> bool:
-    """Whether a loader's samples come from a `PermutationSampler`, made into batches by torch's class or not at all."""
-    reader = index_sampler_of(loader)
-    return type(reader.sampler if type(reader) is BatchSampler else reader) is PermutationSampler
-
-
-def _ranks_of(loader: DataLoader[Any]) -> int | None:
-    """Returns how many ranks share a loader's samples, as far as its samplers say so."""
-    found = (getattr(one, "num_replicas", None) for one in _samplers_of(loader))
-    return next((ranks for ranks in found if type(ranks) is int), None)
-
-
-def _size_of(loader: DataLoader[Any]) -> int | None:
-    """Returns how many samples a batch has; None where a batch sampler's ``batch_size`` is something else."""
-    size = plain_count(loader.batch_size or getattr(loader.batch_sampler, "batch_size", None))
-    return size if type(size) is int else None
-
-
 def state_to_take_up(loader: ShmDataLoader[Any]) -> State | None:
     """Returns the state that a loader's next pass goes on from, or None."""
     return loader._to_resume
@@ -735,19 +687,6 @@ def state_to_take_up(loader: ShmDataLoader[Any]) -> State | None:
 def loads_as_stock(loader: ShmDataLoader[Any]) -> bool:
     """Whether a loader loads as torch's own does, for want of what ours is made of."""
     return loader._is_stocks()
-
-
-def _global_batch_size(fits: Mapping[str, Any]) -> int | object:
-    """Returns how many samples a batch of each rank are together; what equals nothing if it cannot be told."""
-    ranks, size = fits.get("number of ranks"), fits.get("batch_size")
-    return ranks * size if isinstance(ranks, int) and isinstance(size, int) else object()
-
-
-def _length_of(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except Exception:  # it may have none, if the sampler is the user's
-        return None
 
 
 def _cuda_device(device: Any) -> torch.device | None:

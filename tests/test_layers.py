@@ -52,7 +52,7 @@ WINGS = {
         "table figures counts",
     ],
     "passes": [
-        "iterator in_process delivery",
+        "iterator in_process delivery fitting",
         "dispatcher tracking lifetime take_meter",
         "diagnosis growth_requests sampling state meter",
         "schedule restarts worker_progress lines progress epochs gates epoch_stream steps watching",
