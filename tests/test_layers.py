@@ -54,7 +54,7 @@ WINGS = {
     "passes": [
         "iterator in_process delivery fitting",
         "dispatcher tracking lifetime take_meter",
-        "diagnosis growth_requests sampling state meter",
+        "diagnosis growth_requests sampling state meter briefing",
         "schedule restarts worker_progress lines progress epochs gates epoch_stream steps watching",
     ],
     "workers": [

@@ -19,12 +19,13 @@ from shmloader.errors import PoolMemoryError, WorkerDiedError, WorkerRestartWarn
 from shmloader.slots.pool import NO_SLOT, Pool
 from shmloader.slots.results import Made, Result, Retained, Unsent
 from shmloader.workers import interface, jobs, wire
-from shmloader.workers.brief import BatchSource, Brief, Resume, Snapshots, Source, Takeover
+from shmloader.workers.brief import Snapshots, Source
 from shmloader.workers.interface import SilenceError, Workers
 from shmloader.workers.recorder import Record
 from shmloader.workers.wire import Token
 
 from . import diagnosis
+from .briefing import Briefing
 from .growth_requests import GrowthRequests, Reply
 from .restarts import RestartCount, RestartPolicy
 from .schedule import Schedule, Task
@@ -100,9 +101,8 @@ class Dispatcher:
         self.notes: dict[int, bytes] = {}
         self.begins: dict[int, bytes | None] = {}
         self.ends: dict[int, bytes] = {}
-        self._snapshots = snapshots
-        self._source: Source = source
-        self._source_before = source
+        self._takes_notes = snapshots is not None
+        self._words = source.words
         self._options = options
         self._pool = pool
         self._shared_state = pool.arena.shared_state
@@ -111,6 +111,8 @@ class Dispatcher:
         self._restarts = RestartPolicy(options.worker_restarts, restart_count)
         self._requests = GrowthRequests(pool)
         self._progress = WorkerProgress(options.num_workers, source.is_stream)
+        may_replace = options.worker_restarts > 0
+        self._briefing = Briefing(source, options.num_workers, may_replace, pool, self._progress, snapshots)
         self._last_job = b""
         self._is_shut = False
         self._calls = [0] * options.num_workers
@@ -152,9 +154,10 @@ class Dispatcher:
             Record(self._shared_state.record(number)).forget()
         (self._shared_state.shut_gate if self._is_shut else self._shared_state.open_gate)()
         try:
-            self._workers.start([self._brief(number) for number in range(self._options.num_workers)])
+            self._workers.start([self._briefing.first(number) for number in range(self._options.num_workers)])
         except Exception as error:
-            raise (diagnosis.failed_start(error, self._workers, self._source.parts) or error) from error.__cause__
+            parts = self._briefing.source.parts
+            raise (diagnosis.failed_start(error, self._workers, parts) or error) from error.__cause__
 
     def resume(self, shared_seed: int | None, epoch: int, timeout: float) -> None:
         """Begins another pass with the same workers.
@@ -171,9 +174,7 @@ class Dispatcher:
         """
         if self.watcher is not None:
             self.watcher.note("a pass begins")
-        self._source_before = self._source
-        assert isinstance(self._source, BatchSource)
-        self._source = dataclasses.replace(self._source, shared_seed=shared_seed, epoch=epoch)
+        self._briefing.begin_pass(shared_seed, epoch)
         self._shared_state.shared_seed = shared_seed or 0
         self._shared_state.epoch = epoch
         self._drop_batches()
@@ -378,7 +379,7 @@ class Dispatcher:
             else:
                 tokens, dead = self._watched_wait(self.watcher, timeout or None)
         except SilenceError:
-            text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state, self._source.words)
+            text = diagnosis.timeout(timeout, self._workers, self._schedule, self._shared_state, self._words)
             raise WorkerTimeoutError(text) from None
         return self.act_on(tokens, dead)
 
@@ -445,7 +446,7 @@ class Dispatcher:
         elif token.is_held:
             result = Retained(made, token.worker)
         if is_current:
-            if self._snapshots is not None and self._note_lengths[token.slot]:
+            if self._takes_notes and self._note_lengths[token.slot]:
                 self.notes[token.seq] = self._shared_state.note_of(token.slot)
             self._schedule.arrive(token.seq, result)
         else:
@@ -454,7 +455,7 @@ class Dispatcher:
 
     def _resumed(self, number: int) -> None:
         self._progress.resume(number)
-        if self._snapshots is not None:
+        if self._takes_notes:
             self.begins[number] = self._shared_state.noted_at_begin(number)
         self._shared_state.idle(number)  # what it began last was another pass's
 
@@ -467,7 +468,7 @@ class Dispatcher:
         self._say("has no more data", token.worker)
         self._progress.end(token.worker)
         is_current = token.generation == self._progress.generation
-        if is_current and self._snapshots is not None and self._note_lengths[token.slot]:
+        if is_current and self._takes_notes and self._note_lengths[token.slot]:
             self.ends[token.worker] = self._shared_state.note_of(token.slot)
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_held:
@@ -493,27 +494,13 @@ class Dispatcher:
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def _brief(self, number: int) -> Brief:
-        return Brief(
-            worker=number,
-            num_workers=self._options.num_workers,
-            source=self._source,
-            arena=self._pool.arena,
-            cap_text=self._pool.cap_text,
-            slots_to_map=self._pool.populated_slots,
-            bytes_to_map=self._pool.populated_bytes,
-            saves_rng_state=self._options.worker_restarts > 0,
-            generation=self._progress.generation,
-            snapshots=self._snapshots,
-        )
-
     def _bury(self, number: int) -> None:
         """Replaces a worker that has ended, if it may."""
-        text = diagnosis.death(number, self._workers, self._schedule, self._shared_state, self._source.words)
+        text = diagnosis.death(number, self._workers, self._schedule, self._shared_state, self._words)
         at = diagnosis.current(number, self._schedule, self._shared_state)
         self._say("died", number, None if at is None else at[0].seq)
-        batch = at[0].seq if at is not None and self._source.repeats_jobs else None
-        refusal = self._restarts.refusal(batch, self._progress.generation_of(number), self._source.words.made)
+        batch = at[0].seq if at is not None and self._briefing.source.repeats_jobs else None
+        refusal = self._restarts.refusal(batch, self._progress.generation_of(number), self._words.made)
         if refusal is not None:
             raise WorkerDiedError(text + refusal)
         try:
@@ -540,28 +527,14 @@ class Dispatcher:
         self._shared_state.note_at_begin(number, None)
         if self._progress.may_skip_to_the_pass(number, bool(owed)):
             self._resumed(number)
-        # Where the pass before is still to be finished, that comes first, and then this one as for all others.
-        generation = self._progress.generation_of(number)
-        is_behind = generation < self._progress.generation
-        source = self._source_before if is_behind else self._source
-        takeover = Takeover(*self._progress.takeover(number), self._last_job)
-        source = source.for_successor(takeover.tag, self._options.num_workers)
-        snapshots = self._snapshots
-        if snapshots is not None and generation > 0:  # another pass than that which was resumed
-            # But where the worker has made nothing since, its random generators are still where they were resumed.
-            is_stream = self._source.is_stream
-            resumes = () if is_stream else tuple(Resume(one.generators or one.at_begin) for one in snapshots.resumes)
-            snapshots = dataclasses.replace(snapshots, resumes=resumes)
-        brief = dataclasses.replace(
-            self._brief(number), source=source, generation=generation, takeover=takeover, snapshots=snapshots
-        )
+        brief = self._briefing.successor(number, self._last_job)
         self._calls[number] = 0
         self._shared_state.forget_calls(number)
         self._workers.replace(brief)
         self._say("was replaced", number)
         for task in owed:
-            self._send_again(task, generation)
-        if is_behind:
+            self._send_again(task, brief.generation)
+        if brief.generation < self._progress.generation:  # it has the pass before to finish
             self._tell(number, wire.RESUME)
 
     def _send_again(self, task: Task[Result], generation: int) -> None:
