@@ -29,6 +29,8 @@ if sys.version_info >= (3, 14):
 # Stock starts feeder threads and torch a pool of them; one thread each keeps the tests comparable and quick.
 torch.set_num_threads(1)
 
+_LEFT_OUT = pytest.StashKey[int]()
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _spare_what_stays_from_being_searched() -> None:
@@ -106,8 +108,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if seen[name] % sampled.args[0]:
                 item.add_marker(pytest.mark.slow)
             seen[name] += 1
+    config.stash[_LEFT_OUT] = 0
     if config.getoption("-m"):
         return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+    # Not as skipped or deselected tests, which pytest keeps to the end: each fork copies the page tables of all memory.
+    chosen = [item for item in items if not item.get_closest_marker("slow")]
+    config.stash[_LEFT_OUT] = len(items) - len(chosen)
+    items[:] = chosen
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    return f"{config.stash.get(_LEFT_OUT, 0)} slow tests are left out; -m slow runs them, -m '' all"
