@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -89,12 +90,32 @@ def own_arguments(loader: Any) -> dict[str, Any]:
 WHERE_IT_HANGS = "import faulthandler\nfaulthandler.dump_traceback_later({})\n"
 
 
-def run_ranks(code: str, folder: Path, ranks: int, patience: float = PATIENCE) -> list[Any]:
-    """Runs a script, with torchrun if more than one rank is wanted, and returns what each rank told."""
+TORCHRUN = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"
+
+
+def run_ranks(
+    code: str,
+    folder: Path,
+    ranks: int,
+    patience: float = PATIENCE,
+    launcher: Sequence[str] | None = None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> list[Any]:
+    """Runs a script, and returns what each rank told.
+
+    Args:
+        code: the script's; its first argument is the folder.
+        folder: where it is written, and tells.
+        ranks: how many of them tell something.
+        patience: seconds, after which it is ended.
+        launcher: Python's arguments before the script; None: torchrun's if there is more than one rank.
+        variables: of the environment, beside those of this process.
+    """
     script = folder / "script.py"
     script.write_text(WHERE_IT_HANGS.format(0.8 * patience) + textwrap.dedent(code))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    if launcher is None:
+        launcher = [*TORCHRUN, str(ranks)] if ranks > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **variables}
     with subprocess.Popen(
         [sys.executable, *launcher, script, folder],
         stdout=subprocess.PIPE,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -273,23 +271,3 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
-
-
-@pytest.mark.slow
-def test_accelerates_launcher_runs_it(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    run = "accelerated.differences(('shuffled', 'dispatched'))"
-    script.write_text(textwrap.dedent(SCRIPT.replace("RUN", run)))
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([*launch, script, tmp_path], check=True, timeout=PATIENCE, env=environment)
-    assert json.loads((tmp_path / "0.json").read_text()) == []

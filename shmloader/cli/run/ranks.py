@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Of torchrun and what follows it, Open MPI, MPICH, and Slurm: the rank, and how many there are.
+# Of torchrun and what follows it, Open MPI, MPICH and Intel MPI, MVAPICH, and Slurm: the rank, and how many there are.
 _NAMES = (
     ("RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_NTASKS"),
 )
 

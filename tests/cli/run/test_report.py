@@ -263,12 +263,13 @@ def test_one_trace_of_several_loaders(tmp_path: Path) -> None:
         ({"RANK": "3", "WORLD_SIZE": "8"}, 3),
         ({"RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 1),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, 1),
         ({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}, 2),
         ({"RANK": "first", "WORLD_SIZE": "2"}, None),
     ],
 )
 def test_the_rank(environment: dict[str, str], number: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
