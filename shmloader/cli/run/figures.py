@@ -13,6 +13,8 @@ from shmloader.passes.lifetime import Lifetime
 from shmloader.passes.meter import Meters
 from shmloader.patching.record import Entry
 
+_SOMETHING = object()  # in the place of samplers and functions: a verdict asks whether there is one
+
 
 def keep(entry: Entry, loader: Any, ours: Any) -> None:
     """Keeps the figures of a loader that begins a pass; a listener of `record`."""
@@ -39,8 +41,9 @@ class Figures:
         return self._loader() is loader
 
     def look(self, loader: ShmDataLoader[Any]) -> None:
-        """Keeps what a verdict goes by: of the loader's arguments, numbers and words only."""
-        self._facts = {name: one for name, one in vars(loader).items() if one is None or isinstance(one, (int, str))}
+        """Keeps what a verdict goes by: of the loader's arguments numbers and words, and which others there are."""
+        plain = type(None), int, float, str
+        self._facts = {name: one if isinstance(one, plain) else _SOMETHING for name, one in vars(loader).items()}
 
     def statistics(self) -> LoaderStatistics:
         """Returns them as they are now; of a loader that is gone without its pool."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 import shmloader
 from shmloader import ShmDataLoader, torch_private
@@ -40,13 +40,15 @@ def told(number: int | None = None) -> str:
 
 
 def make(**arguments: Any) -> Any:
-    return DataLoader(Images(12), batch_size=4, **{"num_workers": 1, **arguments})
+    return DataLoader(Images(12), **{"batch_size": 4, "num_workers": 1, **arguments})
 
 
-def test_figures_outlive_a_loader_and_hold_nothing_of_it() -> None:
+@pytest.mark.parametrize("is_batched", [False, True])
+def test_figures_outlive_a_loader_and_hold_nothing_of_it(is_batched: bool) -> None:
     record.listeners = (figures.keep,)
     with shmloader.patch():
-        loader = make()
+        batches = BatchSampler(range(12), 4, drop_last=False)
+        loader = make(batch_size=1, batch_sampler=batches) if is_batched else make()
         for _ in range(2):
             list(loader)
         there, dataset = weakref.ref(loader), weakref.ref(loader.dataset)
