@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import multiprocessing
@@ -138,9 +139,27 @@ def tell(result: Any) -> None:
     Path(sys.argv[1], f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(result))
 
 
-def needs(module: str) -> pytest.MarkDecorator:
+def needs(module: str, what: str = "of the extra named frameworks") -> pytest.MarkDecorator:
     """Skips a test whose framework, which only its scripts import, is not installed."""
-    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {module}, of the extra named frameworks")
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"needs {module}, {what}")
+
+
+def imports(module: str, variables: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Skips the test that is running if a module cannot be imported, whatever the reason: it may not fit to torch.
+
+    Args:
+        module: its name.
+        variables: of the environment, beside those of this process.
+    """
+    command, environment = [sys.executable, "-c", f"import {module}"], {**os.environ, **variables}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
+    if ended.returncode:
+        pytest.skip(f"{module} cannot be imported: {ended.stderr.strip().splitlines()[-1:]}")
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Called in a script: returns what differs where a tensor's bytes do."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 def by_either(library: str, code: str) -> str:
