@@ -15,10 +15,12 @@ All offsets are relative to the slot, so a packed batch can be read from a copy 
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
 import pickle
 import struct
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from multiprocessing.reduction import ForkingPickler
@@ -241,7 +243,8 @@ class _Pickler(pickle.Pickler):
         registered: Mapping[type, Callable[[Any], Any]],
         reduce_tensor: Callable[[torch.Tensor], Any] | None,
     ) -> None:
-        super().__init__(file, 5, buffer_callback=self._take_buffer)
+        # No method of its own, with which it would stay for the garbage collector, and all that was pickled last.
+        super().__init__(file, 5, buffer_callback=functools.partial(_take_buffer, weakref.ref(self)))
         self._registered = registered
         self._ask_first = reduce_tensor
         self.dispatch_table = {}  # `reducer_override` reads the tables as they are at that time
@@ -269,7 +272,7 @@ class _Pickler(pickle.Pickler):
         self.tensors.clear()
         self.buffers.clear()
 
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Puts a buffer into the slot, or returns True: one that is to arrive read-only goes by value."""
         raw = buffer.raw()
         if raw.readonly and _ARRAYS_STAY:
@@ -359,6 +362,12 @@ class _Pickler(pickle.Pickler):
             self.tensors.append((there.clone() if self._runs_code else there, offset))
         self.places.append((offset, CODES[tensor.dtype], shape, stride))
         return _IN_SKELETON
+
+
+def _take_buffer(pickler: weakref.ref[_Pickler], buffer: pickle.PickleBuffer) -> bool:
+    alive = pickler()
+    assert alive is not None  # it is pickling
+    return alive.take_buffer(buffer)
 
 
 def is_canonical(tensor: torch.Tensor, shape: tuple[int, ...]) -> bool:

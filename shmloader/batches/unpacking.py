@@ -110,20 +110,22 @@ class _Reader:
         if extents or join is None:
             takes = [np.ndarray.copy if any(start in one for one in apart) else self._take for start, _ in extents]
             parts = [(slice(start, start + nbytes), take) for (start, nbytes), take in zip(extents, takes, strict=True)]
-            return lambda block: self._unpickle(skeleton, block, parts, make(block))
+            return lambda block: _unpickle(skeleton, block, parts, make(block))
         if join is list:  # as most batches are
             return make
         return lambda block: join(iter(make(block)))
-
-    def _unpickle(self, skeleton: bytes, block: Block, parts: list[_Part], tensors: list[Any]) -> Any:
-        buffers = (take(block[where]) for where, take in parts)
-        return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
     def _join(self, skeleton: bytes) -> Join | None:
         try:
             return self._joins[skeleton]
         except KeyError:
             return _cached(self._joins, skeleton, _plain(skeleton))
+
+
+def _unpickle(skeleton: bytes, block: Block, parts: list[_Part], tensors: list[Any]) -> Any:
+    # No method of the reader, which keeps what calls this: it would stay for the garbage collector.
+    buffers = (take(block[where]) for where, take in parts)
+    return _Unpickler(skeleton, buffers, iter(tensors).__next__).load()
 
 
 def _nothing_apart(extents: list[Extent]) -> list[range]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import functools
+import gc
 import itertools
 import os
 import pickle
@@ -335,6 +336,22 @@ def test_a_part_that_is_kept_does_not_hold_the_others() -> None:
     for _ in range(2):
         _, label = cached[0]
         assert label.untyped_storage().nbytes() == 8
+
+
+@pytest.mark.parametrize("sample", [np.zeros(3), ("text", np.zeros(3)), {"bytes": b"x"}, [Point(1, 2), "t"]])
+def test_reading_leaves_nothing_for_the_garbage_collector(sample: Any, place: dict[str, Any]) -> None:
+    """What waits for it would be dozens of samples, and each may be large."""
+    cached = CachedDataset([sample] * 3, **place)
+    cached[0], cached[0]  # what is made once
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            cached[1]
+            cached.__getitems__([2, 1])
+            assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_what_was_read_only_may_be_written_to() -> None:
