@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from . import wire
 from .batch_maker import BatchMaker, Shortage
 from .brief import Brief
 from .gate import ToldToStop
+from .recorder import Recorder
 from .room_requests import Outbox, RoomRequests
 from .wire import Inbox, Token
 
@@ -41,7 +43,8 @@ class JobLoop:
         self._count = count
         self._requests = RoomRequests(brief.worker, inbox, outbox)
         self._recorder = maker.recorder
-        maker.gate.await_call = self._await_call
+        # No method of the loop's, which has the gate: with threads, the dataset would stay for the garbage collector.
+        maker.gate.await_call = functools.partial(_await_call, self._requests, self._recorder)
 
     @property
     def writer(self) -> SlotWriter:
@@ -90,12 +93,6 @@ class JobLoop:
         self._outbox.write((wire.RESUMED, 0, self._number, generation, 0, 0, 0, 0, 0))
         self._maker.begin_pass(self._shared_state.shared_seed, self._shared_state.epoch)
 
-    def _await_call(self) -> bool:
-        began = time.monotonic_ns()
-        is_called = self._requests.await_call()
-        self._recorder.wait_at_gate(began)
-        return is_called
-
     def _serve(self, job: Token) -> None:
         done = self._maker.make(job.slot, job.seq, self._requests.room_of(job), job.nbytes)
         while isinstance(done, Shortage):
@@ -108,3 +105,10 @@ class JobLoop:
         self._recorder.end(job.generation, done.contents, done.offset + done.nbytes)
         head = kind, done.is_held, self._number, job.generation
         self._outbox.write((*head, job.slot, job.seq, 0, done.offset, done.nbytes))
+
+
+def _await_call(requests: RoomRequests, recorder: Recorder) -> bool:
+    began = time.monotonic_ns()
+    is_called = requests.await_call()
+    recorder.wait_at_gate(began)
+    return is_called

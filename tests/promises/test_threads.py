@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -642,6 +644,29 @@ def test_an_iterator_ends_with_its_last_reference() -> None:
         assert sum(thread.name.startswith("shmloader-worker") for thread in threading.enumerate()) == 2
         del iterator
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("shmloader-worker")]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("stop_after", [2, None])
+@pytest.mark.parametrize("arguments", [{}, {"persistent_workers": True}, {"epoch_size": 5}, {"sample_shapes": ()}])
+def test_dataset_and_pool_end_with_the_loader(arguments: dict[str, Any], stop_after: int | None) -> None:
+    """And do not wait for the garbage collector, which looks seldom at what few objects have much memory."""
+
+    def drop_one() -> weakref.ref[Any]:
+        dataset = Mapped(float)
+        source = ShmDataLoader(dataset, batch_size=4, num_workers=2, worker_type="thread", **arguments)
+        for _ in itertools.islice(source, stop_after):
+            pass
+        return weakref.ref(dataset)
+
+    drop_one()  # what is made once
+    gc.collect()
+    before = mappings()
+    gc.disable()
+    try:
+        assert drop_one()() is None
+        assert mappings() == before
     finally:
         gc.enable()
 

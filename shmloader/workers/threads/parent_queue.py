@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import weakref
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
@@ -40,7 +41,7 @@ class ParentQueue:
     """What comes to the parent of one iterator's workers. One thread waits; any may put."""
 
     def __init__(self) -> None:
-        self._news: queue.SimpleQueue[Token | Ended | _Sign] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Token | weakref.ref[Ended] | _Sign] = queue.SimpleQueue()
         self._tokens: list[Token] = []
         self._dead: list[int] = []
         self._is_woken = False
@@ -50,8 +51,11 @@ class ParentQueue:
         self._news.put(Token._make(token))
 
     def end(self, worker: Ended) -> None:
-        """Puts that a worker has ended, behind its last token. Does not block."""
-        self._news.put(worker)
+        """Puts that a worker has ended, behind its last token. Does not block.
+
+        The worker is not held: what is put last is read by nobody, and a worker has this queue.
+        """
+        self._news.put(weakref.ref(worker))
 
     def wake(self) -> None:
         """Ends a wait: the one that is under way, or else the next. Does not block; safe in signal handlers too."""
@@ -91,7 +95,7 @@ class ParentQueue:
         tokens, self._tokens = self._tokens, []
         return tokens
 
-    def _next(self, deadline: float | None, look: Callable[[], object]) -> Token | Ended | _Sign:
+    def _next(self, deadline: float | None, look: Callable[[], object]) -> Token | weakref.ref[Ended] | _Sign:
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._news.get(timeout=deadlines.next_part(deadline))
@@ -99,12 +103,12 @@ class ParentQueue:
                 raise SilenceError
             look()
 
-    def _sort(self, news: Token | Ended | _Sign) -> None:
+    def _sort(self, news: Token | weakref.ref[Ended] | _Sign) -> None:
         if isinstance(news, Token):
             self._tokens.append(news)
         elif news is _Sign.WAKE:
             self._is_woken = True
         elif news is _Sign.CLOSED:
             raise RuntimeError("this iterator of ShmDataLoader was closed by another thread")
-        elif not isinstance(news, _Sign) and not news.is_leaving:
-            self._dead.append(news.number)
+        elif not isinstance(news, _Sign) and (worker := news()) is not None and not worker.is_leaving:
+            self._dead.append(worker.number)

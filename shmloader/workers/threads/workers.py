@@ -328,13 +328,14 @@ def _among(copies: dict[int, Any], function: Any) -> Any:
 
 def _serve(worker: _Worker, outbox: ParentQueue, lends: bool, modes: TorchModes) -> str:
     """Does one job after the other until told to stop, and returns how that ended. Runs in the worker's thread."""
-    brief = worker.inbox.get()
+    inbox = worker.inbox
+    brief = inbox.get()
     if not isinstance(brief, Brief):  # a STOP: another thread could not be started
         return ""
     source, owner = brief.source, brief.source.words.owner
     try:
         with torch_modes.entered(modes):
-            loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [worker.inbox.get()]), outbox)
+            loop = worker.loop = worker_loop.make(brief, Inbox(lambda: [inbox.get()]), outbox)
             if not lends:
                 loop.writer.stop_lending()
             torch_private.set_thread_info(
