@@ -942,6 +942,7 @@ def test_an_interrupt_while_it_waits(gate: Gate) -> None:
             assert sorted(got) == [1, 2]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("worker_type", ["process", "thread"])
 @pytest.mark.parametrize("has_other", [False, True])
 def test_a_signal_that_the_kernel_gives_to_another_thread(gate: Gate, worker_type: str, has_other: bool) -> None:
@@ -1131,7 +1132,7 @@ class Reentrant:
         return {"some": "state"}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(0)", "threading.Thread(target=get, daemon=True).start()"])
 def test_a_program_ends_in_silence(ending: str) -> None:
     result = run_file(

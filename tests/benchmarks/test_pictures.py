@@ -60,6 +60,7 @@ def test_each_idea_reads_the_same_part(idea: Idea, files: list[LabelledFile]) ->
     assert difference(idea.make(), IDEAS[0].make(), files[:12]) < 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("contestant", LOADERS, ids=lambda contestant: contestant.name)
 def test_each_loader_gives_labelled_crops(contestant: Contestant, files: list[LabelledFile]) -> None:
     if not contestant.is_installed:

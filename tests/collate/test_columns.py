@@ -148,7 +148,7 @@ def batch(number: int) -> range:
 CHANGED = {batch(2)[0], batch(4)[-1], *batch(6), *batch(8)[1:]}
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable", "ignore:Sparse")
 @pytest.mark.parametrize("case", CASES)
 def test_one_that_differs(case: str) -> None:

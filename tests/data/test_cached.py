@@ -1277,7 +1277,7 @@ def ends_under(trace: SignalAt, act: Callable[[], Any]) -> bool:
     return True
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.usefixtures("_interrupting")
 @pytest.mark.parametrize("sample", [(np.arange(9), 3), {"text": "x", "array": np.arange(9)}], ids=["plain", "packed"])
 def test_a_signal_whose_handler_raises_costs_nothing_but_the_call(place: dict[str, Any], sample: Any) -> None:
@@ -1297,7 +1297,7 @@ def test_a_signal_whose_handler_raises_costs_nothing_but_the_call(place: dict[st
     assert (descriptors(), mappings()) == before
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("_interrupting")
 def test_a_signal_whose_handler_raises_leaves_no_cache(place: dict[str, Any]) -> None:
     made: list[CachedDataset] = []

@@ -35,6 +35,7 @@ def expected(batch: int) -> list[torch.Tensor]:
     return [torch.from_numpy(images[4 * batch : 4 * batch + 4]), torch.arange(4 * batch, 4 * batch + 4)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_every_tensor_is_page_locked_where_it_is(
@@ -161,6 +162,7 @@ def missing(driver: simulated.Driver, monkeypatch: pytest.MonkeyPatch) -> str:
     return "the CUDA driver is too old"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("declared", [{}, {"sample_shapes": ((50, 70), ())}])
 @pytest.mark.parametrize("fail", [refused, missing])
 def test_where_it_fails_torch_copies(

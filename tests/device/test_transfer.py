@@ -52,7 +52,7 @@ class Reader:
         self.device.submit("main", work)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("depth", [0, 1, 2, 5])
@@ -427,6 +427,7 @@ def test_on_the_cpu_it_is_the_ordinary_loader(device: Any) -> None:
         assert_same(batch, expected(number))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda", 1)])
 def test_copies_of_a_loader_have_its_device(driver: simulated.Driver, device: Any) -> None:
     source = loader(device=device, device_prefetch=3, persistent_workers=True)

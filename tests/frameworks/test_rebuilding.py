@@ -63,6 +63,7 @@ def test_arguments_are_attributes_as_torchs_are(given: dict[str, Any]) -> None:
             assert one is other or one == other, name
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "make_another",
     [

@@ -118,6 +118,7 @@ def assert_sound(found: LoaderStatistics, num_workers: int) -> None:
         assert sum(found.slots.values()) == found.num_slots + num_workers
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(24))
 @pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning", "ignore:Length of IterableDataset")
 def test_counts_are_those_of_a_naive_count(seed: int) -> None:

@@ -61,6 +61,7 @@ def assert_in_turn(line: Timeline) -> None:
             assert one.ended <= following.began + 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
 @pytest.mark.parametrize(
     "arguments",
@@ -386,6 +387,7 @@ def test_forked_processes_write_nothing(tmp_path: Path) -> None:
     assert_in_turn(line)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
 def test_a_killed_process_leaves_what_was_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -467,7 +469,7 @@ def test_passes_in_several_threads_share_a_file(tmp_path: Path, monkeypatch: pyt
     assert [len(line.steps) for line in timelines(found.events)] == [20, 20, 20]
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("moment", range(0, 1500, 60))
 def test_an_interrupt_at_any_moment_leaves_a_whole_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int

@@ -174,6 +174,7 @@ WAYS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("made", ["before", "within"])
 def test_each_way_leads_to_our_workers(way: str, made: str) -> None:

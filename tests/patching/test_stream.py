@@ -74,7 +74,7 @@ def outcome(make_dataset: Any, arguments: dict[str, Any], kind: Any = DataLoader
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("stop_after", [None, 2], ids=["whole passes", "passes that are left"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_the_stream_is_torchs(case: str, stop_after: int | None) -> None:
     make_dataset, arguments = CASES[case]
     if case == "spawned" and stop_after:

@@ -93,7 +93,7 @@ def assert_nothing_changed(outcome: Outcome) -> None:
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 def test_samples_that_were_collated(way: str, kind: str) -> None:
@@ -109,7 +109,7 @@ def test_samples_that_were_collated(way: str, kind: str) -> None:
     assert_nothing_changed(outcome)
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["collated", "loaded", "loaded by ours", "viewed"])
 @pytest.mark.parametrize("plain_first", [True, False])
@@ -132,7 +132,7 @@ def test_samples_of_which_some_were_collated(way: str, kind: str, plain_first: b
     assert_nothing_changed(outcome)
 
 
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_datasets_that_collate(seed: int) -> None:
     play(seed)
@@ -187,7 +187,7 @@ CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
 }
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("unlike", [3, 4, 5, 7, 9, 23])
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_sample_that_is_unlike_the_others(change: str, unlike: int) -> None:
@@ -230,6 +230,7 @@ class Running(Dataset[Any]):
         return frames, self.mean["x"].mean(), self.mean["x"][0].clone()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [1, 3])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_a_running_mean(share: float, num_workers: int) -> None:
@@ -258,7 +259,7 @@ def test_a_stream_of_an_inner_loaders_batches(kind: type[DataLoader[Any]], batch
     assert all(not np.any(np.asarray(batch["changed"])) for batch in outcome[0][0])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(2))
 def test_samples_that_are_batches(seed: int, way: str) -> None:
@@ -273,7 +274,7 @@ def test_samples_that_are_batches(seed: int, way: str) -> None:
 # -- collate functions -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("keeps", ["", *KEEPS])
 @pytest.mark.parametrize("way", COLLATE_WAYS)
 def test_collate_functions(way: str, keeps: str) -> None:
@@ -289,7 +290,7 @@ def test_collate_functions(way: str, keeps: str) -> None:
         assert [changed for _, changed in batches] == [0] * len(stock)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("failure", range(len(LASTING + LONG)))
 def test_collate_functions_that_fail_when_they_have_kept(failure: int) -> None:
     """The exception takes the batch's place, but not the place of what was kept."""
@@ -397,7 +398,7 @@ def write_blob(sample: Any, out: Any) -> None:
     out[0][:], out[1][...] = sample
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
     """It is a `PoolMemoryError`, whatever the collate function holds; all others arrive, and what is held stays."""
@@ -448,7 +449,7 @@ def test_a_batch_that_cannot_fit_while_others_are_kept(seed: int) -> None:
         next(iterator)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("seed", range(20))
 def test_direct_writing_where_there_is_little_room(seed: int) -> None:
     """Batches of one number of samples fit, and those of many do not; rows of both are kept."""

@@ -26,6 +26,7 @@ class Ends(IterableDataset[Any]):
         yield from range(3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("length", [1, 16, 17])
 def test_workers_end_while_the_loop_has_their_last_batches(length: int, in_order: bool) -> None:
@@ -131,7 +132,7 @@ def test_normal_ends_are_silent_and_leave_nothing(ending: str) -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("death", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "os.abort()"])
 def test_workers_do_not_outlive_their_parent(death: str) -> None:
     result = run(

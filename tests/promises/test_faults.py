@@ -124,7 +124,7 @@ def assert_works_again(loader: ShmDataLoader[Any], trap: Trap, held: Held) -> No
 # -- the table -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.filterwarnings("ignore::shmloader.HeldBatchesWarning")  # of batches that made room for one over the cap
 @table(alternating, Kind.ERROR, Kind.RESULT)
 def test_an_error_comes_in_its_batchs_place_and_the_rest_after_it(
@@ -243,7 +243,7 @@ def silence(moment: str) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_while_the_iterator_is_being_closed_is_not_heard_of(
     make_trap: MakeTrap, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -287,6 +287,7 @@ def spawn_cells() -> list[Any]:
     return [pytest.param(fault, marks=[] if fault in quick else pytest.mark.slow) for fault in faults]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("fault", spawn_cells())
 def test_a_fault_while_a_spawned_worker_is_unpickled_is_a_death(make_trap: MakeTrap, fault: str) -> None:
@@ -347,7 +348,7 @@ def undisturbed(dataset: Any, trap: Trap, **arguments: Any) -> list[list[tuple[i
     return passes
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 @table(lambda fault, moment, persistent: fault == "SIGKILL" or (moment == "later sample" and persistent), Kind.DEATH)
 def test_with_restarts_the_stream_is_the_same_as_without_the_death(
@@ -375,7 +376,7 @@ def test_with_restarts_the_stream_is_the_same_as_without_the_death(
     held.check(least=3)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("dataset", [Trapped, TrappedStream])
 @table(lambda fault, moment, persistent: fault == "SIGKILL" and not persistent, Kind.DEATH)
 def test_a_batch_that_ends_every_worker_is_named(

@@ -274,7 +274,7 @@ def walk(seed: int, passes: int = 3) -> None:
     hand.check()
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("seed", range(25))
 def test_children_at_random_steps(seed: int) -> None:
     walk(seed)
@@ -578,7 +578,7 @@ def collate_and_fork(dataset: Forks) -> Callable[[list[Any]], Any]:
     return collate
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("where", ["in a sample", "in the collate function", "in direct writing"])
 def test_children_of_a_worker(where: str, seed: int) -> None:
@@ -666,7 +666,7 @@ def forgetting_collate(dataset: Forgets) -> Callable[[list[Any]], Any]:
     return collate
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("how", ["returns", "raises", "exits"])
 @pytest.mark.parametrize("restarts", [0, 1])
 @pytest.mark.parametrize("where", ["in a sample", "in direct writing", "in a stream", "in the collate function"])

@@ -316,7 +316,7 @@ def test_what_a_loop_keeps(form: str, num_slots: int) -> None:
         echo.close()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("collate", ["default", "own"])
 @pytest.mark.parametrize("form", FORMS)
 def test_small_tensors_that_are_kept_for_whole_passes(form: str, collate: str) -> None:

@@ -264,7 +264,7 @@ def toggled(of: ShmDataLoader[Any], rng: random.Random, passes: int) -> list[lis
     return found
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("worker_type", KINDS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
@@ -421,6 +421,7 @@ def test_a_worker_that_dies_at_the_gate() -> None:
         list(iterator)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("make", [functools.partial(Images, 60), functools.partial(Shards, (30, 30), noisy=False)])
 @pytest.mark.parametrize("persistent_workers", [False, True])
 def test_a_worker_that_dies_at_the_gate_and_is_replaced(make: Any, persistent_workers: bool) -> None:

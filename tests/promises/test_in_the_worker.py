@@ -392,7 +392,7 @@ class BadStream(IterableDataset[Any]):
         return 3
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("batch_size", [None, 2])
 @pytest.mark.parametrize("at", ["end", "len", "never"])
@@ -410,6 +410,7 @@ def test_a_stream_that_cannot_begin_or_has_no_length(num_workers: int) -> None:
         len(ShmDataLoader(BadStream("len"), num_workers=num_workers))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("context", ["spawn", "forkserver"])
 def test_what_cannot_be_pickled_is_named(context: str) -> None:
     result = run_file(

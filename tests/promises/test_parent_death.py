@@ -119,7 +119,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("death", DEATHS)
 def test_workers_that_wait_for_the_loop(death: str) -> None:
     end = run(
@@ -134,7 +134,7 @@ def test_workers_that_wait_for_the_loop(death: str) -> None:
     assert end.stderr == ""
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("death", "block"),
     [
@@ -150,7 +150,7 @@ def test_workers_that_are_blocked(death: str, block: str) -> None:
     assert end.stderr == ""
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_loaders_in_interleaved_order(block: str) -> None:
     """Later workers have the pipes of the earlier loaders' parent open."""
@@ -167,7 +167,7 @@ def test_loaders_in_interleaved_order(block: str) -> None:
     assert not end.left
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block != "holds the interpreter's lock"])
 @pytest.mark.parametrize("death", ["SIGKILL", "os._exit"])
 def test_loaders_that_threads_have_started(death: str, block: str) -> None:
@@ -304,7 +304,7 @@ def test_an_uncaught_exception_prints_itself_only() -> None:
     assert end.stderr.strip().endswith("ValueError: of the loop")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("ending", ["pass", "sys.exit(0)", "del iterators", "iterators.append(iterators)"])
 @pytest.mark.parametrize("thread", [False, True])
 def test_an_orderly_end_is_silent(ending: str, thread: bool) -> None:

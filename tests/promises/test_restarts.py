@@ -480,7 +480,7 @@ def test_many_random_deaths(seed: int) -> None:
 # -- chosen deaths -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 def test_each_place(place: str, is_stream: bool) -> None:
@@ -510,6 +510,7 @@ def test_the_successor_dies_while_it_skips() -> None:
     assert assert_survives(Setting(is_stream=True, num_workers=1), kills) == 4
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("hit", [1, 2])
 @pytest.mark.parametrize("place", ["save", "saving"])
 def test_a_stream_dies_while_it_resumes(place: str, hit: int) -> None:

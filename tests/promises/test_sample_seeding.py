@@ -91,7 +91,7 @@ def by_index(batches: list[Any]) -> dict[int, bytes]:
 # -- the same samples ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("make", [Drawing, Several, Into, AllInto, lambda: Subset(Into(), range(3, 20))])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_any_number_of_workers_makes_the_same_batches(make: Any, shuffle: bool) -> None:
@@ -105,7 +105,7 @@ def test_any_number_of_workers_makes_the_same_batches(make: Any, shuffle: bool) 
     assert len(states) == 1, "the loop's own random streams depend on the number of workers"
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("make", [Drawing, Several, Into, AllInto])
 @pytest.mark.parametrize(
     "arguments",

@@ -89,7 +89,7 @@ def script(setting: str, code: str) -> str:
     )
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @each_setting
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -153,7 +153,7 @@ def test_a_worker_that_has_died_before_it_was_granted_room(run: Runner, restarts
     ).assert_all(0)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("setting", ["default", pytest.param("blocked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_have_sigpipe_as_the_program_has_it(method: str, setting: str) -> None:
@@ -176,6 +176,7 @@ def test_workers_have_sigpipe_as_the_program_has_it(method: str, setting: str) -
     assert set(end.stdout.split()) == {str(setting == "blocked")}
 
 
+@pytest.mark.sampled(2)
 @each_setting
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_worker_that_ends_before_it_has_read_what_it_is_given(method: str, setting: str) -> None:
@@ -261,7 +262,7 @@ def test_a_resource_tracker_that_has_died(method: str) -> None:
 # -- the worker's side -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_worker_whose_parent_is_gone_says_nothing(setting: str) -> None:
     """The parent's descriptors are closed before its workers are killed: here they are not killed at all."""

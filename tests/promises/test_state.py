@@ -538,6 +538,7 @@ class Around:
         return iter(self.batch_sampler)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("around", [lambda batches: batches, Around, lambda batches: Around(Around(batches))])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_the_generator_within_a_batch_sampler_of_ones_own_goes_on(num_workers: int, around: Any) -> None:
@@ -591,6 +592,7 @@ class ToldToGoOn(SelfIterating):
         self.is_told = True
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", [SelfIterating, ToldToGoOn])
 def test_a_sampler_that_is_its_own_iterator(kind: type[SelfIterating], num_workers: int) -> None:
@@ -769,6 +771,7 @@ def test_a_pickle_without_bytes_is_a_value_error() -> None:
         loader.load_state_dict({**loader.state_dict(), "data": [{"pickled": ""}, None]})
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [np.int64(3), (2, 4), torch.tensor([2, 4])], ids=repr)
 def test_numbers_of_any_kind_are_jsons_in_a_state(size: Any) -> None:
     def make() -> ShmDataLoader[Any]:

@@ -35,6 +35,7 @@ class Troubled(resuming.Counting):
         return super().__getitem__(index)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("order", "error"), [("die", WorkerDiedError), ("sleep", WorkerTimeoutError)])
 @pytest.mark.filterwarnings("ignore::shmloader.ResumeWarning")
 def test_what_cannot_be_made_again_is_an_error_and_taken_up_later(

@@ -71,7 +71,7 @@ MAPS: dict[str, Make] = {
 }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("source", MAPS)
 def test_samples_that_are_seeded_go_on_with_any_number_of_workers(source: str) -> None:
     make = MAPS[source]
@@ -123,6 +123,7 @@ def test_persistent_workers_go_on_with_seeded_samples() -> None:
         assert_same(pass_by(again), following)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", [resuming.StatefulIterators, resuming.StatefulStream, resuming.Stream])
 def test_positions_in_a_stream_go_on(kind: Any, workers: int) -> None:
@@ -172,7 +173,7 @@ CUT: dict[str, Make] = {
 }
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("source", CUT)
 def test_a_pass_that_is_cut_from_a_stream_goes_on(source: str, persistent: bool) -> None:
@@ -219,6 +220,7 @@ def test_a_cut_pass_goes_on_with_another_number_of_workers() -> None:
     assert_same(given, list(itertools.chain.from_iterable(passes))[: len(given)])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("kind", [DistributedSampler, PermutationSampler])
 def test_an_epoch_that_was_set_since_the_source_began_counts_when_it_starts_over(kind: Any, num_workers: int) -> None:
@@ -427,6 +429,7 @@ def test_on_the_way_to_a_device_what_the_loop_has_counts(driver: simulated.Drive
     del given, first, iterator
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("taken", [0, 1, 2])
 def test_what_shuffles_a_data_pipe_is_drawn_in_later_passes_too(num_workers: int, taken: int) -> None:

@@ -83,7 +83,7 @@ def figures(loader: ShmDataLoader[Any]) -> LoaderStatistics:
 MANY = (pytest.mark.slow, pytest.mark.timeout(1800))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("iterators", [36, pytest.param(1000, marks=MANY)])
 @pytest.mark.parametrize("fresh", [False, True], ids=["one loader", "a loader each"])
 def test_iterators_that_are_dropped_in_the_middle(iterators: int, fresh: bool) -> None:
@@ -188,7 +188,7 @@ def test_batches_that_outlive_their_loaders(loaders: int) -> None:
     assert mappings() == 0
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("loaders", [36, pytest.param(900, marks=MANY)])
 @pytest.mark.parametrize("memory", [24 << 30, 2 << 40], ids=["24 GB", "2 TB"])
 def test_a_batch_of_each_loader_is_kept(loaders: int, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:

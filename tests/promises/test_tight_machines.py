@@ -299,7 +299,7 @@ def test_a_limit_on_file_sizes(run: Runner, mib: int, declared: str) -> None:
     run(f"limit('FSIZE', {mib} * MIB); read(make(100, 100 * KIB, {declared}))").assert_all(100)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("kib", [4, 64, 300, 800])
 def test_files_that_may_be_next_to_nothing(run: Runner, kib: int) -> None:
     run(f"limit('FSIZE', {kib} * KIB); read(make(100, 1000))").assert_error("PoolMemoryError 0 ", "slots")
@@ -317,7 +317,7 @@ def test_a_batch_that_is_too_large_for_the_limit_names_the_limit(run: Runner, li
     run(f"{limit}; {what}").assert_error("PoolMemoryError 0 ", "ulimit")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", ["MEMLOCK", "SIGPENDING", "RTPRIO"])
 @pytest.mark.parametrize("declared", ["", "sample_shapes=(100 * KIB,), sample_dtypes=torch.uint8"])
 def test_limits_that_do_not_matter(run: Runner, name: str, declared: str) -> None:

@@ -65,7 +65,7 @@ class Naive:
             self.sums[name] += value
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", range(8))
 def test_random_walk(memory: memoryview, clock: Clock, seed: int) -> None:
     """Jobs of all kinds, waits, passes and successors, against a model that remembers everything."""
@@ -257,6 +257,7 @@ class Stream(IterableDataset[Any]):
         return iter(torch.arange(23))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize(
     "how",

@@ -213,6 +213,7 @@ def test_a_hidden_proc_and_a_read_only_dev_shm() -> None:
 # -- the command itself ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", ">&- 2>&-"])
 def test_closed_streams_are_no_fault_of_the_machine(closed: str) -> None:
     command_line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "shmloader", "doctor", "--json"]

@@ -341,6 +341,7 @@ class Warning_(Dataset[int]):
         return index
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_warnings_that_are_captured(kept: Keeping, method: str) -> None:
