@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import signal
@@ -30,6 +31,7 @@ if sys.version_info >= (3, 14):
 torch.set_num_threads(1)
 
 _LEFT_OUT = pytest.StashKey[int]()
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,6 +39,8 @@ def _spare_what_stays_from_being_searched() -> None:
     """Modules and tests are never garbage, and searching them before and after each test took most of the time."""
     gc.collect()
     gc.freeze()
+    if _trim is not None:  # what a few long lists took would be copied, as page tables, by each later fork
+        _trim(0)
 
 
 @pytest.fixture(autouse=True)
@@ -111,10 +115,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[_LEFT_OUT] = 0
     if config.getoption("-m"):
         return
-    # Not as skipped or deselected tests, which pytest keeps to the end: each fork copies the page tables of all memory.
+    # Each fork copies the page tables of all memory. So tests are not skipped or deselected, which pytest keeps to the
+    # end, and those come last that import most.
     chosen = [item for item in items if not item.get_closest_marker("slow")]
     config.stash[_LEFT_OUT] = len(items) - len(chosen)
-    items[:] = chosen
+    items[:] = sorted(chosen, key=lambda item: item.nodeid.startswith("tests/benchmarks"))
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str:
