@@ -234,8 +234,7 @@ class Producer:
 
     def __next__(self) -> Any:
         try:
-            with self._stream.over_if_closed():  # and not by `get`: warnings name the caller, so many frames up
-                return self._delivery.get(self._items, None)
+            return self._take(None)
         except ProducerEndedError:
             raise StopIteration from None
 
@@ -253,8 +252,14 @@ class Producer:
             Exception: as ``next``, see `__iter__`.
         """
         timeout = checked_timeout(timeout)
-        with self._stream.over_if_closed():
-            return self._delivery.get(self._items, timeout if block else 0)
+        return self._take(timeout if block else 0)
+
+    def _take(self, timeout: float | None) -> Any:
+        self._stream.check()
+        try:  # and no `with` block: an interrupt while that is left would lose the item
+            return self._delivery.get(self._items, timeout)
+        except (ProducerEndedError, ClosedError) as error:
+            raise self._stream.end_of(error) from None
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -415,21 +420,31 @@ class _Stream:
         """Notes why there is no more to be had; the first time counts."""
         self._why_over = self._why_over or why
 
+    def check(self) -> None:
+        """Raises where there is no more to be had.
+
+        Raises:
+            ProducerEndedError: see above.
+        """
+        if self.is_over:
+            raise ProducerEndedError(self._why_over)
+
+    def end_of(self, error: ProducerEndedError | ClosedError) -> Exception:
+        """Returns what an error is to who has it: why the stream is over, where it is. Ends workers at the end."""
+        if isinstance(error, ProducerEndedError):
+            self._delivery.close()
+            self._delivery.steps.tell_end()
+            return error
+        return ProducerEndedError(self._why_over) if self.is_over else error
+
     @contextlib.contextmanager
     def over_if_closed(self) -> Iterator[None]:
         """Says of a stream that is over why it is, where others only see that it is closed. Ends workers at the end."""
-        if self.is_over:
-            raise ProducerEndedError(self._why_over)
+        self.check()
         try:
             yield
-        except ProducerEndedError:
-            self._delivery.close()
-            self._delivery.steps.tell_end()
-            raise
-        except ClosedError:
-            if not self.is_over:
-                raise
-            raise ProducerEndedError(self._why_over) from None
+        except (ProducerEndedError, ClosedError) as error:
+            raise self.end_of(error) from None
 
 
 def _source(

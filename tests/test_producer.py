@@ -7,11 +7,13 @@ import os
 import queue
 import random
 import signal
+import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -277,6 +279,48 @@ def test_an_alarm_doubles_nothing() -> None:
     for worker in range(2):
         numbers = [number for one, number in found if one == worker]
         assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("take", [Producer.get, next])
+def test_an_interrupt_within_any_call_loses_nothing(take: Callable[[Producer], Any]) -> None:
+    """Also one that comes behind the item, while what the call has entered is left."""
+    producer = finite(1000, num_workers=1, worker_type="thread")
+    producer.start()
+    found: list[int] = []
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    def take_one(moment: int) -> bool:
+        """Returns whether it was interrupted, as the so many-th function began."""
+        left = [moment]
+
+        def count(frame: FrameType, event: str, argument: Any) -> None:
+            if event == "call":
+                left[0] -= 1
+                if left[0] == 0:
+                    signal.raise_signal(signal.SIGUSR1)
+
+        try:
+            sys.setprofile(count)
+            try:
+                item = take(producer)
+            finally:
+                sys.setprofile(None)
+        except Alarm:
+            return True
+        found.append(int(item["number"]))
+        return False
+
+    previous = signal.signal(signal.SIGUSR1, ring)
+    try:
+        # Items that are there already, and those that are waited for, come by ways of different lengths.
+        interrupted = [take_one(moment) for _ in range(3) for moment in range(1, 250)]
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert sum(interrupted) > 100
+    found += [int(item["number"]) for item in producer]
+    assert found == list(range(1000))
 
 
 # -- life --------------------------------------------------------------------------------------------------------------
