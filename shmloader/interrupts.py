@@ -53,6 +53,15 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
             handler(came[0], None)
 
 
+def _put_back(handler: Any) -> None:
+    """Sets SIGINT's handler, also where another signal comes, whose handler raises before."""
+    try:
+        _set_handler(_SIGINT, handler)
+    except BaseException:
+        _set_handler(_SIGINT, handler)
+        raise
+
+
 class AllDeferred:
     """A context in which no signal handler of Python's runs: they are called when it has ended, and may raise then.
 
@@ -150,8 +159,9 @@ def at_drop(act: Callable[[], object]) -> Generator[None]:
     a signal comes in the way; while it runs, handlers wait.
 
     An exception that leaves a destructor is printed and forgotten, and so would be the KeyboardInterrupt of a Ctrl-C
-    that comes while one runs. ``__del__`` cannot prevent that: Python looks for signals before its first line. A
-    generator that is closed goes on in its handler, without such a look.
+    that comes while one runs, and the SystemExit of a handler of SIGTERM. ``__del__`` cannot prevent that: Python looks
+    for signals before its first line. A generator that is closed goes on in its handler, without such a look. What a
+    handler raises to end the program, which is no Exception, the main thread raises when it is out of there.
     """
     generator = _suspended(act)
     next(generator)
@@ -175,7 +185,7 @@ def closed_at_drop(fd: int, unmap: Callable[[], object] | None = None) -> Genera
 
 def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
     # When the interpreter ends, modules may be empty.
-    close, start, interrupt = os.close, _thread.start_new_thread, _thread.interrupt_main
+    close, raise_later = os.close, _raise_later
     try:
         yield
     except GeneratorExit:
@@ -185,8 +195,10 @@ def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
                     unmap()
             finally:  # handlers are called behind either call, and not between an exception and this
                 close(fd)
-        except KeyboardInterrupt:
-            start(interrupt, ())
+        except Exception:
+            raise
+        except BaseException as error:
+            raise_later(error)
 
 
 def _suspended(act: Callable[[], object]) -> Generator[None]:
@@ -202,10 +214,34 @@ def _suspended(act: Callable[[], object]) -> Generator[None]:
     except GeneratorExit:
         try:
             act_if_due()
-        except KeyboardInterrupt:
-            act_if_due()
-            # Raised again from another thread, which runs when this one is out of here.
-            _thread.start_new_thread(_thread.interrupt_main, ())
-        except BaseException:  # of another signal's handler, perhaps before the first act
+        except Exception:  # of a signal's handler, perhaps before the first act
             act_if_due()
             raise
+        except BaseException as error:  # likewise
+            try:
+                act_if_due()
+            finally:
+                _raise_later(error)
+
+
+def _raise_later(error: BaseException) -> None:
+    """Has the main thread raise what a handler has raised, when it has left the destructor that it is in.
+
+    Another thread interrupts it, which runs no sooner. For that one time SIGINT has a handler of ours: the user's own
+    may take a second call for a second Ctrl-C, and is not called where SIGINT is ignored.
+    """
+    handler = _get_handler(_SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        raise error  # a handler of C's could not be put back; in other threads there are none
+    if isinstance(error.__context__, GeneratorExit):
+        error.__context__ = None  # which says nothing to the user
+    left = [error.with_traceback(None)]
+
+    def raise_again(signum: int, frame: FrameType | None) -> None:
+        try:
+            _put_back(handler)
+        finally:
+            raise left.pop()  # so that no frame holds it, which it would hold
+
+    _set_handler(_SIGINT, raise_again)
+    _thread.start_new_thread(_thread.interrupt_main, ())

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -223,3 +224,53 @@ def test_what_is_due_at_a_drop_is_done_whatever_handlers_raise(
     del dropped
     assert done
     assert printed == [SignalError]
+
+
+# -- what a handler raises at a drop -----------------------------------------------------------------------------------
+
+
+def raises_soon() -> BaseException | None:
+    """Returns what is raised in this thread from now on, if anything is."""
+    try:
+        for _ in range(1000):
+            time.sleep(0.001)
+    except BaseException as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("error", [KeyboardInterrupt("mine"), SystemExit(3)])
+@pytest.mark.parametrize("has_ctrl_c", [True, False])
+def test_what_ends_the_program_is_raised_once_behind_a_drop(
+    number: int, error: BaseException, has_ctrl_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the call of the handler that there was: another one would be a second Ctrl-C to a handler that counts."""
+    called: list[int] = []
+    printed: list[Any] = []
+
+    def handler(number: int, frame: Any) -> None:
+        called.append(number)
+        raise error
+
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler if has_ctrl_c else signal.SIG_IGN)
+        signal.signal(number, handler)
+        installed = signal.getsignal(signal.SIGINT)
+        due = [number]
+        dropped = interrupts.at_drop(lambda: signal.raise_signal(due.pop()) if due else None)  # it may be called twice
+        raised: list[BaseException | None] = []
+        try:
+            del dropped
+            raised.append(raises_soon())
+        except BaseException as soon:  # already there
+            raised.append(soon)
+        assert raised == [error]
+        assert error.__context__ is None
+        assert (called, printed) == ([number], [])
+        assert signal.getsignal(signal.SIGINT) is installed
+    finally:
+        for one, handler_before in before.items():
+            signal.signal(one, handler_before)
