@@ -38,19 +38,72 @@ def deferred(hurry: Callable[[], object] = lambda: None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    came: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
-        hurry()
-
+    note = _Note(handler, hurry)
     try:
         _set_handler(_SIGINT, note)  # upon which another signal's handler may raise
         yield
     finally:
         _set_handler(_SIGINT, handler)
-        if came:
-            handler(came[0], None)
+        if note.came:
+            handler(note.came[0], None)
+
+
+class _Note:
+    """What SIGINT's handler is within `deferred`."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object], hurry: Callable[[], object]) -> None:
+        self.handler = handler
+        self.came: list[int] = []
+        self._hurry = hurry
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.came.append(signum)
+        self._hurry()
+
+
+class Undeferred:
+    """A context in which a Ctrl-C raises at once, though it may lie within `deferred` or `AllDeferred`.
+
+    For code of the user's that may take minutes, such as the pickling of a dataset. A Ctrl-C that came before raises
+    first. Elsewhere, and in other threads than the main one, it changes nothing.
+
+    It is no generator: one that a Ctrl-C has left suspended would go on when it is collected, and set a handler then
+    whose block has ended. Where `__exit__` is cut off, the blocks around it restore what was before them.
+    """
+
+    def __init__(self) -> None:
+        self._found: Any = None
+
+    def __enter__(self) -> None:
+        found = handler = _get_handler(_SIGINT)
+        noted: list[list[int]] = []
+        while (outer := _behind(handler)) is not None:
+            handler, came = outer
+            noted.append(came)
+        if not noted or threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            _set_handler(_SIGINT, handler)
+            if any(_SIGINT in came for came in noted):
+                for came in noted:
+                    came[:] = [number for number in came if number != _SIGINT]
+                handler(_SIGINT, None)
+            self._found = found
+        except BaseException:
+            _put_back(found)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._found is not None:
+            _put_back(self._found)
+
+
+def _behind(handler: Any) -> tuple[Any, list[int]] | None:
+    """Returns what a handler of ours has replaced, and the list of signals that came; None: it is not ours."""
+    if isinstance(handler, _Note):
+        return handler.handler, handler.came
+    block = getattr(handler, "__self__", None)
+    return (block._handlers[_SIGINT], block._came) if isinstance(block, AllDeferred) else None
 
 
 def _put_back(handler: Any) -> None:

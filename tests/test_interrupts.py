@@ -11,12 +11,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from shmloader import interrupts
-from shmloader.interrupts import AllDeferred
+from shmloader.interrupts import AllDeferred, deferred
 
 NUMBERS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
 
@@ -274,3 +275,44 @@ def test_what_ends_the_program_is_raised_once_behind_a_drop(
     finally:
         for one, handler_before in before.items():
             signal.signal(one, handler_before)
+
+
+# -- code of the user's that takes long --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [(), (deferred,), (AllDeferred,), (deferred, AllDeferred), (AllDeferred, deferred)])
+@pytest.mark.parametrize("comes_before", [False, True])
+def test_a_ctrl_c_raises_at_once_where_it_is_not_deferred(blocks: tuple[Any, ...], comes_before: bool) -> None:
+    installed = signal.getsignal(signal.SIGINT)
+    went_on: list[None] = []
+    with pytest.raises(KeyboardInterrupt), contextlib.ExitStack() as stack:  # noqa: PT012
+        for block in blocks:
+            stack.enter_context(block())
+        within = signal.getsignal(signal.SIGINT)
+        stack.callback(lambda: went_on.append(None) if signal.getsignal(signal.SIGINT) is not within else None)
+        if comes_before and blocks:
+            signal.raise_signal(signal.SIGINT)
+        with interrupts.Undeferred():
+            if not (comes_before and blocks):
+                signal.raise_signal(signal.SIGINT)
+            went_on.append(None)
+    assert not went_on
+    assert signal.getsignal(signal.SIGINT) is installed
+
+
+def test_a_ctrl_c_as_the_block_is_left_restores_the_handler() -> None:
+    installed = signal.getsignal(signal.SIGINT)
+
+    def interrupt_the_end(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name == "__exit__":
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupt() -> None:
+        with deferred(), interrupts.Undeferred():
+            sys.setprofile(interrupt_the_end)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    gc.collect()
+    assert signal.getsignal(signal.SIGINT) is installed

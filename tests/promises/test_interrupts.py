@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.support import PATIENCE
+from tests.helpers.support import PATIENCE, run_file
 
 PRELUDE = """
 import gc, mmap, os, sys, threading, time
@@ -253,6 +253,62 @@ def test_a_spawned_worker_is_born_with_the_signal_blocked() -> None:
     """
     with script(code) as running:
         assert running.end() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("front", "arguments"),
+    [
+        ("loader", "multiprocessing_context='spawn'"),
+        ("loader", "multiprocessing_context='forkserver'"),
+        ("loader", "worker_type='thread'"),
+        ("queue", "multiprocessing_context='spawn'"),
+        ("queue", "multiprocessing_context='forkserver'"),
+    ],
+)
+def test_a_ctrl_c_ends_the_pickling_of_a_dataset(front: str, arguments: str) -> None:
+    """Or its copying for threads: it may take minutes, or wait for ever."""
+    code = f"""
+    import signal
+
+    from torch.utils.data import IterableDataset
+
+    from shmloader import JobQueue, ShmDataLoader
+
+    class Data(IterableDataset):
+        is_interrupted, went_on = True, False
+
+        def __iter__(self):
+            return iter(range(4))
+
+        def __call__(self):
+            return 7
+
+        def __reduce__(self):
+            if Data.is_interrupted:
+                signal.raise_signal(signal.SIGINT)
+                Data.went_on = True
+            return Data, ()
+
+    if __name__ == "__main__":
+        handler = signal.getsignal(signal.SIGINT)
+        loader = ShmDataLoader(Data(), num_workers=1, {arguments})
+        jobs = JobQueue(Data(), num_workers=1, {arguments})
+        try:
+            iter(loader) if {front!r} == "loader" else jobs.start()
+        except KeyboardInterrupt:
+            print("interrupted", Data.went_on)
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        Data.is_interrupted = False
+        if {front!r} == "loader":
+            print([int(number) for number, in loader])
+        else:
+            jobs.put()
+            print(jobs.get())
+    """
+    ran = run_file(code)
+    end = "[0, 1, 2, 3]" if front == "loader" else "7"
+    assert (ran.stdout.splitlines(), ran.stderr) == (["interrupted False", end], "")
 
 
 def test_a_loader_in_another_thread_goes_on() -> None:

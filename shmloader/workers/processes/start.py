@@ -17,6 +17,7 @@ from multiprocessing import reduction, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from shmloader import interrupts
 from shmloader.errors import WorkerDiedError
 from shmloader.workers.logs.handler import LogOutlet
 
@@ -37,7 +38,10 @@ class Parcel:
 
     Attributes:
         is_packed: whether it has been pickled.
+        mask: the signals that are blocked while code of the user's pickles; None: those that are blocked anyhow.
     """
+
+    mask: set[int] | None = None
 
     def __init__(self, brief: Any, logs: LogOutlet | None = None) -> None:
         self._brief = brief
@@ -51,7 +55,7 @@ class Parcel:
             os.close(self._fd)
 
     def __reduce__(self) -> tuple[Callable[[Any, Any], Any], tuple[Any, Any]]:
-        data = reduction.ForkingPickler.dumps(self._brief)
+        data = self._packed()
         self.is_packed = True
         if len(data) > _MAX_BRIEF_BYTES:
             with contextlib.suppress(OSError):  # a limit on descriptors or on file sizes: it goes through the pipe then
@@ -60,6 +64,16 @@ class Parcel:
                     file.write(data)
                 return _unpack_file, (self._logs, reduction.DupFd(self._fd))
         return _unpack, (self._logs, bytes(data))
+
+    def _packed(self) -> Any:
+        with interrupts.Undeferred():  # a large dataset takes minutes, and one that waits for something may for ever
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            try:
+                if self.mask is not None:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+                return reduction.ForkingPickler.dumps(self._brief)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _unpack(logs: LogOutlet | None, data: bytes | mmap.mmap) -> Any:
@@ -100,9 +114,9 @@ def start_elsewhere(process: BaseProcess, method: str, parcel: Parcel, name: str
         resource_tracker.ensure_running()
     try:
         if method == "forkserver":
-            _start_by_server(process)
+            _start_by_server(process, parcel)
         else:
-            _start(process)
+            _start(process, parcel)
         return os.pidfd_open(process.pid)  # type: ignore[arg-type]
     except (ConnectionError, EOFError, ProcessLookupError) as error:
         if not parcel.is_packed:  # code of the user's raised it
@@ -129,19 +143,21 @@ def _without_sigpipe() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _start_by_server(process: BaseProcess) -> None:
+def _start_by_server(process: BaseProcess, parcel: Parcel) -> None:
     # The pipe's other end is the new process's alone.
     from multiprocessing import forkserver  # not there on all platforms that import this
 
     forkserver.ensure_running()  # what it inherits, its processes do
     with _without_sigpipe():
-        _start(process)
+        _start(process, parcel)
 
 
-def _start(process: BaseProcess) -> None:
+def _start(process: BaseProcess, parcel: Parcel | None = None) -> None:
     # A Ctrl-C between the fork and the moment when the worker can ignore it would end the worker with a traceback:
     # workers are born with the signal blocked, and open up when they are ready.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if parcel is not None:
+        parcel.mask = {int(number) for number in mask}
     try:
         process.start()
         # A list for the tests of multiprocessing. Its callbacks are Python code: one that runs where the process is

@@ -108,7 +108,8 @@ class ThreadWorkers:
         """
         torch_private.tell_threads_apart()
         default.replace_entries()  # here, and not in several threads at a time
-        own = [_for_a_thread(brief) for brief in briefs]
+        with interrupts.Undeferred():
+            own = [_for_a_thread(brief) for brief in briefs]
         self._words = briefs[0].source.words
         with interrupts.AllDeferred():  # a thread that nobody knows of would wait for its brief for ever
             for brief in own:
@@ -121,7 +122,8 @@ class ThreadWorkers:
         """Starts a thread in the place of a worker that has died."""
         dead = self._workers[brief.worker]
         self._former.append(dead)
-        own = _for_a_thread(brief)
+        with interrupts.Undeferred():
+            own = _for_a_thread(brief)
         with interrupts.AllDeferred():
             self._workers[brief.worker] = self._start_one(brief.worker, lends=not self.holds())
             self._workers[brief.worker].inbox.put(own)
