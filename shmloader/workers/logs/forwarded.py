@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from shmloader import interrupts
 from shmloader.words import Words
 
 from .handler import RING_BYTES, LogOutlet, LogSettings
@@ -71,17 +72,26 @@ class ForwardedLogs:
             return
         with contextlib.suppress(BlockingIOError):
             os.read(self.bell_fd, _BELL_BYTES)
-        if not self._in_turn.acquire(blocking=False):
+        if not (self._read or any(self._has_news(worker) for worker in range(len(self._rings)))):
             return
+        is_in_turn = False
         try:
-            if any(ring.has_any for ring in self._rings):
-                self._take()
-            while self._read:
-                with _errors_printed():
-                    _handle(self._read.popleft()[1])
-            self._tell_of_the_dropped()
+            # An interrupt would leave the lock to nobody, and what was read and not noted: it is in no ring any more.
+            with interrupts.AllDeferred():
+                if is_in_turn := self._in_turn.acquire(blocking=False):
+                    self._take()
+            if is_in_turn:
+                while self._read:
+                    with _errors_printed():
+                        _handle(self._read.popleft()[1])
+                self._tell_of_the_dropped()
         finally:
-            self._in_turn.release()
+            if is_in_turn:
+                self._in_turn.release()
+
+    def _has_news(self, worker: int) -> bool:
+        ring = self._rings[worker]
+        return ring.has_any or ring.dropped != self._told[worker]
 
     def _take(self) -> None:
         for worker, ring in enumerate(self._rings):

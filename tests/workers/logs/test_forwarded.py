@@ -6,12 +6,14 @@ import ctypes
 import functools
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from shmloader import JobQueue, Producer, ShmDataLoader, TensorSpec, WorkerDiedError, WorkerRestartWarning
+from shmloader.workers import forwarded_logs
+from shmloader.workers.log_records import unpacked
 from tests.helpers.support import PATIENCE, run_file
 
 log = logging.getLogger("tests.forwarded")
@@ -492,6 +496,44 @@ def test_an_interrupt_in_a_handler_loses_no_record(kept: Keeping) -> None:
         log.removeHandler(handler)
     assert kept.texts[:3] == ["sample 0", "sample 1", "sample 2"]
     assert kept.texts == [f"sample {index}" for index in range(len(kept.texts))]
+
+
+def say(index: int) -> int:
+    log.info("sample %d", index)
+    return index
+
+
+@pytest.mark.parametrize("moment", ["the turn", "a record"])
+def test_an_interrupt_while_records_are_read_loses_none(
+    kept: Keeping, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue goes on after it, and so do its workers' records."""
+    due = [moment]
+
+    def interrupted(act: Callable[..., Any], at: str) -> Callable[..., Any]:
+        def act_then(*args: Any, **kwargs: Any) -> Any:
+            done = act(*args, **kwargs)
+            if at in due:
+                due.remove(at)
+                signal.raise_signal(signal.SIGINT)
+            return done
+
+        return act_then
+
+    with JobQueue(say, num_workers=1, forward_logs=True) as jobs:
+        logs = jobs._delivery._running.workers._logs  # type: ignore[attr-defined]
+        turn = logs._in_turn
+        logs._in_turn = SimpleNamespace(acquire=interrupted(turn.acquire, "the turn"), release=turn.release)
+        monkeypatch.setattr(forwarded_logs, "unpacked", interrupted(unpacked, "a record"))
+        for index in range(8):
+            jobs.put(index)
+        select.select([logs.bell_fd], [], [], PATIENCE)
+        with pytest.raises(KeyboardInterrupt):
+            logs.hear()
+        for _ in range(8):
+            jobs.get()
+    assert not due
+    assert kept.texts == [f"sample {index}" for index in range(8)]
 
 
 def from_threads(index: int) -> int:
