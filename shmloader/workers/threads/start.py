@@ -40,5 +40,8 @@ def start(run: Callable[[], object], name: str) -> threading.Thread:
         RuntimeError: the system has no more threads.
     """
     thread = _Thread(run, name)
+    # A set for processes that are forked, where threads that run are found all the same. Its callbacks are Python code:
+    # one that runs where the thread is dropped, or in a garbage collection, would swallow a Ctrl-C.
+    threading._dangling.discard(thread)  # type: ignore[attr-defined]
     thread.start()
     return thread

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -151,3 +152,25 @@ def test_a_signal_whose_handler_raises_leaves_nothing(is_done_under: Callable[[S
         assert moment > 50
     finally:
         signal.signal(signal.SIGUSR1, handler)
+
+
+def test_a_thread_that_is_dropped_runs_no_python_code() -> None:
+    """A Ctrl-C that came meanwhile would be printed and forgotten."""
+    entered: list[str] = []
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            entered.append(frame.f_code.co_name)
+
+    came: queue.SimpleQueue[None] = queue.SimpleQueue()
+    threads = [thread_start.start(lambda: came.put(None), "dropped")]
+    came.get(timeout=PATIENCE)
+    threads[0].join(PATIENCE)
+    gc.collect()
+    sys.setprofile(look)
+    try:
+        threads.clear()
+        gc.collect()
+    finally:
+        sys.setprofile(None)
+    assert entered == []
