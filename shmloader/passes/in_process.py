@@ -60,11 +60,13 @@ class TrackedInProcessIterator(InProcessIterator):
         begin = (
             (lambda: iter(self._sampler_iter)) if resumed is None else (lambda: iter(tracking.sampling.index_sampler))
         )
-        with generators.kept() if resumed is not None else contextlib.nullcontext():
+        # What is drawn here is of no use then.
+        with generators.kept() if tracking.state_of_workers is not None else contextlib.nullcontext():
             tracking.prepare()
             load_dataset(loader.dataset, data)
             self._begin_loading(loader, None if resumed is None else resumed.shared_seed)
-            self._tracking = tracking
+        self._tracking = tracking
+        with generators.kept() if resumed is not None else contextlib.nullcontext():
             self._sampler_iter = tracking.begin(begin, True)
             load_iterator(self._dataset_fetcher, data)
             if resumed is not None and is_stream(loader) and data is None:

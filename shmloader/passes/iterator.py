@@ -113,6 +113,8 @@ class ShmIterator(BaseIterator):
             self._persistent_workers,
             worker_restarts,
         )
+        if tracking.draws_before_workers:
+            self._begin(loader, first_iter=True)
         source = self._source(loader.worker_init_fn, sample_spec, seeds_samples)
         snapshots = tracking.snapshots()  # which may warn, and warnings may be errors
         with interrupts.AllDeferred():  # until what has descriptors is closed with this iterator
@@ -212,14 +214,12 @@ class ShmIterator(BaseIterator):
             return
         tracking = self._tracking
         resumed = tracking.resumed
-        with generators.kept() if resumed is not None else contextlib.nullcontext():
-            self._sampler_iter = tracking.begin(functools.partial(self._begin_reading, loader, first_iter), first_iter)
+        if not (first_iter and tracking.has_begun):
+            self._begin(loader, first_iter)
         self._progress = tracking.progress
         if resumed is not None:
             self._shared_seed = resumed.shared_seed
             self._num_yielded = resumed.place.given
-        if not first_iter:  # where torch's class draws one more, which is not what workers were started with
-            tracking.shared_seed = self._shared_seed
         self._has_more = True
         self._is_exhausted = False
         self._put_off = 0
@@ -232,6 +232,14 @@ class ShmIterator(BaseIterator):
                 self._dispatcher.begin_with(tracking.progress.state()[0].turn)
             for _ in range(self._options.look_ahead):
                 self._dispatch()
+
+    def _begin(self, loader: DataLoader[Any], first_iter: bool) -> None:
+        tracking = self._tracking
+        is_ahead = tracking.draws_before_workers
+        with generators.kept() if tracking.resumed is not None else contextlib.nullcontext():
+            self._sampler_iter = tracking.begin(functools.partial(self._begin_reading, loader, first_iter), first_iter)
+        if is_ahead or not first_iter:  # else torch's class draws one more, which workers were not started with
+            tracking.shared_seed = self._shared_seed
 
     def _begin_reading(self, loader: DataLoader[Any], first_iter: bool) -> Iterator[Any]:
         super()._reset(loader, first_iter)

@@ -38,6 +38,7 @@ class Tracking:
         ask: returns the states of a dataset that is read in this process, told whether its pass is over; None where it
             has none, or is read elsewhere.
         base_seed, shared_seed: see `State`.
+        has_begun: whether a pass has begun.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Tracking:
         self.ask: Callable[[bool], bytes | None] | None = None
         self.base_seed: int | None = None
         self.shared_seed: int | None = None
+        self.has_begun = False
         self._epochs = epochs
         self._epoch = epochs.next
         self._seeds_samples = getattr(loader, "seeding", "worker") == "sample"
@@ -72,6 +74,14 @@ class Tracking:
         """The state that is to be taken up, if workers go on as those that it is of."""
         state = self._state
         return state if state is not None and (state.phase == "within" or state.place.workers) else None
+
+    @property
+    def draws_before_workers(self) -> bool:
+        """Whether workers start with what is drawn as the pass begins: an IterDataPipe's shuffling in a later pass."""
+        state = self._state
+        return (
+            state is not None and state.phase == "after" and bool(state.place.workers) and state.shared_seed is not None
+        )
 
     @property
     def data(self) -> bytes | None:
@@ -148,6 +158,7 @@ class Tracking:
             is_first: whether it is the iterator's first pass.
         """
         state, self._state = self._state, None
+        self.has_begun = True
         self._is_first = is_first
         self._epoch = self._epochs.next
         if state is not None and state.phase == "within" and state.sampler is not None:
@@ -155,7 +166,8 @@ class Tracking:
             place = self._placed(state.place)
             was_read = state.num_workers > 0 or state.place.given > 0  # workers' sampler is read ahead at once
             indices = self.sampling.resume(state.sampler, place.batches, _draws_of(state), was_read, begin)
-            if state.shared_seed is not None:
+            # torch's iterator draws one when it is made, and with workers one in each pass, the first one too.
+            if state.shared_seed is not None and self._is_first:
                 self.sampling.draw_shared_seed()
             if place.beyond:
                 indices = _without(indices, place.batches, frozenset(place.beyond))
@@ -164,6 +176,8 @@ class Tracking:
                 self._is_first = is_first = False
                 assert state.sampler is not None
                 self.sampling.set_own_generators(state.sampler["start"]["generators"])
+                if state.shared_seed is not None and not self._num_workers:  # which torch's iterator has drawn
+                    self.sampling.draw_shared_seed()
             if not is_first:
                 self.sampling.note_start()
             indices = self.sampling.follow(begin())
@@ -250,9 +264,9 @@ def is_stream(loader: DataLoader[Any]) -> bool:
 
 def _draws_of(state: State) -> Draws:
     """Returns what an iterator drew at the beginning of the pass beside the order of the samples."""
-    if state.num_workers == 0:
-        return Draws.BEHIND
-    return Draws.BEFORE if state.is_first else Draws.NONE
+    if not state.is_first:
+        return Draws.NONE
+    return Draws.BEFORE if state.num_workers else Draws.BEHIND
 
 
 def _workers(count: int, kind: str) -> str:

@@ -325,6 +325,43 @@ def test_with_another_number_of_workers_samples_and_order_are_the_same(first: in
     assert_same(without_draws(rest_of(iterator)), without_draws(rest))
 
 
+@pytest.mark.parametrize("generator", [seeded, lambda: None])
+@pytest.mark.parametrize("taken", [0, 4, 14])
+@pytest.mark.parametrize(("second", "third"), [(0, 0), (0, 1), (1, 0)])
+def test_a_later_pass_of_persistent_workers_goes_on_twice(
+    second: int, third: int, taken: int, generator: Callable[[], Any]
+) -> None:
+    """For such a pass no base seed is drawn, whoever takes it up."""
+
+    def make(num_workers: int) -> ShmDataLoader[Any]:
+        return ShmDataLoader(
+            resuming.Augmented(LENGTH, draws=False),
+            3,
+            shuffle=True,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            generator=generator(),
+        )
+
+    def handed_on(loader: ShmDataLoader[Any], num_workers: int) -> ShmDataLoader[Any]:
+        again = make(num_workers)
+        again.load_state_dict(loader.state_dict())
+        return again
+
+    seed_everything(1)
+    loader = make(1)
+    first, expected = rest_of(iter(loader)), rest_of(iter(loader))
+    seed_everything(1)
+    loader = make(1)
+    assert_same(rest_of(iter(loader)), first)
+    loader = handed_on(loader, second)
+    iterator = iter(loader)
+    found = [detached(batch) for batch in itertools.islice(iterator, taken)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResumeWarning)  # the number of workers is another
+        assert_same(found + rest_of(iter(handed_on(loader, third))), expected)
+
+
 def test_what_a_dataset_says_of_itself_is_of_one_number_of_workers() -> None:
     def make(num_workers: int) -> ShmDataLoader[Any]:
         return ShmDataLoader(resuming.Counting(LENGTH, draws=False), 3, num_workers=num_workers)

@@ -447,3 +447,44 @@ def test_what_shuffles_a_data_pipe_is_drawn_in_later_passes_too(num_workers: int
         warnings.simplefilter("ignore", ResumeWarning)  # batches of the pipe are made again
         found = [[batch.tolist() for batch in resumed] for _ in range(4)]
     assert found == [reference[0][taken:], *reference[1:]]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("whole", [1, 2])
+@pytest.mark.parametrize("taken", [0, 2, None])
+def test_what_shuffles_a_data_pipe_is_drawn_once_in_later_passes_of_persistent_workers(
+    num_workers: int, whole: int, taken: int | None
+) -> None:
+    """Also where the state is from between two passes: ``taken`` is None then."""
+
+    def make() -> ShmDataLoader[Any]:
+        pipe = IterableWrapper(list(range(6))).shuffle().sharding_filter()
+        generator = torch.Generator().manual_seed(8)
+        return ShmDataLoader(pipe, 1, num_workers=num_workers, persistent_workers=True, generator=generator)
+
+    reference = [[batch.tolist() for batch in one] for one in [make()] for _ in range(5)]
+    interrupted, resumed = make(), make()
+    found = [[batch.tolist() for batch in interrupted] for _ in range(whole)]
+    begun = [] if taken is None else [batch.tolist() for batch in itertools.islice(interrupted, taken)]
+    resumed.load_state_dict(interrupted.state_dict())
+    again = make()  # a state of the pass that was taken up
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResumeWarning)  # batches of the pipe are made again
+        begun += [batch.tolist() for batch in itertools.islice(resumed, 1)]
+        again.load_state_dict(resumed.state_dict())
+        found.append(begun + [batch.tolist() for batch in again])
+        found += [[batch.tolist() for batch in again] for _ in range(5 - len(found))]
+    assert found == reference
+
+
+def test_no_workers_shuffle_a_data_pipe_anew_in_each_pass_behind_persistent_ones() -> None:
+    def make(num_workers: int) -> ShmDataLoader[Any]:
+        pipe = IterableWrapper(list(range(6))).shuffle()
+        generator = torch.Generator().manual_seed(8)
+        return ShmDataLoader(pipe, 1, num_workers=num_workers, persistent_workers=num_workers > 0, generator=generator)
+
+    loader, again = make(1), make(0)
+    pass_by(loader)
+    again.load_state_dict(loader.state_dict())
+    assert_same(pass_by(again), pass_by(loader))
+    assert_same(pass_by(again), pass_by(loader))
