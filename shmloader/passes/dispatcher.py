@@ -80,7 +80,8 @@ class Dispatcher:
         is_open: whether there are workers, and they are this process's.
         notes: what workers have noted beside batches that were not taken, by the batches' numbers.
         begins: what each worker has noted at the beginning of a pass with the same workers.
-        ends: what workers have noted when they had no more data in this pass.
+        ends: what workers have noted of their generators when they had no more data in this pass.
+        states_at_end: what they have noted of their dataset then.
         last: the batch that was taken last.
         watcher: who is told what happens; None: nobody.
     """
@@ -101,6 +102,7 @@ class Dispatcher:
         self.notes: dict[int, bytes] = {}
         self.begins: dict[int, bytes | None] = {}
         self.ends: dict[int, bytes] = {}
+        self.states_at_end: dict[int, bytes] = {}
         self._takes_notes = snapshots is not None
         self._words = source.words
         self._options = options
@@ -180,6 +182,7 @@ class Dispatcher:
         self._drop_batches()
         self.notes.clear()
         self.ends.clear()
+        self.states_at_end.clear()
         self._progress.begin_pass()
         self._restarts = RestartPolicy(self._options.worker_restarts, self._restarts.all_passes)
         for number in range(self._options.num_workers):
@@ -457,6 +460,7 @@ class Dispatcher:
         self._progress.resume(number)
         if self._takes_notes:
             self.begins[number] = self._shared_state.noted_at_begin(number)
+            self._shared_state.note_at_begin(number, None)  # what is there at the pass's end is of its end
         self._shared_state.idle(number)  # what it began last was another pass's
 
     def _say(self, what: str, worker: int, seq: int | None = None) -> None:
@@ -470,6 +474,8 @@ class Dispatcher:
         is_current = token.generation == self._progress.generation
         if is_current and self._takes_notes and self._note_lengths[token.slot]:
             self.ends[token.worker] = self._shared_state.note_of(token.slot)
+        if is_current and self._takes_notes and (note := self._shared_state.noted_at_begin(token.worker)):
+            self.states_at_end[token.worker] = note
         for task in self._schedule.end_worker(token.worker):
             if task.seq == token.seq and token.is_held:
                 self._pool.retain(task.slot, token.worker)

@@ -374,7 +374,7 @@ class ShmIterator(BaseIterator):
                     self._dispatch_put_off(1)
                     continue
                 self._is_exhausted = True
-                self._tracking.progress.end(dispatcher.ends)
+                self._tracking.end(dispatcher.ends, dispatcher.states_at_end)
                 if not self._persistent_workers:
                     self._meter.close()
                     began = monotonic_ns()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 
@@ -63,6 +63,10 @@ class Place:
 # A batch that was taken: its number, its worker, what that has noted of its generators, and the states of its data.
 _Taken = tuple[int, int, bytes | None, bytes | None, Collection[int]]
 
+# What workers have noted at the end of a pass: of their generators, and of their dataset.
+StatesAtEnd = Mapping[int, tuple[bytes | None, bool]]
+_Ends = tuple[dict[int, bytes], StatesAtEnd]
+
 
 class Progress:
     """The place of one iterator's loop, counted on as batches are handed out.
@@ -94,7 +98,7 @@ class Progress:
         self._first = place.given
         self._place = place
         self._complete = place.copy()
-        self._ahead: deque[_Taken | dict[int, bytes]] = deque()
+        self._ahead: deque[_Taken | _Ends] = deque()
         # The numbers of the first batches that are asked for, where some behind them were given before.
         last = max(place.beyond, default=place.batches - 1)
         self._gap = [number for number in range(place.batches, last) if number not in place.beyond]
@@ -132,24 +136,26 @@ class Progress:
         else:
             self._give(seq, worker, note, data, over)
 
-    def end(self, notes: dict[int, bytes]) -> None:
+    def end(self, notes: dict[int, bytes], states: StatesAtEnd | None = None) -> None:
         """Notes that there is no more.
 
         Args:
             notes: what workers have noted of their generators when they found that.
+            states: and the states that their datasets were in then, with whether they could not be told.
         """
         self._fold()
+        ends = dict(notes), dict(states or {})
         if self._is_ahead:
-            self._ahead.append(dict(notes))
+            self._ahead.append(ends)
         else:
-            self._end(notes)
+            self._end(*ends)
 
     def hand_on(self) -> None:
         """Tells the loop what was taken first."""
         if self._ahead:
             first = self._ahead.popleft()
-            if isinstance(first, dict):
-                self._end(first)
+            if len(first) == 2:
+                self._end(*first)
             else:
                 self._give(*first)
 
@@ -195,8 +201,12 @@ class Progress:
         place = self._complete if self.has_states else self._place
         return place, self._place.given - place.given
 
-    def _end(self, notes: dict[int, bytes]) -> None:
+    def _end(self, notes: dict[int, bytes], states: StatesAtEnd) -> None:
         self.has_ended = True
+        for worker, (data, has_lost) in states.items():
+            for place in (self._place, self._complete):
+                place.workers[worker].data = data
+                place.workers[worker].has_lost = has_lost
         for worker, note in notes.items():
             for place in (self._place, self._complete):
                 place.workers[worker].generators = note

@@ -200,6 +200,10 @@ class Tracking:
             if note is not None:
                 self.progress.begin_worker(number, *pickle.loads(note))
 
+    def end(self, notes: dict[int, bytes], states: dict[int, bytes]) -> None:
+        """Notes that the pass is over, and what workers have noted at its end."""
+        self.progress.end(notes, {number: pickle.loads(note)[1:] for number, note in states.items()})
+
     def _placed(self, place: Place) -> Place:
         place = place.copy()
         if len(place.workers) != self._num_workers:

@@ -320,6 +320,8 @@ class BatchMaker:
         except Exception as error:
             if isinstance(error, StopIteration) and self._source.is_stream:
                 self.has_ended = True
+                if self._snapshots is not None:
+                    self._snapshots.end_stream(self.dataset)
                 return Contents.NOTHING, 0, 0
             return self._pack_fault(self._fault())
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DistributedSampler, default_collate
+from torch.utils.data import DistributedSampler, IterableDataset, default_collate, get_worker_info
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 from shmloader import ArrayDataset, PermutationSampler, ResumeWarning, ShmDataLoader
@@ -488,3 +488,47 @@ def test_no_workers_shuffle_a_data_pipe_anew_in_each_pass_behind_persistent_ones
     again.load_state_dict(loader.state_dict())
     assert_same(pass_by(again), pass_by(loader))
     assert_same(pass_by(again), pass_by(loader))
+
+
+class SetBack(IterableDataset[int]):
+    """Sets its own state back behind its last sample."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        first, step = (0, 1) if info is None else (info.id, info.num_workers)
+        while (sample := first + self.position * step) < 12:
+            self.position += 1
+            yield sample
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+@pytest.mark.parametrize("worker_type", ["process", "thread"])
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("batch_size", [3, 4])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_stream_that_sets_itself_back_begins_the_next_pass(
+    passes: int, batch_size: int, num_workers: int, worker_type: str
+) -> None:
+    """No batch comes at a stream's end, which could tell what state it is in then."""
+
+    def make() -> ShmDataLoader[Any]:
+        how: dict[str, Any] = {"num_workers": num_workers, "worker_type": worker_type, "persistent_workers": True}
+        return ShmDataLoader(SetBack(), batch_size, **how)
+
+    loader, again = make(), make()
+    for _ in range(passes):
+        whole = pass_by(loader)
+    state = loader.state_dict()
+    assert [worker["data"][0] for worker in state["workers"]] == [{"position": 0}] * num_workers
+    again.load_state_dict(state)
+    assert_same(pass_by(again), whole)
+    assert_same(pass_by(again), whole)

@@ -129,6 +129,17 @@ class WorkerSnapshots:
             now = generators.capture()
         else:
             now = None
+        self._note_at_begin(now, dataset)
+
+    def end_stream(self, dataset: Any) -> None:
+        """Notes what a dataset says of itself that has no more in this pass: its last batch came before its end.
+
+        What the generators are is noted beside the slot.
+        """
+        if self._every is not None and has_state(dataset):
+            self._note_at_begin(None, dataset)
+
+    def _note_at_begin(self, now: bytes | None, dataset: Any) -> None:
         data, has_lost = None, False
         try:
             data = None if self._every is None else state_of_dataset(dataset)
