@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from shmloader import JobQueue, Producer, ShmDataLoader, TensorSpec, WorkerDiedError, WorkerRestartWarning
-from shmloader.workers import forwarded_logs
-from shmloader.workers.log_records import unpacked
+from shmloader.workers.logs import forwarded
+from shmloader.workers.logs.records import unpacked
 from tests.helpers.support import PATIENCE, run_file
 
 log = logging.getLogger("tests.forwarded")
@@ -524,7 +524,7 @@ def test_an_interrupt_while_records_are_read_loses_none(
         logs = jobs._delivery._running.workers._logs  # type: ignore[attr-defined]
         turn = logs._in_turn
         logs._in_turn = SimpleNamespace(acquire=interrupted(turn.acquire, "the turn"), release=turn.release)
-        monkeypatch.setattr(forwarded_logs, "unpacked", interrupted(unpacked, "a record"))
+        monkeypatch.setattr(forwarded, "unpacked", interrupted(unpacked, "a record"))
         for index in range(8):
             jobs.put(index)
         select.select([logs.bell_fd], [], [], PATIENCE)

@@ -163,7 +163,7 @@ def test_a_thread_that_is_dropped_runs_no_python_code() -> None:
             entered.append(frame.f_code.co_name)
 
     came: queue.SimpleQueue[None] = queue.SimpleQueue()
-    threads = [thread_start.start(lambda: came.put(None), "dropped")]
+    threads = [start.start(lambda: came.put(None), "dropped")]
     came.get(timeout=PATIENCE)
     threads[0].join(PATIENCE)
     gc.collect()
