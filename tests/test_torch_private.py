@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import shmloader
 from shmloader import FallbackWarning, ShmDataLoader, torch_private
@@ -149,6 +150,20 @@ def test_nothing_is_listed_twice_and_all_is_explained() -> None:
 
 def test_this_torch_has_it_all() -> None:
     assert torch_private.difference() == ""
+
+
+def test_what_is_made_without_torchs_constructor_is_what_it_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self: Any, dataset: Any, **arguments: Any) -> None:
+        raise ValueError("not for this program")
+
+    expected = vars(torch_private.a_loader(DataLoader))
+    monkeypatch.setattr(DataLoader, "__init__", __init__)
+    found = vars(torch_private.a_loader(DataLoader))
+    assert {name: type(one) for name, one in found.items()} == {name: type(one) for name, one in expected.items()}
+    plain = {name for name, one in expected.items() if one is None or isinstance(one, (int, float, str, range))}
+    assert {name: found[name] for name in plain} == {name: expected[name] for name in plain}
+    assert found["collate_fn"] is expected["collate_fn"]
+    assert torch_private._missing_attributes() == []
 
 
 Ask = Callable[[dict[str, str]], Any]

@@ -24,6 +24,7 @@ from shmloader.passes.iterator import ShmIterator
 from shmloader.torch_private import (
     KEPT_ITERATOR,
     BaseIterator,
+    a_loader,
     auto_collates,
     forget_iterator,
     index_sampler_of,
@@ -33,7 +34,23 @@ from shmloader.torch_private import (
 _KEY = "_shmloader"
 
 
-class PatchedLoader(ShmDataLoader[Any]):
+@functools.cache
+def _torchs() -> dict[str, Any]:
+    """Returns what torch's constructor puts into a loader, but for the iterator that it keeps."""
+    return {name: one for name, one in vars(a_loader(DataLoader)).items() if name != KEPT_ITERATOR}
+
+
+class _Unmade(DataLoader[Any]):
+    """Has the attributes of a loader, of which none is to last. It comes between our class and torch's.
+
+    torch's constructor is not called: a program may have replaced it by one that counts loaders, or refuses some.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        vars(self).update(_torchs(), **{KEPT_ITERATOR: None})
+
+
+class PatchedLoader(ShmDataLoader[Any], _Unmade):
     """Loads for a loader of torch's class, while `patch` is on. What is its own has the default that it has there.
 
     Args:
@@ -89,7 +106,7 @@ class PatchedLoader(ShmDataLoader[Any]):
         # By asking for them, as torch's iterator does: a derived class may answer by a property. And not by setting
         # attributes, some of which torch does not let be set again. What is missing is nothing of torch's: others, who
         # replace its constructor, put in more.
-        vars(self).update({name: getattr(loader, name) for name in _names() if hasattr(loader, name)})
+        vars(self).update({name: getattr(loader, name) for name in _torchs() if hasattr(loader, name)})
         self._reader, self._collates = index_sampler_of(loader), auto_collates(loader)
         self._context = loader.multiprocessing_context
 
@@ -118,12 +135,6 @@ class PatchedLoader(ShmDataLoader[Any]):
 
     def __reduce__(self) -> Any:
         raise TypeError("what stands beside a loader of torch's class cannot be copied; copy that loader")
-
-
-@functools.cache
-def _names() -> tuple[str, ...]:
-    """Returns the names of what torch's class puts into a loader, but for the iterator that it keeps."""
-    return tuple(name for name in vars(DataLoader(())) if name != KEPT_ITERATOR)  # type: ignore[arg-type]
 
 
 class _Beside:

@@ -18,10 +18,10 @@ import torch.utils.data
 from torch.utils.data import DataLoader, dataloader
 
 import shmloader
-from shmloader import FallbackWarning, ShmDataLoader, StockLoaderWarning, WorkerDiedError, requirements
+from shmloader import FallbackWarning, ShmDataLoader, StockLoaderWarning, WorkerDiedError, requirements, torch_private
 from shmloader.passes.in_process import TrackedInProcessIterator
 from shmloader.passes.iterator import ShmIterator
-from shmloader.patching import takeover
+from shmloader.patching import patched_loader, takeover
 from shmloader.patching.patched_loader import PatchedLoader
 from shmloader.patching.record import MOST, On, Record
 from tests.frameworks.support import Traced, indices, our_indices, readers
@@ -308,6 +308,30 @@ def test_a_platform_without_what_workers_are_made_of(monkeypatch: pytest.MonkeyP
     assert caught[0].filename == __file__
     with patch:
         assert not is_ours(loader_of())
+
+
+@pytest.mark.parametrize("refuses", [lambda dataset: not len(dataset), lambda dataset: not isinstance(dataset, Traced)])
+def test_a_constructor_that_is_not_torchs_may_refuse_what_it_likes(
+    refuses: Callable[[Any], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = [], DataLoader.__init__
+
+    def __init__(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        if refuses(dataset):
+            raise ValueError("not for this program")
+        make(self, dataset, *args, **kwargs)
+        made.append(self)
+
+    monkeypatch.setattr(DataLoader, "__init__", __init__)
+    for function in (torch_private.difference, patched_loader._torchs):  # as where it came before the first loader
+        function.cache_clear()
+    with shmloader.patch() as patch:
+        loaders = [loader_of(), loader_of(MultiEpochs, persistent_workers=True), loader_of(num_workers=0)]
+        assert [is_ours(loader) for loader in loaders] == [True, True, False]
+        assert patch.ran[-1].on is On.IN_PROCESS
+        assert not any(isinstance(one, PatchedLoader) for one in made)
+    for function in (torch_private.difference, patched_loader._torchs):
+        function.cache_clear()
 
 
 def test_our_own_loaders_stay_as_they_are() -> None:

@@ -150,9 +150,9 @@ def test_a_constructor_of_others_that_puts_in_more(monkeypatch: pytest.MonkeyPat
         self.theirs = 1
 
     monkeypatch.setattr(DataLoader, "__init__", __init__)
-    patched_loader._names.cache_clear()
+    patched_loader._torchs.cache_clear()
     try:
         with shmloader.patch():
             assert len(list(loader)) == len(list(DataLoader(Images(6), batch_size=3, num_workers=1))) == 2
     finally:
-        patched_loader._names.cache_clear()
+        patched_loader._torchs.cache_clear()

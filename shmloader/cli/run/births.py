@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from shmloader import callers
 from shmloader.loader import ShmDataLoader
-from shmloader.patching.patched_loader import PatchedLoader
 from shmloader.patching.record import Entry, record
 from shmloader.patching.seams import Seam, Seams
 
@@ -64,7 +63,7 @@ class Births:
         @functools.wraps(make)  # frameworks ask for its arguments
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             make(self, *args, **kwargs)
-            if is_on() and not isinstance(self, PatchedLoader):
+            if is_on():
                 births.append(_birth(self, births))
 
         births = self._births
