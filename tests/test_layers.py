@@ -39,7 +39,7 @@ WINGS = {
     "cli": ["main", "bench doctor run trace", "console machine"],
     "cli.bench": ["command", "plot", "sweep", "report source", "measure steps verify", "compare memory", "figures"],
     "cli.doctor": ["command", "report system limits software", "trial judge", "finding"],
-    "cli.run": ["bootstrap", "launch", "command", "births report tracing figures script stock_meter", "ranks"],
+    "cli.run": ["bootstrap", "launch", "command", "births report tracing figures script stock_meter uncaught", "ranks"],
     "cli.trace": ["command", "merging picture summary", "timeline", "reading"],
     "patching": ["patch", "takeover", "patched_loader record", "seams"],
     "observe": [

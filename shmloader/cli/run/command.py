@@ -12,7 +12,7 @@ from shmloader.patching.patch import patch
 from shmloader.patching.record import record
 from shmloader.run_options import Options, split
 
-from . import births, figures, report, script, stock_meter, tracing
+from . import births, figures, report, script, stock_meter, tracing, uncaught
 from .ranks import with_rank
 
 _USAGE = "%(prog)s [-h] [--report] [--trace FILE] [--stock] [--] (script.py | -m module) [argument ...]"
@@ -61,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.stock and args.trace is not None:
         raise UsageError("there is no trace of torch's own workers: leave out --trace or --stock")
     options = Options(args.report, args.stock, args.trace)
-    script.run(args.target, functools.partial(begin, options))
+    with uncaught.ShownAsPythons():
+        script.run(args.target, functools.partial(begin, options))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Runs a script in a process that has imported nothing of ours but three modules by their paths: this one, and what it
+"""Runs a script in a process that has imported nothing of ours but four modules by their paths: this one, and what it
 loads.
 
 When the script has imported torch, our package is imported, and does what was asked for.
@@ -92,11 +92,12 @@ def run(arguments: Sequence[str]) -> int:
     is_safe = bool(getattr(sys.flags, "safe_path", sys.flags.isolated))
     if not is_safe:
         sys.path[0] = os.getcwd()  # noqa: PTH109 - as for ``python -m``
-    options, script = load("../../run_options"), load("script")
+    options, script, uncaught = load("../../run_options"), load("script"), load("uncaught")
     own, target = options.split(arguments)
     found = options.plain(own, target)
     try:
-        script.run(target, functools.partial(_begin, script, found))
+        with uncaught.ShownAsPythons():
+            script.run(target, functools.partial(_begin, script, found))
     finally:
         if found.report and "torch" not in sys.modules and sys.stderr is not None:
             print(f"shmloader, process {os.getpid()}: torch was not imported", file=sys.stderr)

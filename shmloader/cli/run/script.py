@@ -2,8 +2,7 @@
 
 It gets the process's ``__main__`` module, emptied: what pickles its classes, or starts processes that import it, finds
 there what it finds without us. What it raises leaves this process by the interpreter's own way, with its exit codes,
-its order of exit functions and its death by a signal after a Ctrl-C. Only what is printed of an exception is changed:
-frames of ours are left out.
+its order of exit functions and its death by a signal after a Ctrl-C. What is printed of it is `uncaught`'s.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType
 from typing import Any, NamedTuple
 
 _PACKAGE = Path(__file__).parents[2]
-_OURS = f"{_PACKAGE / '__main__.py'}", f"{_PACKAGE / 'cli'}{os.sep}", runpy.__file__, "<frozen runpy>"
 
 
 class _Found(NamedTuple):
@@ -50,15 +48,9 @@ def run(target: Sequence[str], begin: Callable[[], object]) -> None:
         SystemExit: it has asked for that, or was not found; codes and texts are Python's.
         BaseException: what it raises.
     """
-    try:
-        found = _module(*target[1:]) if target[0] == "-m" else _file(*target)
-        begin()
-        _run(found)
-    except SystemExit:
-        raise
-    except BaseException:
-        _hide_our_frames()
-        raise
+    found = _module(*target[1:]) if target[0] == "-m" else _file(*target)
+    begin()
+    _run(found)
 
 
 def _file(name: str, *arguments: str) -> _Found:
@@ -159,16 +151,3 @@ def stay_importable() -> None:
         sys.path.append(str(_PACKAGE.parent))
     elif Path(spec.origin or "").parent != _PACKAGE:
         sys.path.insert(1, str(_PACKAGE.parent))
-
-
-def _hide_our_frames() -> None:
-    """Has whatever shows an exception that nobody has caught, Python or the user's hook, show it without our frames."""
-    show = sys.excepthook
-
-    def shown(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
-            traceback = traceback.tb_next
-        sys.last_traceback = traceback
-        show(kind, error.with_traceback(traceback), traceback)
-
-    sys.excepthook = shown

@@ -7,6 +7,7 @@ import py_compile
 import subprocess
 import sys
 import textwrap
+import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import shmloader
+from shmloader.cli.run import uncaught
 from shmloader.early import place_of_module
 from shmloader.run_options import Options, plain, split
 from tests.helpers.support import PATIENCE
@@ -113,7 +115,8 @@ def outcome(folder: Path, command: list[str], text: str = "one\ntwo\n") -> tuple
         [sys.executable, *command],
         input=text,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         timeout=PATIENCE,
         check=False,
         cwd=folder,
@@ -199,6 +202,75 @@ def test_what_is_named(name: str, folder: Path) -> None:
 @pytest.mark.slow
 def test_what_stands_on_stdin(folder: Path) -> None:
     assert_as_python(folder, ["-", "x"], text="import sys\nprint(sys.argv, sys.path[0], __name__)\n1/0\n")
+
+
+# With the frames of what is asked for a report: they stand in the place of torch's functions.
+CALLS_TORCH = """
+    from torch.utils.data import DataLoader
+    class Sampler:
+        def __iter__(self):
+            raise KeyError("order")
+    def make():
+        try:
+            next(iter(DataLoader(range(3), sampler=Sampler())))
+        except KeyError as error:
+            DataLoader([], num_workers=-1)
+    make()
+"""
+
+
+def test_an_error_is_shown_without_what_stands_in_torchs_place(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(textwrap.dedent(CALLS_TORCH))
+    with ThreadPoolExecutor(2) as threads:
+        stock, ours = threads.map(
+            lambda run: outcome(tmp_path, [*run, "script.py"])[1].splitlines(),
+            [(), ("-m", "shmloader", "run", "--report")],
+        )
+    found = next(place for place, line in enumerate(ours) if line.startswith("shmloader, process"))
+    cut = [
+        lines.index("During handling of the above exception, another exception occurred:") for lines in (stock, ours)
+    ]
+    assert ours[cut[1] : found] == stock[cut[0] :]
+    assert ours[:3] == stock[:3]  # then comes the loader
+    assert not [line for line in ours if str(ROOT / "shmloader" / "cli") in line or "patching" in line]
+
+
+@pytest.mark.slow
+def test_torch_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import torch\n")
+    (tmp_path / "torch.py").write_text("def fail(): raise RuntimeError('not here')\nfail()\n")
+    assert_as_python(tmp_path, ["script.py"])
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [
+        (["cli/run/a", "cli/b", "script", "patching/c", "patching/d", "passes/e"], ["script", "passes/e"]),
+        (["cli/run/a", "script", "cli/run/b", "script", "patching/c", "torch"], ["script", "script", "torch"]),
+        (["cli/run/a", "script", "patching/b", "patching/c"], ["script", "patching/b", "patching/c"]),
+        (["cli/run/a"], []),
+    ],
+)
+def test_which_frames_are_shown(called: list[str], shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    package, found = ROOT / "shmloader", []
+    call: Any = None
+    for name in reversed(called):
+        space: dict[str, Any] = {"then": call}
+        text = "def call():\n    then()" if call else "def call():\n    raise KeyError('text')"
+        path = str(package / f"{name}.py") if "/" in name else f"/{name}.py"
+        exec(compile(text, path, "exec"), space)
+        call = space["call"]
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, at: found.append((error, at)))
+    monkeypatch.setattr(sys, "last_traceback", None, raising=False)
+    with pytest.raises(KeyError) as caught, uncaught.ShownAsPythons():
+        call()
+    at = caught.value.__traceback__
+    assert at is not None
+    sys.excepthook(KeyError, caught.value, at.tb_next)  # without this test's own frame
+    ((error, first),) = found
+    assert error.__traceback__ is first is sys.last_traceback
+    names = [Path(frame.filename).with_suffix("") for frame in traceback.extract_tb(first)]
+    assert [str(one.relative_to(package) if package in one.parents else one.name) for one in names] == shown
 
 
 IMPORTS = """
