@@ -6,6 +6,7 @@ When the script has imported torch, our package is imported, and does what was a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.abc
 import importlib.util
@@ -83,6 +84,12 @@ def _begin_now(script: Any, options: Any) -> None:
         raise SystemExit(2) from None
 
 
+def _become(command: list[str]) -> None:
+    """Begins again as a program that has nothing of ours; returns where that is not possible."""
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, command)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs what a command line says, without the program and the command's name, and returns the exit code.
 
@@ -95,9 +102,12 @@ def run(arguments: Sequence[str]) -> int:
     options, script, uncaught = load("../../run_options"), load("script"), load("uncaught")
     own, target = options.split(arguments)
     found = options.plain(own, target)
+    program = sys.orig_argv[: len(sys.orig_argv) - len(arguments) - 1]  # and its flags, without a file of ours
     try:
         with uncaught.ShownAsPythons():
-            script.run(target, functools.partial(_begin, script, found))
+            script.run(
+                target, functools.partial(_begin, script, found), functools.partial(_become, [*program, *target])
+            )
     finally:
         if found.report and "torch" not in sys.modules and sys.stderr is not None:
             print(f"shmloader, process {os.getpid()}: torch was not imported", file=sys.stderr)

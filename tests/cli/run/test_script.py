@@ -104,6 +104,11 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "a module that is not there": ("import no_such_module\n", []),
     "encoded": ("# -*- coding: latin-1 -*-\nprint(ascii('\xe4'))\n1/0\n", []),
     "empty": ("", []),
+    "cannot be decoded": ("print('not reached')\nx = '\xe4'\n", ["x"]),
+    "an encoding that there is not": ("# -*- coding: no-such -*-\n", []),
+    "not of its encoding": ("# -*- coding: ascii -*-\nx = '\xe4'\n", []),
+    "a comment that is no text": ("# \xed\xa0\x80\nprint('not reached')\n", []),
+    "a null byte": ("print('a\0b')\n", []),
     "a tuple for an exit code": ("raise SystemExit((1, 2))", []),
     "what is raised has no traceback": ("error = OSError(3, 'text')\nerror.__traceback__ = None\nraise error", []),
 }
@@ -143,7 +148,7 @@ def some(names: dict[str, Any], *chosen: str) -> list[Any]:
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", some(SCRIPTS, "what it is", "fails", "Ctrl-C", "exit functions"))
+@pytest.mark.parametrize("name", some(SCRIPTS, "what it is", "fails", "Ctrl-C", "exit functions", "cannot be decoded"))
 def test_a_script(name: str, tmp_path: Path) -> None:
     code, arguments = SCRIPTS[name]
     (tmp_path / "in").mkdir()
@@ -172,6 +177,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.writestr("other.py", "print('other')\n")
     (folder / "plain.py").write_text(shown)
     py_compile.compile(str(folder / "plain.py"), str(folder / "compiled.pyc"))
+    (folder / "broken.pyc").write_bytes(b"\0\1\2")
     (folder / "link.py").symlink_to(folder / "package" / "module.py")
     return folder
 
@@ -184,6 +190,7 @@ TARGETS: dict[str, list[str]] = {
     "an archive": ["archive.zip"],
     "no such module": ["-m", "no_such_module"],
     "a compiled file": ["compiled.pyc", "x"],
+    "a compiled file that is none": ["broken.pyc"],
     "a package without a main module": ["-m", "bare"],
     "a package that fails": ["-m", "broken"],
     "a folder without a main module": ["nothing"],
@@ -200,8 +207,15 @@ def test_what_is_named(name: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_stands_on_stdin(folder: Path) -> None:
-    assert_as_python(folder, ["-", "x"], text="import sys\nprint(sys.argv, sys.path[0], __name__)\n1/0\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys\nprint(sys.argv, sys.path[0], __name__, ascii('\xe4'))\n1/0\n",
+        "print('not reached')\nx = '\udce4'\n",
+    ],
+)
+def test_what_stands_on_stdin(text: str, folder: Path) -> None:
+    assert_as_python(folder, ["-", "x"], text=text)
 
 
 # With the frames of what is asked for a report: they stand in the place of torch's functions.
