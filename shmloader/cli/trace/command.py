@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shmloader.cli.console import UsageError, moment
+from shmloader.cli.console import INTERRUPTED, UsageError, moment, printed
 
 from . import merging, picture, summary
 from .reading import read
@@ -48,6 +48,13 @@ def add_command(commands: argparse._SubParsersAction[Any]) -> None:
 def _run(args: argparse.Namespace) -> int:
     if (args.merge is None) != (args.out is None):
         raise UsageError("--merge OTHER and --out BOTH go together")
+    try:
+        return _done(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED  # who ends it knows where, and needs no traceback
+
+
+def _done(args: argparse.Namespace) -> int:
     trace = read(args.file)
     if args.merge is not None:
         merging.write(merging.merged(trace, read(args.merge)), args.out)
@@ -55,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.plot is not None:
         picture.draw(_chosen(found, args.loader), args.plot, args.begin, args.end)
     if args.plot is None and args.merge is None:
-        print("\n".join(summary.lines(trace, found)))
+        return 0 if printed("\n".join(summary.lines(trace, found))) else 1
     return 0
 
 

@@ -6,7 +6,10 @@ import contextlib
 import gzip
 import importlib.util
 import json
+import os
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from shmloader import ShmDataLoader
 from shmloader.cli.main import main
-from shmloader.cli.trace import summary
+from shmloader.cli.trace import command, summary
 from shmloader.cli.trace.picture import window
 from shmloader.cli.trace.reading import TraceEvents, read
 from shmloader.cli.trace.timeline import Span, Timeline, timelines
 from tests.helpers.datasets import Images, Mapped
+from tests.helpers.support import PATIENCE
 
 _LOOP, _WORKERS, _SLOTS = 1, 2, 3
 
@@ -214,6 +218,31 @@ def test_a_real_trace_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("_matplotlib")
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_output_that_nobody_can_have(is_gone: bool, tmp_path: Path) -> None:
+    """A reader that is gone, as ``head`` is after some lines, knows that; a full disk is said in one line."""
+    (tmp_path / "trace.json").write_text(json.dumps(_made()))
+    reader, writer = os.pipe() if is_gone else (os.open(os.devnull, os.O_RDONLY), os.open("/dev/full", os.O_WRONLY))
+    os.close(reader)
+    line = [sys.executable, "-m", "shmloader", "trace", str(tmp_path / "trace.json")]
+    ran = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE)
+    os.close(writer)
+    said = "" if is_gone else "the output cannot be written: [Errno 28] No space left on device\n"
+    assert (ran.returncode, ran.stderr) == (1, said)
+
+
+def test_an_interrupt_needs_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(events: Any) -> Any:
+        raise KeyboardInterrupt
+
+    (tmp_path / "trace.json").write_text(json.dumps(_made()))
+    monkeypatch.setattr(command, "timelines", interrupted)
+    assert main(["trace", str(tmp_path / "trace.json")]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "trace.json").write_text(json.dumps(_made(200)))
