@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from shmloader import process_exit
@@ -51,6 +53,16 @@ def label_of(owner: Any) -> str:
     except Exception:  # code of the user's: a dataset may have any idea of what attributes it has
         own = None
     return own if isinstance(own, str) else type(source).__qualname__
+
+
+def labels_of(owners: Sequence[Any]) -> list[str]:
+    """Returns what each of several is called; of those that are called the same, the second is "train (2)"."""
+    labels: list[str] = []
+    counts: Counter[str] = Counter()
+    for label in map(label_of, owners):
+        counts[label] += 1
+        labels.append(f"{label} ({counts[label]})" if counts[label] > 1 else label)
+    return labels
 
 
 def live_loaders() -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from shmloader.passes import lifetime
 from shmloader.passes.delivery import Delivery
 from shmloader.passes.steps import Steps
 
-from .registry import label_of
+from .registry import labels_of
 from .statistics import StreamStatistics
 
 Sink = Callable[[Any], object]  # of what `statistics` returns
@@ -65,8 +65,10 @@ def report(loader: Reported | Iterable[Reported], *, every: float = 30.0, to: Si
         loader: one, or several; a `Producer` or a `JobQueue` too, whose consumers' `get` drives the clock then.
         every: seconds between two lines of a loader.
         to: a sink, or several: each is called with a loader's statistics at each line, in the thread that iterates. The
-            loop waits for it. One that raises is logged once, with its traceback, and is called again the next time.
-            `TensorBoardSink`, `LogSink`, `CsvSink` and `TqdmSink` are some.
+            loop waits for it. The statistics' ``name`` is what the line calls the loader: its own name, or else that of
+            its dataset's class, with a number where several of this report would be called the same. One that raises
+            is logged once, with its traceback, and is called again the next time. `TensorBoardSink`, `LogSink`,
+            `CsvSink` and `TqdmSink` are some.
 
     Returns:
         The context manager. It may be entered again when it was left. A forked process reports nothing of its parent's.
@@ -103,7 +105,8 @@ class Report:
         """
         if self._watches:
             raise RuntimeError("this report is being made already; make another one, or leave its block first")
-        self._watches = tuple(_Watch(one, self._every, self._sinks) for one in self._loaders)
+        watched = zip(self._loaders, labels_of(self._loaders), strict=True)
+        self._watches = tuple(_Watch(one, label, self._every, self._sinks) for one, label in watched)
         for watch in self._watches:
             _steps_of(watch.loader).add(watch)
         return self
@@ -137,12 +140,14 @@ class _Watch:
 
     Args:
         loader: whose figures.
+        label: what it is called, in lines and to sinks.
         every: seconds between two lines.
         sinks: who is told.
     """
 
-    def __init__(self, loader: Reported, every: float, sinks: tuple[_Guarded, ...]) -> None:
+    def __init__(self, loader: Reported, label: str, every: float, sinks: tuple[_Guarded, ...]) -> None:
         self.loader = loader
+        self._label = label
         self._every = every
         self._sinks = sinks
         self._owner_pid = os.getpid()
@@ -179,7 +184,7 @@ class _Watch:
 
     def _say_of(self, statistics: StreamStatistics, now: _Moment, is_last: bool) -> None:
         since = self._last
-        label, verdict = label_of(self.loader), _verdict(statistics)
+        label, verdict = self._label, _verdict(statistics)
         _logger.info("%s: %s%s", label, _progress(since, now), verdict if is_last else "")
         share = _waited_share(since, now)
         if not is_last and share is not None and share > _LAG and self._lines >= self._may_warn_at:
@@ -192,8 +197,9 @@ class _Watch:
                 verdict,
             )
         self._lines += 1
+        named = statistics if statistics.name == label else replace(statistics, name=label)
         for sink in self._sinks:
-            sink(statistics)
+            sink(named)
 
 
 class _Guarded:

@@ -56,7 +56,8 @@ def _name_of(statistics: StreamStatistics) -> str:
 class TensorBoardSink:
     """Writes each number of a loader's statistics as a scalar.
 
-    The tag is ``shmloader/NAME/FIELD``, the step is how many batches the loader has handed out.
+    The tag is ``shmloader/NAME/FIELD``, where a `report` gives each of its loaders a name. The step is how many batches
+    the loader has handed out.
 
     Args:
         writer: a ``SummaryWriter`` of torch's or tensorboardX's, or what else has ``add_scalar(tag, value, step)``.

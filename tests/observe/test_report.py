@@ -173,6 +173,25 @@ def test_several_loaders_each_have_their_own_clock(clock: Clock, caplog: pytest.
     del both
 
 
+def test_loaders_without_names_and_of_one_name_are_told_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    loaders = [loader_of(), loader_of(name="train"), loader_of(), loader_of(name="train")]
+    names = ["TensorDataset", "train", "TensorDataset (2)", "train (2)"]
+    got: list[LoaderStatistics] = []
+    tags: set[str] = set()
+
+    class Writer:
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            tags.add(tag)
+
+    with shmloader.report(loaders, to=[got.append, TensorBoardSink(Writer())]):
+        for loader in loaders:
+            assert sum(1 for _ in loader) == 20
+    assert [line.split(":")[0] for line in lines(caplog)] == names
+    assert [one.name for one in got] == names
+    assert {tag.split("/")[1] for tag in tags} == set(names)
+    assert [one.batches for one in got] == [20] * 4
+
+
 def test_a_line_is_about_the_time_since_the_pass_began(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     loader = loader_of()
     with shmloader.report(loader, every=10):
