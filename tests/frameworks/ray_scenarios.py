@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from shmloader import (
@@ -567,6 +568,13 @@ def a_forked_process_is_refused() -> None:
 @scenario
 def what_cannot_be_is_refused() -> None:
     assert "ray_options {'num_gpuss': 1} cannot be" in _refused(ValueError, "num_gpuss", 1)
+    placed: Any = PlacementGroupSchedulingStrategy
+    for kind, name, value in (
+        (ValueError, "scheduling_strategy", "NOWHERE"),
+        (TypeError, "scheduling_strategy", 3),
+        (AssertionError, "scheduling_strategy", placed("no group")),
+    ):
+        assert f"ray_options {{{name!r}: {value!r}}} cannot be: " in _refused(kind, name, value)
     assert "num_workers=2 Ray actors of 1000 CPU" in _refused(RuntimeError, "num_cpus", 1000)
     assert "'nose' in ray_options" in _refused(RuntimeError, "resources", {"nose": 1})
 

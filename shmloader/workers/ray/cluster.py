@@ -85,7 +85,28 @@ def actor_class(options: Mapping[str, Any]) -> Any:
     try:
         return ray.remote(**{**_DEFAULTS, **options, **kept})(RayWorker)
     except Exception as error:
-        raise same_kind(error, f"ray_options {dict(options)!r} cannot be: {error}") from error
+        raise _refused(options, error) from error
+
+
+def new_actor(maker: Any, options: Mapping[str, Any]) -> Any:
+    """Has an actor be made, and does not wait until it is.
+
+    Args:
+        maker: what makes it.
+        options: of the user's, which are in there.
+
+    Raises:
+        ValueError, TypeError, AssertionError: Ray refuses one that it has not looked at before, such as where actors
+            are to be placed. It names ``ray_options``.
+    """
+    try:
+        return maker.remote()
+    except (ValueError, TypeError, AssertionError) as error:
+        raise _refused(options, error) from error
+
+
+def _refused(options: Mapping[str, Any], error: Exception) -> Exception:
+    return same_kind(error, f"ray_options {dict(options)!r} cannot be: {str(error) or type(error).__name__}")
 
 
 def resources(options: Mapping[str, Any]) -> dict[str, float]:

@@ -128,7 +128,8 @@ class RayWorkers:
             machine=machine(),
             saved=None if brief.takeover is None else shared_state.saved(brief.worker, brief.takeover.tag),
         )
-        return self._courier.adopt(brief.worker, maker.remote(), Landing(brief, self._up), orders, parcel)
+        actor = ray_cluster.new_actor(maker, self._options)
+        return self._courier.adopt(brief.worker, actor, Landing(brief, self._up), orders, parcel)
 
     def send(self, worker: int, token: Fields) -> None:
         """Sends a token to a worker. Does not block. To one that has ended it goes nowhere; `wait` tells of that."""
