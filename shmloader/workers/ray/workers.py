@@ -128,7 +128,7 @@ class RayWorkers:
             machine=machine(),
             saved=None if brief.takeover is None else shared_state.saved(brief.worker, brief.takeover.tag),
         )
-        actor = ray_cluster.new_actor(maker, self._options)
+        actor = cluster.new_actor(maker, self._options)
         return self._courier.adopt(brief.worker, actor, Landing(brief, self._up), orders, parcel)
 
     def send(self, worker: int, token: Fields) -> None:
