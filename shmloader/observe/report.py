@@ -66,9 +66,9 @@ def report(loader: Reported | Iterable[Reported], *, every: float = 30.0, to: Si
         every: seconds between two lines of a loader.
         to: a sink, or several: each is called with a loader's statistics at each line, in the thread that iterates. The
             loop waits for it. The statistics' ``name`` is what the line calls the loader: its own name, or else that of
-            its dataset's class, with a number where several of this report would be called the same. One that raises
-            is logged once, with its traceback, and is called again the next time. `TensorBoardSink`, `LogSink`,
-            `CsvSink` and `TqdmSink` are some.
+            its dataset's class, its target or its function, with a number where several of this report would be called
+            the same. One that raises is logged once, with its traceback, and is called again the next time.
+            `TensorBoardSink`, `LogSink`, `CsvSink` and `TqdmSink` are some.
 
     Returns:
         The context manager. It may be entered again when it was left. A forked process reports nothing of its parent's.

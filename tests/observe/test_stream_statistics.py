@@ -218,9 +218,9 @@ def test_a_report_takes_them(caplog: pytest.LogCaptureFixture) -> None:
     ):
         assert sum(1 for _ in producer) == 50
         assert sum(1 for _ in queue.map((number,) for number in range(10))) == 10
-    assert {one.name for one in got} == {"simulator", "JobQueue"}
+    assert {one.name for one in got} == {"simulator", "work"}
     assert max(one.batches for one in got if one.name == "simulator") == 50
-    assert max(one.batches for one in got if one.name == "JobQueue") == 10
+    assert max(one.batches for one in got if one.name == "work") == 10
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("simulator: 50 batches") for line in lines)
     assert producer._delivery.steps.listeners == queue._delivery.steps.listeners == ()
