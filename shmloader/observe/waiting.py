@@ -91,11 +91,10 @@ def _is_held_up(case: Case) -> bool:
 
 
 def _held_up(case: Case) -> Verdict:
-    replaced = f" {case.figures.restarts} died and were replaced." if case.figures.restarts else ""
     return Verdict(
         f"{_waits(case)} {duration(case.wait)}, and workers were at work for {duration(case.work)}: they were stopped "
         "(by SIGSTOP, a debugger, a frozen container), or had no processor, or are at a batch that is not made yet."
-        f"{replaced} More workers would not help.",
+        f"{_of_deaths(case)} More workers would not help.",
         Kind.HELD_UP,
     )
 
@@ -166,7 +165,9 @@ def _too_slow(case: Case) -> Verdict:
         if case.queue_share >= _QUEUES:
             fewer = f" {most} would make as many batches." if now > most else ""
             queue = f" Workers wait for a processor in {percent(case.queue_share)} of their work.{fewer}"
-        return Verdict(f"{_waits(case)} and {busy}.{queue} {faster_samples(case)}", Kind.SLOW_DATASET, "dataset")
+        return Verdict(
+            f"{_waits(case)} and {busy}.{queue}{_of_deaths(case)} {faster_samples(case)}", Kind.SLOW_DATASET, "dataset"
+        )
     number = min(wanted, case.workers_to_try)
     limit = ""
     if wanted > number:
@@ -179,7 +180,7 @@ def _too_slow(case: Case) -> Verdict:
         lock = " Threads help as far as samples release the interpreter lock; worker_type='process' helps in any case."
     return Verdict(
         f"{_waits(case)} and {now} worker{'s' if now != 1 else ''} cannot keep up: num_workers={number}."
-        f"{limit}{lock}{of_stream(case)}{of_time(case)}",
+        f"{limit}{_of_deaths(case)}{lock}{of_stream(case)}{of_time(case)}",
         Kind.MORE_WORKERS,
         "num_workers",
     )
@@ -212,6 +213,11 @@ def of_time(case: Case) -> str:
         f" A batch takes {whose} {duration(case.seconds_a_batch)}: {percent(case.fetch_share)} reading samples, "
         f"{percent(max(0.0, 1 - case.fetch_share))} collating."
     )
+
+
+def _of_deaths(case: Case) -> str:
+    restarts = case.figures.restarts
+    return "" if not restarts else f" Workers died and were replaced, {restarts} times: what they made is made again."
 
 
 def _waits(case: Case) -> str:

@@ -281,6 +281,15 @@ def test_a_sampler_of_torchs_is_not_blamed_where_samples_are_tiny() -> None:
     assert judge(dataclasses.replace(tiny, batches=10_000), one_by_one).knob == "sampler"
 
 
+def test_deaths_are_told_with_what_the_loop_waits_for() -> None:
+    """Which is for successors too, and more workers would not be what helps then."""
+    few = dataclasses.replace(TWO, processors=2)
+    held_up = figures(wait=0.5, loop=0.5, workers=pair(0.01))
+    for of, setting in ((LOADER_BOUND, TWO), (LOADER_BOUND, few), (held_up, TWO)):
+        assert "were replaced" not in judge(of, setting)
+        assert " died and were replaced, 3 times" in judge(dataclasses.replace(of, restarts=3), setting)
+
+
 def test_threads_that_compute_are_told_of_processes() -> None:
     setting = dataclasses.replace(TWO, num_workers=1, worker_type="thread")
     for share, is_told in ((1.0, True), (0.1, False)):
