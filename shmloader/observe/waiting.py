@@ -49,14 +49,24 @@ def of_waiting(case: Case) -> Verdict:
         return alone
     idle = sum(worker.idle_seconds for worker in case.workers)
     if idle and case.keeps_up(case.work) and idle >= IDLE * (idle + case.work):
-        return Verdict(
-            f"{_waits(case)} though workers idle in {percent(idle / (idle + case.work))} of theirs: batches, or the "
-            f"loop's steps, take unequal times. Raise prefetch_factor={case.setting.prefetch_factor}, so that more "
-            "batches are ready.",
-            Kind.SHORT_OF_SLOTS,
-            "prefetch_factor",
-        )
+        return _short_of_slots(case, idle)
     return _too_slow(case)
+
+
+def _short_of_slots(case: Case, idle: float) -> Verdict:
+    though = f"{_waits(case)} though workers idle in {percent(idle / (idle + case.work))} of theirs"
+    if any(worker.paused_seconds for worker in case.workers):
+        return Verdict(
+            f"{though}: the loader was paused meanwhile, and makes nothing ahead then. Resume it sooner, or give it "
+            "longer blocks of prefetching().",
+            Kind.SHORT_OF_SLOTS,
+        )
+    return Verdict(
+        f"{though}: batches, or the loop's steps, take unequal times. Raise "
+        f"prefetch_factor={case.setting.prefetch_factor}, so that more batches are ready.",
+        Kind.SHORT_OF_SLOTS,
+        "prefetch_factor",
+    )
 
 
 def own_work(case: Case) -> Verdict:

@@ -290,6 +290,15 @@ def test_deaths_are_told_with_what_the_loop_waits_for() -> None:
         assert " died and were replaced, 3 times" in judge(dataclasses.replace(of, restarts=3), setting)
 
 
+def test_a_loader_that_was_paused_is_told_of_that() -> None:
+    setting = dataclasses.replace(TWO, prefetch_factor=4)
+    for paused, knob in ((0.0, "prefetch_factor"), (0.1, None)):
+        workers = pair(0.2, idle_seconds=0.5, paused_seconds=paused)
+        verdict = judge(figures(wait=0.3, loop=0.7, workers=workers), setting)
+        assert (verdict.kind, verdict.knob) == (Kind.SHORT_OF_SLOTS, knob)
+        assert ("paused" in verdict) == (paused > 0)
+
+
 def test_threads_that_compute_are_told_of_processes() -> None:
     setting = dataclasses.replace(TWO, num_workers=1, worker_type="thread")
     for share, is_told in ((1.0, True), (0.1, False)):
