@@ -121,7 +121,8 @@ def _of_passes(found: StreamStatistics, by_name: Mapping[str, PassStatistics]) -
     passes = list(by_name.values())
     rows = [[found.name or "loader", *by_name]]
     rows += [[name, *(table.count(getattr(one, name)) for one in passes)] for name in ("batches", "samples")]
-    rows.append(["bytes", *(table.size(one.bytes) for one in passes)])
+    if any(one.bytes for one in passes):  # there are no slots without workers
+        rows.append(["bytes", *(table.size(one.bytes) for one in passes)])
     rows.append(["samples/s", *(table.count(one.samples_per_second) for one in passes)])
     rows.append(["time", *(table.duration(one.seconds) for one in passes)])
     for text, name in (("  loop", "loop"), ("  waited", "wait"), ("  own work", "own"), ("  start and end", "start")):

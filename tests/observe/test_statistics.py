@@ -459,6 +459,10 @@ def test_table() -> None:
         assert word in text
     assert max(map(len, text.splitlines())) <= 100
     assert "worker  " not in str(ShmDataLoader(Rows()).statistics())
+    loader = ShmDataLoader(Rows(), batch_size=4)
+    list(loader)
+    assert "bytes" in text
+    assert "bytes" not in str(loader.statistics())
 
 
 @pytest.mark.parametrize(
