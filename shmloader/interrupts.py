@@ -284,17 +284,44 @@ def _raise_later(error: BaseException) -> None:
     may take a second call for a second Ctrl-C, and is not called where SIGINT is ignored.
     """
     handler = _get_handler(_SIGINT)
+    if isinstance(handler, _RaisesOnce):
+        if handler.left:
+            return  # an earlier one is about to end the program
+        handler = handler.replaced
     if handler is None or threading.current_thread() is not threading.main_thread():
         raise error  # a handler of C's could not be put back; in other threads there are none
     if isinstance(error.__context__, GeneratorExit):
         error.__context__ = None  # which says nothing to the user
-    left = [error.with_traceback(None)]
+    _set_handler(_SIGINT, _RaisesOnce(error.with_traceback(None), handler))
+    try:
+        _thread.start_new_thread(_thread.interrupt_main, ())
+    except RuntimeError:  # the system has no more threads
+        _put_back(handler)
+        raise error from None
 
-    def raise_again(signum: int, frame: FrameType | None) -> None:
+
+class _RaisesOnce:
+    """SIGINT's handler until it has raised an exception. From then on it is what it has replaced.
+
+    For it may be put back: a block that waits with signals, or code of the user's, that found it sets it again at its
+    end, though it has been called meanwhile. A Ctrl-C must be one then.
+
+    Attributes:
+        left: the exception; empty: it was raised.
+        replaced: the handler before.
+    """
+
+    def __init__(self, error: BaseException, replaced: Any) -> None:
+        self.left = [error]
+        self.replaced = replaced
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
         try:
-            _put_back(handler)
+            _put_back(self.replaced)
         finally:
-            raise left.pop()  # so that no frame holds it, which it would hold
-
-    _set_handler(_SIGINT, raise_again)
-    _thread.start_new_thread(_thread.interrupt_main, ())
+            if self.left:
+                raise self.left.pop()  # so that no frame holds it, which it would hold
+        if callable(self.replaced):
+            self.replaced(signum, frame)
+        elif self.replaced == signal.SIG_DFL:
+            os.kill(os.getpid(), signum)

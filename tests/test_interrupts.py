@@ -277,6 +277,68 @@ def test_what_ends_the_program_is_raised_once_behind_a_drop(
             signal.signal(one, handler_before)
 
 
+def drop_with(error: BaseException) -> None:
+    """Drops something, while a signal comes whose handler raises ``error``."""
+
+    def handler(number: int, frame: Any) -> None:
+        raise error
+
+    due = [signal.SIGUSR1]
+    signal.signal(signal.SIGUSR1, handler)
+    dropped = interrupts.at_drop(lambda: signal.raise_signal(due.pop()) if due else None)
+    del dropped
+
+
+@pytest.fixture
+def _pending(_handlers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised behind a drop waits for a SIGINT of the test's."""
+    monkeypatch.setattr("_thread.start_new_thread", lambda act, arguments: None)
+
+
+@pytest.mark.usefixtures("_pending")
+@pytest.mark.parametrize("blocks", [(deferred,), (AllDeferred,), (deferred, AllDeferred)])
+def test_a_ctrl_c_is_one_again_when_a_block_has_put_back_what_was_to_be_raised(blocks: tuple[Any, ...]) -> None:
+    def raise_within() -> None:
+        with contextlib.ExitStack() as stack:
+            for block in (*blocks, interrupts.Undeferred):
+                stack.enter_context(block())
+            signal.raise_signal(signal.SIGINT)
+
+    drop_with(SystemExit(3))
+    with pytest.raises(SystemExit):
+        raise_within()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    drop_with(SystemExit(4))
+    with pytest.raises(SystemExit, match="4"):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("_pending")
+def test_of_several_that_end_the_program_one_is_raised_and_the_handler_is_back() -> None:
+    drop_with(SystemExit(3))
+    drop_with(SystemExit(4))
+    with pytest.raises(SystemExit, match="3"):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_drop_where_the_system_has_no_more_threads_leaves_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next Ctrl-C, however much later, would raise what is printed here."""
+    printed: list[Any] = []
+
+    def start(act: Any, arguments: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(str(unraisable.exc_value)))
+    drop_with(SystemExit(3))
+    assert printed == ["3"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 # -- code of the user's that takes long --------------------------------------------------------------------------------
 
 
