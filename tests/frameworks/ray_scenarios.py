@@ -39,6 +39,7 @@ from shmloader import (
     WorkerTimeoutError,
 )
 from shmloader.slots import orphans
+from tests.helpers import resuming
 from tests.helpers.datasets import Images, Mapped, Noise, Shards, nest
 from tests.helpers.support import PATIENCE, assert_same, assert_same_stream, seed_everything, stream
 
@@ -511,6 +512,27 @@ def a_state_is_taken_up_by_other_kinds() -> None:
         other = loader(Noise(), batch_size=3, shuffle=True, worker_type=then)
         other.load_state_dict(state)
         assert_same(got + [list(one) for one in other], expected)
+
+
+@scenario
+def a_stream_tells_its_state_at_the_end_of_a_pass() -> None:
+    """Also one that told another when the pass began."""
+    source, again = (loader(resuming.SetBack(), batch_size=3, persistent_workers=True) for _ in range(2))
+    expected = [batch.tolist() for batch in source]
+    for _ in range(2):
+        state = source.state_dict()
+        assert [worker["data"][0] for worker in state["workers"]] == [{"position": 0}] * 2
+        again.load_state_dict(state)
+        assert [batch.tolist() for batch in again] == expected
+        assert [batch.tolist() for batch in source] == expected
+    seed_everything(1)
+    source = loader(Noise(), batch_size=3, persistent_workers=True)
+    list(source)
+    state = source.state_dict()
+    expected = [list(one) for one in source]
+    again = loader(Noise(), batch_size=3, persistent_workers=True)
+    again.load_state_dict(state)
+    assert_same([list(one) for one in again], expected)
 
 
 @scenario

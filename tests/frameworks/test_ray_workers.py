@@ -103,6 +103,7 @@ def test_promises(run: Run, name: str) -> None:
         "a_collate_function_keeps_its_batches",
         "held_batches_stay",
         "a_state_is_taken_up_by_other_kinds",
+        "a_stream_tells_its_state_at_the_end_of_a_pass",
         "figures",
         "a_forked_process_is_refused",
         "an_interrupt_ends_the_workers",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DistributedSampler, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DistributedSampler, default_collate
 from torch.utils.data.datapipes.iter import IterableWrapper
 
 from shmloader import ArrayDataset, PermutationSampler, ResumeWarning, ShmDataLoader
@@ -490,27 +490,6 @@ def test_no_workers_shuffle_a_data_pipe_anew_in_each_pass_behind_persistent_ones
     assert_same(pass_by(again), pass_by(loader))
 
 
-class SetBack(IterableDataset[int]):
-    """Sets its own state back behind its last sample."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def __iter__(self) -> Iterator[int]:
-        info = get_worker_info()
-        first, step = (0, 1) if info is None else (info.id, info.num_workers)
-        while (sample := first + self.position * step) < 12:
-            self.position += 1
-            yield sample
-        self.position = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = state["position"]
-
-
 @pytest.mark.parametrize("worker_type", ["process", "thread"])
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("batch_size", [3, 4])
@@ -522,7 +501,7 @@ def test_a_stream_that_sets_itself_back_begins_the_next_pass(
 
     def make() -> ShmDataLoader[Any]:
         how: dict[str, Any] = {"num_workers": num_workers, "worker_type": worker_type, "persistent_workers": True}
-        return ShmDataLoader(SetBack(), batch_size, **how)
+        return ShmDataLoader(resuming.SetBack(), batch_size, **how)
 
     loader, again = make(), make()
     for _ in range(passes):

@@ -100,12 +100,14 @@ class Landing:
         if reply.note is not None or shared_state.note_lengths[job.slot]:
             shared_state.note(job.slot, reply.note)
         shared_state.samples[job.slot] = samples
+        if reply.between is not None:
+            shared_state.note_at_begin(number, reply.between)
         self._keep(reply, job.slot)
         self._up.write((kind, 0, number, job.generation, job.slot, job.seq, 0, offset, nbytes))
 
     def resume(self, token: Token, reply: Reply) -> None:
         """Writes what has come of a worker that begins another pass, and sends the token of it."""
-        self._shared_state.note_at_begin(self._brief.worker, reply.note)
+        self._shared_state.note_at_begin(self._brief.worker, reply.between)
         self._keep(reply, None)
         self._up.write((wire.RESUMED, 0, self._brief.worker, token.generation, 0, 0, 0, 0, 0))
 

@@ -128,7 +128,7 @@ class RemoteMaker:
         if done is None or done.kind == wire.ASK:  # it was told to stop
             return self._reply(0, 0, 0, None, None)
         if done.kind == wire.RESUMED:
-            return self._reply(done.kind, 0, 0, None, self.shared_state.noted_at_begin(self._number))
+            return self._reply(done.kind, 0, 0, None, None)
         note = self.shared_state.note_of(slot) or None
         if done.is_held:
             self._slot = 1  # the other is user code's now, which is lent nothing from now on
@@ -146,4 +146,7 @@ class RemoteMaker:
             saved = None
         else:
             self._sent_state = saved
-        return Reply(kind, offset, nbytes, content, samples, note, saved, record)
+        between = self.shared_state.noted_at_begin(self._number)
+        if between is not None:
+            self.shared_state.note_at_begin(self._number, None)  # told once: it would be taken for that of the end
+        return Reply(kind, offset, nbytes, content, samples, note, between, saved, record)

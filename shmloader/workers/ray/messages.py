@@ -60,7 +60,8 @@ class Reply(NamedTuple):
         nbytes: how long it is.
         content: the slot, up to the tail's end; None where nothing is in it.
         samples: how many samples the batch has.
-        note: what was noted beside the slot, or of the beginning of a pass.
+        note: what was noted beside the slot.
+        between: what was noted when a pass began, or when a stream had no more in it.
         saved: the state of the random generators for a successor, and its tag.
         record: what was recorded.
     """
@@ -71,6 +72,7 @@ class Reply(NamedTuple):
     content: Block | None
     samples: int
     note: bytes | None
+    between: bytes | None
     saved: tuple[int, bytes] | None
     record: Extract
 
