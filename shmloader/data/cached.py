@@ -111,7 +111,7 @@ class CachedDataset(Dataset[Any]):
         if not isinstance(fingerprint, str):
             raise TypeError(f"fingerprint must be a str, got {fingerprint!r}")
         name = None if path is None else checked_path(path)
-        known_by = fingerprint_of(dataset, fingerprint)
+        known_by = b"" if name is None else fingerprint_of(dataset, fingerprint)
         with interrupts.AllDeferred():  # until descriptors have owners, and a new file its name
             self._tally = Tally(self._length)
             if name is None:

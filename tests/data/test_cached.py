@@ -773,6 +773,18 @@ def test_the_file_of_another_dataset_is_refused(name: str, tmp_path: Path) -> No
     assert len(path.read_bytes()) in (len(before), 500)
 
 
+class Unread(list[int]):
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("there may be very many")
+
+
+def test_what_a_subset_chooses_is_read_for_a_file_only(tmp_path: Path) -> None:
+    subset: Subset[int] = Subset(range(9), Unread([1, 2]))  # type: ignore[arg-type]
+    assert CachedDataset(subset)[1] == 2
+    with pytest.raises(AssertionError, match="very many"):
+        CachedDataset(subset, path=tmp_path / "cache")
+
+
 def test_subsets_of_one_dataset_have_files_of_their_own(tmp_path: Path) -> None:
     CachedDataset(Subset(range(9), [1, 2]), path=tmp_path / "cache")  # type: ignore[arg-type]
     CachedDataset(Subset(range(9), [1, 2]), path=tmp_path / "cache")  # type: ignore[arg-type]
