@@ -57,6 +57,7 @@ class TrackedInProcessIterator(InProcessIterator):
         resumed = tracking.resumed
         tracking.snapshots()  # which warns
         data = tracking.data
+        again = resumed if is_stream(loader) and data is None else None
         begin = (
             (lambda: iter(self._sampler_iter)) if resumed is None else (lambda: iter(tracking.sampling.index_sampler))
         )
@@ -64,13 +65,17 @@ class TrackedInProcessIterator(InProcessIterator):
         with generators.kept() if tracking.state_of_workers is not None else contextlib.nullcontext():
             tracking.prepare()
             load_dataset(loader.dataset, data)
+            if again is not None and again.sampler is not None and "global" in again.sampler["start"]:
+                generators.restore(again.sampler["start"]["global"])
             self._begin_loading(loader, None if resumed is None else resumed.shared_seed)
+            begun_with = b"" if again is None else generators.capture()
         self._tracking = tracking
         with generators.kept() if resumed is not None else contextlib.nullcontext():
             self._sampler_iter = tracking.begin(begin, True)
             load_iterator(self._dataset_fetcher, data)
-            if resumed is not None and is_stream(loader) and data is None:
-                for _ in range(resumed.place.given):
+            if again is not None:
+                generators.restore(begun_with)
+                for _ in range(again.place.given):
                     with contextlib.suppress(Exception):  # which was given too
                         self._load()
         if resumed is not None:

@@ -75,12 +75,18 @@ class Sampling:
 
     # -- the beginning of a pass ---------------------------------------------------------------------------------
 
-    def note_start(self) -> None:
-        """Notes the random generators, before anything is drawn for a pass."""
+    def note_start(self, for_dataset: bool = False) -> None:
+        """Notes the random generators, before anything is drawn for a pass.
+
+        Args:
+            for_dataset: whether all of them, of which the dataset draws too.
+        """
         self._start = {"generators": self.own_generators()}
         if self._has_epoch():
             self._start["epoch"] = self._sampler.epoch
-        if type(self._sampler) in _TORCHS:
+        if for_dataset:
+            self._start["global"] = generators.capture()
+        elif type(self._sampler) in _TORCHS:
             if getattr(self._sampler, "generator", None) is None:
                 self._start["global"] = generators.capture_torch()
         elif type(self._sampler) not in _FIXED:

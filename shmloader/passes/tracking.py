@@ -148,7 +148,7 @@ class Tracking:
         """Does what comes before the first draw for an iterator."""
         if self._state is not None and self._state.phase != "within" and self._state.sampler is not None:
             self.sampling.set_between(self._state.sampler, was_read=self._state.phase == "after")
-        self.sampling.note_start()
+        self.sampling.note_start(for_dataset=self._is_stream and not self._num_workers)
 
     def begin(self, begin: Callable[[], Iterator[Any]], is_first: bool) -> Iterator[Any]:
         """Returns what reads the sampler in a pass that begins, or is taken up.
@@ -244,6 +244,8 @@ class Tracking:
             state.phase = "within"
             state.sampler = self.sampling.state(place.batches)
         state.data = None if self.ask is None else self.ask(self.progress.has_ended)
+        if self._is_stream and state.data is not None:
+            state.sampler["start"].pop("global", None)  # for what is read again, which this is not
         return state
 
 

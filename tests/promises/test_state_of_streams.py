@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DistributedSampler, default_collate
+from torch.utils.data import DistributedSampler, IterableDataset, default_collate
 from torch.utils.data.datapipes.iter import IterableWrapper
 
-from shmloader import ArrayDataset, PermutationSampler, ResumeWarning, ShmDataLoader
+from shmloader import ArrayDataset, ChunkedDataset, PermutationSampler, ResumeWarning, ShmDataLoader
+from shmloader.workers.states import generators
 from tests.helpers import resuming, simulated
 from tests.helpers.support import assert_same, detached, random_states, seed_everything
 
@@ -511,3 +512,62 @@ def test_a_stream_that_sets_itself_back_begins_the_next_pass(
     again.load_state_dict(state)
     assert_same(pass_by(again), whole)
     assert_same(pass_by(again), whole)
+
+
+class Ahead(IterableDataset[list[int]]):
+    """Draws an order when it begins, at once or with the first sample, and with every fourth sample some numbers."""
+
+    def __init__(self, is_eager: bool) -> None:
+        self.is_eager = is_eager
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._samples(resuming.drawn()[0] if self.is_eager else None)
+
+    def _samples(self, first: int | None) -> Iterator[list[int]]:
+        first = resuming.drawn()[0] if first is None else first
+        for sample in torch.randperm(20).tolist():
+            numbers = resuming.drawn() if sample % 4 == 0 else [0, 0, 0]
+            yield [first, sample, *numbers]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+@pytest.mark.parametrize("name", ["eager", "lazy", "chunks"])
+@pytest.mark.parametrize("generator", [seeded, lambda: None])
+def test_what_was_drawn_ahead_in_the_loop_s_process_is_drawn_again(
+    name: str, taken: int, generator: Callable[[], Any]
+) -> None:
+    """The loop draws nothing, so that the generators move as they did. They are left where the program has set them."""
+
+    def chunks() -> Iterator[Any]:
+        order = torch.randperm(4).tolist()
+        for number in order:
+            yield np.arange(5) + 10 * number, np.random.rand(5), torch.rand(5)
+
+    def make() -> ShmDataLoader[Any]:
+        source = ChunkedDataset(chunks()) if name == "chunks" else Ahead(name == "eager")
+        return ShmDataLoader(source, 3, generator=generator())
+
+    seed_everything(3)
+    expected = pass_by(make())
+    seed_everything(3)
+    loader = make()
+    iterator = iter(loader)
+    found = [detached(batch) for batch in itertools.islice(iterator, taken)]
+    state, there = loader.state_dict(), generators.capture()
+    rest = [detached(batch) for batch in iterator]
+    assert_same(found + rest, expected)
+    seed_everything(4)
+    again = make()
+    again.load_state_dict(state)
+    generators.restore(there)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResumeWarning)  # it is read again
+        iterator = iter(again)
+    assert generators.capture() == there
+    last = make()
+    last.load_state_dict(again.state_dict())  # of a pass that was taken up
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResumeWarning)
+        assert_same([detached(batch) for batch in last], rest)
+    generators.restore(there)
+    assert_same([detached(batch) for batch in iterator], rest)
