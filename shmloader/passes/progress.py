@@ -196,9 +196,12 @@ class Progress:
         return self._gap[seq] if seq < len(self._gap) else self._behind_gap + seq
 
     def state(self) -> tuple[Place, int]:
-        """Returns the last place that is complete, and how many batches were given since."""
+        """Returns the last place that is complete, and how many batches were given since.
+
+        At the end of a pass it is that: nothing of the pass is made again.
+        """
         self._fold()
-        place = self._complete if self.has_states else self._place
+        place = self._complete if self.has_states and not self.has_ended else self._place
         return place, self._place.given - place.given
 
     def _end(self, notes: dict[int, bytes], states: StatesAtEnd) -> None:

@@ -35,6 +35,8 @@ from shmloader.workers.states.snapshots import has_state
 # What draws nothing from a global generator, and what draws from torch's alone.
 _FIXED = (SequentialSampler, DistributedSampler, PermutationSampler, InfiniteSampler)
 _TORCHS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+# What a length may raise that is not there, or is wrong. What a signal's handler raises is not to be taken for it.
+_NO_LENGTH = ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError
 _MOST_SAMPLERS = 8  # within each other
 
 
@@ -91,6 +93,13 @@ class Sampling:
                 self._start["global"] = generators.capture_torch()
         elif type(self._sampler) not in _FIXED:
             self._start["global"] = generators.capture()
+
+    def length(self) -> int | None:
+        """Returns how many batches there are in a pass, as the sampler says; None where it does not."""
+        try:
+            return len(self.index_sampler)
+        except _NO_LENGTH:
+            return None
 
     def own_generators(self) -> dict[str, bytes]:
         """Returns the states of the generators that are the loader's or its samplers' own."""

@@ -100,7 +100,9 @@ class Tracking:
             self._warn_of_differences(state)
             if len(state.place.workers) == self._num_workers:
                 resumes = tuple(self._resume(state, worker) for worker in state.place.workers)
-        return Snapshots(self._every, resumes, of_generators=not self._seeds_samples)
+        length = self.sampling.length() if self._persistent and self._every not in (None, 1) else None
+        given = 0 if self.resumed is None else self.resumed.place.batches
+        return Snapshots(self._every, resumes, not self._seeds_samples, length, given)
 
     def _resume(self, state: State, worker: WorkerPlace) -> Resume:
         if state.phase == "after":

@@ -184,11 +184,15 @@ class Snapshots:
         every: after how many batches the states of a dataset that has any are told; None: never.
         resumes: where workers take up a pass, by number; empty: at its beginning.
         of_generators: whether the states of random generators are told; not where samples are seeded one by one.
+        length: how many batches a pass has; None where the sampler does not tell.
+        given: how many of them are not asked for in the first pass, which is taken up behind them.
     """
 
     every: int | None = 1
     resumes: tuple[Resume, ...] = ()
     of_generators: bool = True
+    length: int | None = None
+    given: int = 0
 
 
 @dataclass(frozen=True)

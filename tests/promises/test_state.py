@@ -362,6 +362,38 @@ def test_a_later_pass_of_persistent_workers_goes_on_twice(
         assert_same(found + rest_of(iter(handed_on(loader, third))), expected)
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("length", [4, 22])
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize("kind", [resuming.Counting, resuming.StatefulStream])
+def test_rare_states_are_told_at_the_end_of_a_pass_too(
+    kind: Callable[[int], Any], taken: int, length: int, num_workers: int
+) -> None:
+    """The next pass of persistent workers begins with them: nothing of the one before is made again."""
+
+    def make() -> ShmDataLoader[Any]:
+        how: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": True, "snapshot_every_n_steps": 5}
+        return ShmDataLoader(kind(length), 3, **how)
+
+    seed_everything(1)
+    expected = [rest_of(iter(loader)) for loader in [make()] for _ in range(4)]
+    seed_everything(1)
+    loader = make()
+    found: list[list[Any]] = []
+    for number in range(4):
+        iterator = iter(loader)
+        begun = [detached(batch) for batch in itertools.islice(iterator, taken if number == 1 else 0)]
+        if begun:
+            again = make()
+            again.load_state_dict(loader.state_dict())
+            loader, iterator = again, iter(again)
+        found.append(begun + rest_of(iterator))
+        again = make()
+        again.load_state_dict(loader.state_dict())
+        loader = again
+    assert_same(found, expected)
+
+
 def test_what_a_dataset_says_of_itself_is_of_one_number_of_workers() -> None:
     def make(num_workers: int) -> ShmDataLoader[Any]:
         return ShmDataLoader(resuming.Counting(LENGTH, draws=False), 3, num_workers=num_workers)

@@ -115,11 +115,16 @@ class WorkerSnapshots:
         self._watch = generators.Watch() if orders.of_generators and brief.kind == "process" else None
         if self._watch is not None:
             self._watch.look()
+        self._length = orders.length
+        self._given = orders.given
+        self._count: int | None = None
         self.resume: Resume | None = orders.resumes[brief.worker] if orders.resumes else None
 
     def begin(self, dataset: Any, fetcher: Any) -> bool:
         """Begins a pass, and returns whether the states of what batches are made of are told."""
         self.resume = None
+        self._count = None if self._length is None else self._length - self._given
+        self._given = 0
         return self._every is not None and has_any_state(dataset, fetcher)
 
     def end_pass(self, dataset: Any) -> None:
@@ -152,10 +157,12 @@ class WorkerSnapshots:
     def with_states(self, batch: Any, seq: int, dataset: Any, fetcher: Any) -> Any:
         """Returns a batch together with the states of what it was made of, where they are to be told with it.
 
-        Each worker's last batch before every ``every``-th of all has to have them.
+        Each worker's last batch before every ``every``-th of all has to have them, and its last one of a pass: the next
+        pass of persistent workers begins with these.
         """
         assert self._every is not None
-        if seq % self._every + self._num_workers < self._every:
+        is_last = self._count is not None and seq + self._num_workers >= self._count
+        if seq % self._every + self._num_workers < self._every and not is_last:
             return batch
         data = states_of(dataset, fetcher)
         return batch if data is None else Stated(batch, data)
