@@ -213,8 +213,9 @@ def at_drop(act: Callable[[], object]) -> Generator[None]:
 
     An exception that leaves a destructor is printed and forgotten, and so would be the KeyboardInterrupt of a Ctrl-C
     that comes while one runs, and the SystemExit of a handler of SIGTERM. ``__del__`` cannot prevent that: Python looks
-    for signals before its first line. A generator that is closed goes on in its handler, without such a look. What a
-    handler raises to end the program, which is no Exception, the main thread raises when it is out of there.
+    for signals before its first line. A generator that is closed goes on in its handler, without such a look. Those
+    two, which may come anywhere, the main thread raises when it is out of there. Others may be an alarm's, which only
+    the block that set it expects: they are printed, as Python does it.
     """
     generator = _suspended(act)
     next(generator)
@@ -248,9 +249,7 @@ def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
                     unmap()
             finally:  # handlers are called behind either call, and not between an exception and this
                 close(fd)
-        except Exception:
-            raise
-        except BaseException as error:
+        except (KeyboardInterrupt, SystemExit) as error:
             raise_later(error)
 
 
@@ -267,21 +266,22 @@ def _suspended(act: Callable[[], object]) -> Generator[None]:
     except GeneratorExit:
         try:
             act_if_due()
-        except Exception:  # of a signal's handler, perhaps before the first act
-            act_if_due()
-            raise
-        except BaseException as error:  # likewise
+        except (KeyboardInterrupt, SystemExit) as error:  # of a signal's handler, perhaps before the first act
             try:
                 act_if_due()
             finally:
                 _raise_later(error)
+        except BaseException:
+            act_if_due()
+            raise
 
 
 def _raise_later(error: BaseException) -> None:
     """Has the main thread raise what a handler has raised, when it has left the destructor that it is in.
 
     Another thread interrupts it, which runs no sooner. For that one time SIGINT has a handler of ours: the user's own
-    may take a second call for a second Ctrl-C, and is not called where SIGINT is ignored.
+    may take a second call for a second Ctrl-C, and is not called where SIGINT is ignored. A real signal is sent:
+    `_thread.interrupt_main` would leave the main thread in a system call that it has begun meanwhile.
     """
     handler = _get_handler(_SIGINT)
     if isinstance(handler, _RaisesOnce):
@@ -294,7 +294,7 @@ def _raise_later(error: BaseException) -> None:
         error.__context__ = None  # which says nothing to the user
     _set_handler(_SIGINT, _RaisesOnce(error.with_traceback(None), handler))
     try:
-        _thread.start_new_thread(_thread.interrupt_main, ())
+        _thread.start_new_thread(signal.pthread_kill, (threading.get_ident(), _SIGINT))
     except RuntimeError:  # the system has no more threads
         _put_back(handler)
         raise error from None

@@ -18,6 +18,7 @@ import pytest
 
 from shmloader import interrupts
 from shmloader.interrupts import AllDeferred, deferred
+from tests.helpers.support import PATIENCE
 
 NUMBERS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
 
@@ -233,8 +234,7 @@ def test_what_is_due_at_a_drop_is_done_whatever_handlers_raise(
 def raises_soon() -> BaseException | None:
     """Returns what is raised in this thread from now on, if anything is."""
     try:
-        for _ in range(1000):
-            time.sleep(0.001)
+        time.sleep(PATIENCE)  # which the signal ends
     except BaseException as error:
         return error
     return None
@@ -275,6 +275,28 @@ def test_what_ends_the_program_is_raised_once_behind_a_drop(
     finally:
         for one, handler_before in before.items():
             signal.signal(one, handler_before)
+
+
+def test_what_an_alarm_raises_is_printed_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block that has set the alarm, and expects it, might have ended when it is raised later."""
+
+    class Alarm(BaseException):
+        pass
+
+    def handler(number: int, frame: Any) -> None:
+        raise Alarm
+
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
+    before = signal.signal(signal.SIGUSR1, handler), signal.getsignal(signal.SIGINT)
+    try:
+        due = [signal.SIGUSR1]
+        dropped = interrupts.at_drop(lambda: signal.raise_signal(due.pop()) if due else None)
+        del dropped
+        assert printed == [Alarm]
+        assert signal.getsignal(signal.SIGINT) is before[1]
+    finally:
+        signal.signal(signal.SIGUSR1, before[0])
 
 
 def drop_with(error: BaseException) -> None:
