@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shmloader import interrupts
+from shmloader import ShmDataLoader, interrupts
 from shmloader.interrupts import AllDeferred, deferred
 from tests.helpers.support import PATIENCE
 
@@ -400,3 +401,37 @@ def test_a_ctrl_c_as_the_block_is_left_restores_the_handler() -> None:
         interrupt()
     gc.collect()
     assert signal.getsignal(signal.SIGINT) is installed
+
+
+# -- starts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize("call", ["fork", "pidfd_open"])
+@pytest.mark.parametrize("worker", [0, 1])
+def test_a_handler_that_raises_as_a_worker_starts_leaves_no_process(
+    call: str, worker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor a descriptor, which the suite looks for."""
+    handle(fail)
+    own, real = os.getpid(), getattr(os, call)
+    calls: list[Any] = []
+
+    def call_and_signal(*arguments: Any) -> Any:
+        result = real(*arguments)
+        if os.getpid() == own:
+            calls.append(result)
+            if len(calls) == worker + 1:
+                signal.raise_signal(signal.SIGUSR1)
+        return result
+
+    monkeypatch.setattr(os, call, call_and_signal)
+    dataset: Any = list(range(4))
+    loader: ShmDataLoader[int] = ShmDataLoader(dataset, num_workers=2)
+    with pytest.raises(SignalError):
+        iter(loader)
+    monkeypatch.undo()
+    assert not multiprocessing.active_children()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert len(list(loader)) == 4

@@ -20,7 +20,7 @@ from multiprocessing import process as multiprocessing_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from shmloader import deadlines, process_exit
+from shmloader import deadlines, interrupts, process_exit
 from shmloader.errors import WorkerTimeoutError
 from shmloader.slots import fork_copies
 from shmloader.slots.limits import oom_kills
@@ -178,7 +178,8 @@ class ProcessWorkers:
         _all.add(self)
         with fork_copies.gathered():
             for brief in briefs:
-                self._members.append(self._start_one(brief))
+                with self._whole():
+                    self._members.append(self._start_one(brief))
 
     def replace(self, brief: Brief) -> None:
         """Starts a process in the place of a worker that has died."""
@@ -188,7 +189,15 @@ class ProcessWorkers:
         pidfd, dead.pidfd = dead.pidfd, -1
         os.close(pidfd)
         dead.close_pipe()
-        self._members[brief.worker] = self._start_one(brief)
+        with self._whole():
+            self._members[brief.worker] = self._start_one(brief)
+
+    def _whole(self) -> contextlib.AbstractContextManager[object]:
+        """A context for the start of one process: no handler raises between a fork and the noting of what it returned.
+
+        Where the dataset is pickled none is held up, for that may take minutes.
+        """
+        return interrupts.AllDeferred() if self.is_forked else contextlib.nullcontext()
 
     def _start_one(self, brief: Brief) -> _Member:
         inbox, down = self._pipe()
