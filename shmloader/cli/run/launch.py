@@ -21,6 +21,9 @@ from typing import Any
 class _AfterTorch(importlib.abc.MetaPathFinder):
     """Calls a function once torch is imported.
 
+    It stays until then: a program may ask where torch is, as many libraries do to know whether it is there, or fail to
+    import it, long before it does so.
+
     Args:
         act: the function.
     """
@@ -34,21 +37,31 @@ class _AfterTorch(importlib.abc.MetaPathFinder):
         """Finds torch where others find it."""
         if fullname != "torch":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)
-            return None
-        loader: Any = spec.loader
+        spec = self._others_find(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            self._follow(spec.loader)
+        return spec
+
+    def _others_find(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        finds = [getattr(finder, "find_spec", None) for finder in sys.meta_path if finder is not self]
+        found = (find(fullname, path, target) for find in finds if find is not None)
+        return next((spec for spec in found if spec is not None), None)
+
+    def _follow(self, loader: Any) -> None:
+        """Has a loader tell when it has loaded torch; that of an archive loads other modules too."""
+        if "exec_module" in vars(loader):
+            return
         run = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
+            if module.__name__ == "torch":
+                del loader.exec_module
             run(module)
-            self._act()
+            if module.__name__ == "torch" and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._act()
 
         loader.exec_module = exec_module
-        return spec
 
 
 def load(name: str) -> Any:

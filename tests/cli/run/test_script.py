@@ -10,13 +10,15 @@ import textwrap
 import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import shmloader
-from shmloader.cli.run import uncaught
+from shmloader.cli.run import launch, uncaught
 from shmloader.early import place_of_module
 from shmloader.run_options import Options, plain, split
 from tests.helpers.support import PATIENCE
@@ -288,7 +290,8 @@ def test_which_frames_are_shown(called: list[str], shown: list[str], monkeypatch
 
 
 IMPORTS = """
-    import os, sys
+    import importlib.util, os, sys
+    importlib.util.find_spec("torch")  # as libraries do to know whether it is there
     print("torch" in sys.modules, "shmloader" in sys.modules, "numpy" in sys.modules)
     os.environ["OMP_NUM_THREADS"] = "1"
     from torch.utils.data import DataLoader
@@ -310,6 +313,37 @@ def test_the_script_is_the_first_to_import_torch(tmp_path: Path) -> None:
     assert ours[1].startswith("1 True")
     assert ours[2] == stock[2].replace("torch.utils.data.dataloader", "shmloader.passes.in_process")
     assert ours[3] == stock[3] == "[]"
+
+
+def test_torch_is_waited_for_where_it_fails_and_its_loader_loads_other_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    class Archive:
+        def exec_module(self, module: ModuleType) -> None:
+            loaded.append(module.__name__)
+            if len(loaded) == 1:
+                raise ImportError("once")
+
+        def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec:
+            return ModuleSpec(name, self)  # type: ignore[arg-type]
+
+    archive: Any = Archive()
+    after = launch._AfterTorch(lambda: loaded.append("begun"))
+    monkeypatch.setattr(sys, "meta_path", [after, archive])
+    assert after.find_spec("numpy", None) is None
+    for _ in range(2):
+        found = after.find_spec("torch", None)
+        assert found is not None
+        assert found.loader is archive
+    with pytest.raises(ImportError):
+        archive.exec_module(ModuleType("torch"))
+    assert sys.meta_path == [after, archive]
+    after.find_spec("torch", None)
+    for name in ("other", "torch", "torch"):
+        archive.exec_module(ModuleType(name))
+    assert loaded == ["torch", "other", "torch", "begun", "torch"]
+    assert sys.meta_path == [archive]
+    assert not vars(archive)
 
 
 @pytest.mark.parametrize(
