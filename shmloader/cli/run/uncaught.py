@@ -52,8 +52,17 @@ def _together(error: BaseException) -> list[BaseException]:
         one = waiting.pop()
         if one is not None and id(one) not in found:
             found[id(one)] = one
-            waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+            waiting += [one.__cause__, one.__context__, *_grouped(one)]
     return list(found.values())
+
+
+def _grouped(error: BaseException) -> list[BaseException]:
+    """Returns the exceptions of a group. What others call so may be anything."""
+    try:
+        found = getattr(error, "exceptions", ())
+    except Exception:  # code of the user's
+        return []
+    return [one for one in found if isinstance(one, BaseException)] if isinstance(found, (tuple, list)) else []
 
 
 def _take_out_what_only_calls(traceback: TracebackType | None) -> None:
@@ -64,7 +73,8 @@ def _take_out_what_only_calls(traceback: TracebackType | None) -> None:
     """
     while traceback is not None:
         following = _behind_what_only_calls(traceback.tb_next)
-        traceback.tb_next = following
+        if following is not traceback.tb_next:  # to set it looks at all that follow: of a deep recursion, very many
+            traceback.tb_next = following
         traceback = following
 
 

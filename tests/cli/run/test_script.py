@@ -12,7 +12,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,6 +287,51 @@ def test_which_frames_are_shown(called: list[str], shown: list[str], monkeypatch
     assert error.__traceback__ is first is sys.last_traceback
     names = [Path(frame.filename).with_suffix("") for frame in traceback.extract_tb(first)]
     assert [str(one.relative_to(package) if package in one.parents else one.name) for one in names] == shown
+
+
+class _NoGroupError(Exception):
+    def __init__(self, exceptions: Any) -> None:
+        self.found = exceptions
+
+    @property
+    def exceptions(self) -> Any:
+        return self.found() if callable(self.found) else self.found
+
+
+@pytest.mark.parametrize("exceptions", [5, ["text"], None, lambda: 1 / 0])
+def test_an_error_whose_exceptions_are_something_else(exceptions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[BaseException] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, at: shown.append(error))
+    monkeypatch.setattr(sys, "last_traceback", None, raising=False)
+    raised = _NoGroupError(exceptions)
+    with pytest.raises(_NoGroupError), uncaught.ShownAsPythons():
+        raise raised
+    sys.excepthook(_NoGroupError, raised, raised.__traceback__)
+    assert shown == [raised]
+
+
+def test_frames_are_taken_out_of_a_long_traceback_in_one_go() -> None:
+    class Frame:
+        sets = 0
+
+        def __init__(self, name: str, following: Frame | None) -> None:
+            self.tb_frame = SimpleNamespace(f_code=SimpleNamespace(co_filename=name))
+            self._following = following
+
+        @property
+        def tb_next(self) -> Frame | None:
+            return self._following
+
+        @tb_next.setter
+        def tb_next(self, following: Frame | None) -> None:
+            Frame.sets += 1
+            self._following = following
+
+    last: Any = None
+    for name in ["script.py", f"{ROOT}/shmloader/patching/a.py", *["script.py"] * 1000]:
+        last = Frame(name, last)
+    uncaught._take_out_what_only_calls(last)
+    assert Frame.sets == 1  # each looks at all that follow
 
 
 IMPORTS = """
