@@ -144,6 +144,11 @@ class Case:
         """Whether workers that work for so long in all could make batches as quickly as the loop takes them."""
         return bool(self.made) and work / self.made / self.setting.num_workers <= self.step
 
+    @property
+    def is_half_used(self) -> bool:
+        """Whether workers have worked in no more than half of the time: they could make as much in half of it."""
+        return 2 * self.work <= self.setting.num_workers * self.figures.seconds
+
     def wait_left(self, work: float) -> float:
         """Seconds that the loop would wait all the same if workers worked for so long in all."""
         return max(0.0, work / max(1, self.setting.num_workers) - self.loop - self.own)

@@ -23,6 +23,7 @@ class StreamKind:
         maker: what makes them, the user's.
         ahead: the argument.
         how: how more is made ahead.
+        is_asked: whether workers begin nothing that they were not asked for.
     """
 
     owner: str
@@ -30,11 +31,19 @@ class StreamKind:
     maker: str
     ahead: str
     how: str
+    is_asked: bool
 
 
-PRODUCER = StreamKind("Producer", "items", "target", "num_slots", "Raise num_slots, so that more items are ready.")
+PRODUCER = StreamKind(
+    "Producer", "items", "target", "num_slots", "Raise num_slots, so that more items are ready.", is_asked=False
+)
 QUEUE = StreamKind(
-    "JobQueue", "results", "function", "prefetch_factor", "Put jobs further ahead, or raise prefetch_factor."
+    "JobQueue",
+    "results",
+    "function",
+    "prefetch_factor",
+    "Put jobs further ahead, or raise prefetch_factor.",
+    is_asked=True,
 )
 
 
@@ -71,12 +80,14 @@ def _of_waiting(case: Case, kind: StreamKind) -> Verdict:
             Kind.OWN_WORK,
             kind.maker,
         )
-    idle = sum(worker.idle_seconds for worker in case.workers)
-    if idle >= IDLE * (idle + case.work) and case.keeps_up(case.work):
+    idle = _idle(case, kind)
+    keeps_up = case.keeps_up(case.work)
+    if idle >= IDLE * (idle + case.work) and (keeps_up or case.is_half_used):
         share = percent(idle / (idle + case.work))
+        unequal = f"{kind.many}, or the consumer's steps, take unequal times"
         return Verdict(
-            f"{waits}, though workers idle in {share} of theirs: {kind.many}, or the consumer's steps, take unequal "
-            f"times. {kind.how}",
+            f"{waits}, though workers idle in {share} of theirs: "
+            f"{unequal if keeps_up else 'they would make as many in half of the time'}. {kind.how}",
             Kind.SHORT_OF_SLOTS,
             kind.ahead,
         )
@@ -93,3 +104,9 @@ def _of_waiting(case: Case, kind: StreamKind) -> Verdict:
     return Verdict(
         f"{waits}, and {workers} cannot keep up: num_workers={number}. {took}", Kind.MORE_WORKERS, "num_workers"
     )
+
+
+def _idle(case: Case, kind: StreamKind) -> float:
+    """Returns the seconds in which workers had nothing to do. Those that have made nothing do not say so themselves."""
+    unused = case.setting.num_workers - len(case.workers) if kind.is_asked else 0
+    return sum(worker.idle_seconds for worker in case.workers) + unused * case.figures.seconds

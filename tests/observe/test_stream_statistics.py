@@ -7,6 +7,7 @@ import logging
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import shmloader
-from shmloader import JobQueue, Producer, StreamStatistics, TensorSpec
+from shmloader import IdleWorkersWarning, JobQueue, Producer, StreamStatistics, TensorSpec
 from shmloader.observe import processors
 from shmloader.observe.case import Setting
 from shmloader.observe.figures import PassStatistics, WorkerStatistics
@@ -168,6 +169,20 @@ def test_too_few_workers(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     assert sum(worker.work_seconds for worker in found.workers) >= 0.005 * 60
 
 
+def test_jobs_that_are_put_one_by_one() -> None:
+    def figures() -> StreamStatistics:
+        with JobQueue(work, num_workers=4) as queue, warnings.catch_warnings():
+            warnings.simplefilter("ignore", IdleWorkersWarning)
+            for number in range(40):
+                queue.put(number, 0.005)
+                queue.get()
+            return queue.statistics()
+
+    found = told(Kind.SHORT_OF_SLOTS, figures)
+    assert found.verdict.knob == "prefetch_factor"
+    assert "Put jobs further ahead" in found.verdict
+
+
 def stream(wait: float, loop: float, own: float = 0.0, **of_workers: Any) -> PassStatistics:
     workers = tuple(WorkerStatistics(number, **{"batches": 50, "cpu_share": 1.0, **of_workers}) for number in range(2))
     return PassStatistics(
@@ -183,6 +198,8 @@ def stream(wait: float, loop: float, own: float = 0.0, **of_workers: Any) -> Pas
         (stream(0.5, 0.5, fetch_seconds=1.0), 8, Kind.MORE_WORKERS, lambda kind: "num_workers"),
         (stream(0.5, 0.5, fetch_seconds=1.0), 2, Kind.SLOW_DATASET, lambda kind: kind.maker),
         (stream(0.3, 0.7, fetch_seconds=0.2, idle_seconds=0.5), 8, Kind.SHORT_OF_SLOTS, lambda kind: kind.ahead),
+        (stream(1.0, 0.0, fetch_seconds=0.3, idle_seconds=0.7), 8, Kind.SHORT_OF_SLOTS, lambda kind: kind.ahead),
+        (stream(1.0, 0.0, fetch_seconds=0.8, idle_seconds=0.7), 8, Kind.MORE_WORKERS, lambda kind: "num_workers"),
         (stream(0.1, 0.5, 0.4, fetch_seconds=0.2), 8, Kind.OWN_WORK, lambda kind: kind.maker),
         (stream(0.5, 0.5, fetch_seconds=0.2, room_seconds=0.4), 8, Kind.MEMORY_CAP, lambda kind: "max_pool_bytes"),
         (stream(0.0, 0.01), 8, Kind.UNKNOWN, lambda kind: None),
