@@ -96,7 +96,8 @@ def draw(timeline: Timeline, path: Path, begin: float | None = None, end: float 
     start, stop = window(timeline, begin, end)
     panels = _panels(timeline, start, stop)
     if start >= stop or not panels:
-        raise UsageError(f"there is nothing to draw of {timeline.label} from {begin} to {end} seconds")
+        asked = [f" {word} {at:g}" for word, at in (("from", begin), ("to", end)) if at is not None]
+        raise UsageError(f"there is nothing to draw of {timeline.label}{''.join(asked)}{' seconds' if asked else ''}")
     heights = [_PANEL + _LANE * len(lanes) for lanes in panels]
     figure = Figure(figsize=(_WIDTH, sum(heights) + _REST), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]

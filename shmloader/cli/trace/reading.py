@@ -56,8 +56,15 @@ def read(path: Path) -> TraceEvents:
     """Reads a file; one without its end up to the last event that is whole.
 
     Raises:
-        UsageError: there is none, or it has no trace events.
+        UsageError: there is none, it has no trace events, or it is too large for the memory.
     """
+    try:
+        return _read(path)
+    except MemoryError:
+        raise UsageError(f"{path} does not fit into memory") from None
+
+
+def _read(path: Path) -> TraceEvents:
     try:
         data = path.read_bytes()
     except OSError as error:

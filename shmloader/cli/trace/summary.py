@@ -31,7 +31,8 @@ def _lacks(trace: TraceEvents) -> Iterator[str]:
     if end.get("error"):
         yield f"The trace ends early: it could not be written to ({end['error']})."
     if end.get("dropped"):
-        yield f"What came later is not here: {end['dropped']} events, for which there was no room (max_bytes)."
+        room = "" if end.get("error") else ", for which there was no room (max_bytes)"
+        yield f"What came later is not here: {end['dropped']} events{room}."
     if trace.lost:
         yield f"Of {trace.lost} batches it is not known what their workers did when."
 

@@ -103,6 +103,7 @@ def test_the_summary_says_what_is_not_in_the_file() -> None:
     assert "not here: 3 events" in text
     assert "ended within the traced block" in text
     assert "could not be written to (ENOSPC)" in text
+    assert "max_bytes" not in text
     assert "Of 2 batches" in text
     assert "no pass of a loader" in _printed(TraceEvents([]))
 
@@ -231,6 +232,21 @@ def test_output_that_nobody_can_have(is_gone: bool, tmp_path: Path) -> None:
     assert (ran.returncode, ran.stderr) == (1, said)
 
 
+def test_a_file_that_is_too_large_for_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(SystemExit) as caught:
+        main(["trace", str(tmp_path / "trace.json")])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.endswith("trace.json does not fit into memory\n")
+    assert error.count("\n") == 1
+
+
 def test_an_interrupt_needs_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,8 +277,8 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--begin", "5"], "nothing to draw"),
-        (["--begin", "0.5", "--end", "0.1"], "nothing to draw"),
+        (["--begin", "5"], "nothing to draw of it: x from 5 seconds\n"),
+        (["--begin", "0.5", "--end", "0.1"], "nothing to draw of it: x from 0.5 to 0.1 seconds\n"),
         (["--loader", "other"], "there are it: x"),
         (["--plot", "out.nonsense"], "cannot be written"),
         (["--plot", "nowhere/out.png"], "cannot be written"),
