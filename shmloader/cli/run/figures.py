@@ -11,6 +11,7 @@ from shmloader.observe.statistics import LoaderStatistics
 from shmloader.passes import lifetime
 from shmloader.passes.lifetime import Lifetime
 from shmloader.passes.meter import Meters
+from shmloader.passes.restarts import RestartCount
 from shmloader.patching.record import Entry
 
 _SOMETHING = object()  # in the place of samplers and functions: a verdict asks whether there is one
@@ -52,10 +53,14 @@ class Figures:
 
     @staticmethod
     def together(figures: Sequence[Figures]) -> LoaderStatistics:
-        """Returns the figures of several loaders as one's."""
-        meters = Meters()
-        for one in figures:
-            meters.add_past(one._meters.total())
+        """Returns the figures of several loaders as one's, whose last pass is that of the last one."""
+        each = [one._meters for one in figures]
+        mark = each[-1].mark  # before the total, as for one loader
+        totals = [one.total() for one in each]
+        meters = Meters(RestartCount(sum(one.restarts for one in totals)))
+        for one in totals:
+            meters.add_past(one)
+        meters.mark = meters.total() - (totals[-1] - mark)
         return figures[-1]._of(meters)
 
     def _of(self, meters: Meters) -> LoaderStatistics:

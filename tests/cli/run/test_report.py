@@ -76,7 +76,27 @@ def test_loaders_that_are_alike_are_put_together_where_they_are_many() -> None:
     assert text.count("1 pass, begun at") == 3
     together = text[text.index("5 of torch.utils.data.dataloader.DataLoader of Images: the loop's process") :]
     assert "5 passes, begun at" in together.splitlines()[0]
-    assert "15" in next(line for line in together.splitlines() if line.startswith("batches"))
+    assert next(line for line in together.splitlines() if line.startswith("batches")).split() == ["batches", "3", "15"]
+
+
+def test_figures_of_several_loaders_are_their_sums() -> None:
+    kept = []
+    for number in range(3):
+        loader = ShmDataLoader(Images(12), batch_size=4, num_workers=1 + number)
+        for _ in range(1 + number):
+            list(loader)
+        lifetime.of(loader).meters.restarts.total = number
+        kept.append((figures.Figures(loader), loader.statistics()))
+        kept[-1][0].look(loader)
+    found = figures.Figures.together([one for one, _ in kept])
+    each = [one for _, one in kept]
+    for name in ("batches", "samples", "bytes", "passes", "restarts", "waits"):
+        assert getattr(found, name) == sum(getattr(one, name) for one in each), name
+        assert getattr(found.last_pass, name) == getattr(each[-1].last_pass, name), name
+    assert [worker.batches for worker in found.workers] == [
+        sum(one.workers[number].batches for one in each[number:]) for number in range(3)
+    ]
+    assert found.last_pass.workers == each[-1].last_pass.workers
 
 
 def test_nothing_ran() -> None:
