@@ -239,7 +239,7 @@ def closed_at_drop(fd: int, unmap: Callable[[], object] | None = None) -> Genera
 
 def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
     # When the interpreter ends, modules may be empty.
-    close, raise_later = os.close, _raise_later
+    close, put_off = os.close, raise_later
     try:
         yield
     except GeneratorExit:
@@ -250,7 +250,7 @@ def _closing(fd: int, unmap: Callable[[], object] | None) -> Generator[None]:
             finally:  # handlers are called behind either call, and not between an exception and this
                 close(fd)
         except (KeyboardInterrupt, SystemExit) as error:
-            raise_later(error)
+            put_off(error)
 
 
 def _suspended(act: Callable[[], object]) -> Generator[None]:
@@ -270,14 +270,14 @@ def _suspended(act: Callable[[], object]) -> Generator[None]:
             try:
                 act_if_due()
             finally:
-                _raise_later(error)
+                raise_later(error)
         except BaseException:
             act_if_due()
             raise
 
 
-def _raise_later(error: BaseException) -> None:
-    """Has the main thread raise what a handler has raised, when it has left the destructor that it is in.
+def raise_later(error: BaseException) -> None:
+    """Has the main thread raise what a handler has raised, when it has left the destructor, or the hook, that it is in.
 
     Another thread interrupts it, which runs no sooner. For that one time SIGINT has a handler of ours: the user's own
     may take a second call for a second Ctrl-C, and is not called where SIGINT is ignored. A real signal is sent:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from shmloader import libc, process_exit
+from shmloader import interrupts, libc, process_exit
 from shmloader.batches.tensors import Block
 from shmloader.weak_members import WeakMembers
 
@@ -51,11 +51,13 @@ class _Thread(threading.local):
     Attributes:
         copies: by the address that they are for.
         is_gathering: whether further forks use the same copies.
+        put_off: what a signal's handler has raised meanwhile.
     """
 
     def __init__(self) -> None:
         self.copies: dict[int, _Copy] = {}
         self.is_gathering = False
+        self.put_off: BaseException | None = None
 
 
 _holders: WeakMembers[Holder] = WeakMembers()
@@ -95,6 +97,16 @@ def gathered() -> Iterator[None]:
     finally:
         _thread.is_gathering = False
         _drop_copies()
+
+
+def _before() -> None:
+    # Python prints and forgets what a hook raises, so a Ctrl-C that came meanwhile would be lost; and a child whose
+    # copies are not made would see its batches change.
+    try:
+        with interrupts.AllDeferred():
+            _make_copies()
+    except (KeyboardInterrupt, SystemExit) as error:
+        _thread.put_off = error
 
 
 def _make_copies() -> None:
@@ -142,6 +154,9 @@ def _takes_its_place(one: _Copy) -> bool:
 def _after_in_parent() -> None:
     if not _thread.is_gathering:
         _drop_copies()
+    put_off, _thread.put_off = _thread.put_off, None
+    if put_off is not None:
+        interrupts.raise_later(put_off)
 
 
 def _after_in_child() -> None:
@@ -151,9 +166,10 @@ def _after_in_child() -> None:
     _replaced.extend((one.address, one.nbytes) for one in _thread.copies.values() if _takes_its_place(one))
     _thread.copies.clear()
     _thread.is_gathering = False
+    _thread.put_off = None  # the parent's
     _inherited.extend(_holders)
     _holders.clear()
 
 
-process_exit.at_fork(before=_make_copies, in_parent=_after_in_parent)
+process_exit.at_fork(before=_before, in_parent=_after_in_parent)
 process_exit.in_child(process_exit.InChild.TAKE_COPIES, _after_in_child)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import resource_tracker
@@ -22,8 +24,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from shmloader import ShmDataLoader
+from shmloader.slots import fork_copies
 from tests.helpers.datasets import Images
-from tests.helpers.support import assert_same, checksum, run_file
+from tests.helpers.support import PATIENCE, assert_same, checksum, children, run_file
 
 LENGTH = 60
 
@@ -339,6 +342,39 @@ class Streamed(IterableDataset[Any]):
 
 def test_a_stream_that_is_a_loader() -> None:
     assert torch.cat(list(ShmDataLoader(Streamed(), batch_size=None, num_workers=1))).tolist() == list(range(10))
+
+
+def test_a_ctrl_c_while_a_fork_copies_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python forgets what a fork's hook raises: it is raised behind the fork, and the child has its copies."""
+    held = list(loader(8))
+    sums = [checksum(batch) for batch in held]
+    copy, due = fork_copies._copy, [signal.SIGINT]
+
+    def interrupted(block: Any) -> Any:
+        if due:
+            signal.raise_signal(due.pop())
+        return copy(block)
+
+    monkeypatch.setattr(fork_copies, "_copy", interrupted)
+    reader, writer = os.pipe()
+    pid = -1
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os.read(reader, 1)  # the parent has written to its batches
+            os._exit([checksum(batch) for batch in held] != sums)
+        time.sleep(PATIENCE)  # which the interrupt ends, if it was not there before
+        pytest.fail("the interrupt is lost")
+    except KeyboardInterrupt:
+        pass
+    assert not due
+    pid = pid if pid > 0 else int(children().pop())
+    for images, _ in held:
+        images.zero_()
+    os.write(writer, b".")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
 
 
 def test_samples_that_fork_in_the_worker() -> None:
