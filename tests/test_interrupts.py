@@ -19,6 +19,7 @@ import pytest
 
 from shmloader import ShmDataLoader, interrupts
 from shmloader.interrupts import AllDeferred, deferred
+from tests.helpers.signals import SignalAt
 from tests.helpers.support import PATIENCE
 
 NUMBERS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM]
@@ -435,3 +436,31 @@ def test_a_handler_that_raises_as_a_worker_starts_leaves_no_process(
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     assert len(list(loader)) == 4
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_handler_that_raises_as_workers_are_stopped_leaves_no_process() -> None:
+    """At any moment at which Python calls one. Nor a descriptor, which the suite looks for."""
+    handle(fail)
+    dataset: Any = list(range(8))
+    loader: ShmDataLoader[int] = ShmDataLoader(dataset, num_workers=2, forward_logs=True)
+    moment = 1
+    is_over = False
+    while not is_over:
+        iterator: Any = iter(loader)
+        next(iterator)
+        send = SignalAt(moment)
+        sys.settrace(send)
+        try:
+            iterator.close()
+        except SignalError:
+            pass
+        finally:
+            sys.settrace(None)
+        is_over = send.left > 0
+        iterator.close()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        del iterator
+        moment += 7
+    assert moment > 50

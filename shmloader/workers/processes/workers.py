@@ -359,30 +359,41 @@ class ProcessWorkers:
         then is terminated, and after another second killed, which reaches stopped processes too; or at once, by `kill`
         in a signal handler.
         """
-        _all.discard(self)
-        for worker, member in enumerate(self._members):
-            if member.down.fd >= 0:
-                with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
-                    self.dismiss(worker, token)
-                member.close_pipe()
         try:
+            _all.discard(self)
+            for worker, member in enumerate(self._members):
+                if member.down.fd >= 0:
+                    with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
+                        self.dismiss(worker, token)
+                    member.close_pipe()
             self._reap(grace, None)
             self._reap(min(grace, _TERM_SECONDS), signal.SIGTERM)
-        finally:  # whatever comes, no process is left behind
-            self._reap(None, signal.SIGKILL)
-            for member in self._members:
-                if member.pidfd >= 0:
-                    os.close(member.pidfd)
-                    member.pidfd = -1
-                _close_files(member.process)
-            self._poll.close()
-            if self._bell is not None:
-                self._bell.close()
-            self._up.close()
-            self._outbox.close()
-            self._tracebacks.close()
-            if self._logs is not None:
-                self._logs.close()
+        finally:  # whatever comes, no process is left behind; and what an alarm's handler raises comes after that
+            try:
+                with interrupts.AllDeferred():
+                    self._end()
+            except BaseException:
+                self._end()  # it may have come before the block had begun
+                raise
+
+    def _end(self) -> None:
+        """Kills what is left, and closes all that there is for processes that have ended. Safe to call again."""
+        _all.discard(self)
+        self._reap(None, signal.SIGKILL)
+        for member in self._members:
+            member.close_pipe()
+            if member.pidfd >= 0:
+                os.close(member.pidfd)
+                member.pidfd = -1
+            _close_files(member.process)
+        self._poll.close()
+        if self._bell is not None:
+            self._bell.close()
+        self._up.close()
+        self._outbox.close()
+        self._tracebacks.close()
+        if self._logs is not None:
+            self._logs.close()
 
     def left_behind(self, act: Callable[[], object]) -> bool:
         """Whether `stop` has left workers that go on: never, since a process can be killed."""
