@@ -117,10 +117,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     # Each fork copies the page tables of all memory. So tests are not skipped or deselected, which pytest keeps to the
     # end, and those come last that import most.
-    chosen = [item for item in items if not item.get_closest_marker("slow")]
+    chosen = [item for item in items if not (item.get_closest_marker("slow") or item.get_closest_marker("long"))]
     config.stash[_LEFT_OUT] = len(items) - len(chosen)
     items[:] = sorted(chosen, key=lambda item: item.nodeid.startswith("tests/benchmarks"))
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> str:
-    return f"{config.stash.get(_LEFT_OUT, 0)} slow tests are left out; -m slow runs them, -m '' all"
+    return f"{config.stash.get(_LEFT_OUT, 0)} long and slow tests are left out; -m long or -m slow runs them"

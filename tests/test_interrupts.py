@@ -438,6 +438,7 @@ def test_a_handler_that_raises_as_a_worker_starts_leaves_no_process(
     assert len(list(loader)) == 4
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_handlers")
 def test_a_handler_that_raises_as_workers_are_stopped_leaves_no_process() -> None:
     """At any moment at which Python calls one. Nor a descriptor, which the suite looks for."""

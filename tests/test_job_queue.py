@@ -389,6 +389,7 @@ def test_jobs_go_to_whoever_is_free(tmp_path: Any) -> None:
         assert len({jobs.get() for _ in range(8)}) == 2
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 @pytest.mark.usefixtures("_resource_tracker")

@@ -107,6 +107,7 @@ def test_attributes_that_are_changed_later(changes: dict[str, Any], used: bool) 
     assert_same(stream(loader)[0], expected)
 
 
+@pytest.mark.long
 def test_what_another_library_settles_on_is_no_choice() -> None:
     script = """
         from shmloader.workers import kinds
@@ -123,6 +124,7 @@ def test_what_another_library_settles_on_is_no_choice() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.long
 def test_a_start_method_that_is_chosen_later() -> None:
     script = """
         from shmloader import ShmDataLoader

@@ -814,6 +814,7 @@ def test_a_pool_with_hardly_any_room() -> None:
     assert [one.unique().tolist() for one in held] == [[number] for number in range(40)]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("method", ["spawn", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_other_start_methods(method: str) -> None:

@@ -84,6 +84,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[LabelledFile]:
     return find_files(folder)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_resource_tracker")
 def test_contestants_take_turns(small: list[LabelledFile]) -> None:
     pillow = [each for each in CONTESTANTS if each.name in ("ours, Pillow", STOCK)]

@@ -496,6 +496,7 @@ SPAWNED = """
 """
 
 
+@pytest.mark.long
 def test_workers_that_are_spawned() -> None:
     found = run_file(SPAWNED)
     assert (found.stdout, found.stderr) == ("done\n", "")
@@ -1215,6 +1216,7 @@ RANKS = """
 """
 
 
+@pytest.mark.long
 def test_two_ranks_read_each_sample_once() -> None:
     found = run_file(RANKS)
     assert found.stdout == "done\n", found.stderr
@@ -1309,6 +1311,7 @@ def test_a_signal_whose_handler_raises_costs_nothing_but_the_call(place: dict[st
     assert (descriptors(), mappings()) == before
 
 
+@pytest.mark.long
 @pytest.mark.sampled(4)
 @pytest.mark.usefixtures("_interrupting")
 def test_a_signal_whose_handler_raises_leaves_no_cache(place: dict[str, Any]) -> None:

@@ -521,6 +521,7 @@ def test_a_process_that_is_killed_leaves_it_to_the_others(method: str) -> None:
     assert data["objects"] == [1, 2]
 
 
+@pytest.mark.long
 def test_no_message_is_printed_whoever_ends_first() -> None:
     ended = run_file(
         """
@@ -1022,6 +1023,7 @@ def shared_under(trace: SignalAt, data: Any) -> bool:
     return shared is not None
 
 
+@pytest.mark.long
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("data", [np.arange(3), torch.arange(3), ["a", 1]], ids=["an array", "a tensor", "objects"])
 def test_a_signal_whose_handler_raises_leaves_nothing(data: Any) -> None:

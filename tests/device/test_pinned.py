@@ -71,6 +71,7 @@ def test_a_pool_that_is_garbage_together_with_its_batches(driver: simulated.Driv
     assert len(orphans._all) <= before
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_resource_tracker")
 def test_spawned_workers(driver: simulated.Driver) -> None:
     source = loader(multiprocessing_context="spawn", num_workers=1)
@@ -371,6 +372,7 @@ EXIT = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("dropped", ["batch", "iterator, source", "iterator, source, batch"])
 def test_at_the_interpreters_exit_copies_are_awaited_and_all_is_unregistered(dropped: str) -> None:

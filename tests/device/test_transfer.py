@@ -223,6 +223,7 @@ def test_an_iterator_ends_with_its_last_reference(driver: simulated.Driver, pers
         gc.enable()
 
 
+@pytest.mark.long
 def test_early_breaks_and_new_passes(driver: simulated.Driver) -> None:
     """What was under way in the pass before is dropped while it is copied, and its slots are not used too soon."""
     for persistent_workers in (False, True):

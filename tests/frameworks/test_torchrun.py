@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.frameworks.support import flat, run_ranks, share
 
 
+@pytest.mark.long
 def test_each_rank_of_torchrun_gets_its_share(tmp_path: Path) -> None:
     script = """
         import torch.distributed

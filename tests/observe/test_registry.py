@@ -168,6 +168,7 @@ def test_a_thread_that_waits_for_a_batch_is_let_go(worker_type: str) -> None:
     assert shmloader.live_loaders() == ()
 
 
+@pytest.mark.long
 def test_a_thread_that_waits_while_no_worker_answers_is_let_go() -> None:
     reader, writer = os.pipe()
     loader = ShmDataLoader(Waiting(reader), batch_size=4, num_workers=1)

@@ -414,6 +414,7 @@ def test_a_killed_process_leaves_what_was_written(tmp_path: Path, name: str) -> 
     assert len(line.steps) == 51
 
 
+@pytest.mark.long
 def test_an_exit_within_the_block_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     done = run_file(

@@ -97,6 +97,7 @@ ORDERS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [ORDERS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in ORDERS[1:])])
 def test_each_way_to_import_it(order: list[str], tmp_path: Path) -> None:
     for name in ("early", "late"):

@@ -539,6 +539,7 @@ COMPILED = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(TORCH < (2, 8), reason="this torch compiles what a function that is left alone calls")
 def test_compiled_functions_leave_the_loader_alone() -> None:
     done = run_file(COMPILED)

@@ -49,6 +49,7 @@ def steps_of(loaders: list[ShmDataLoader[Any]], count: int) -> list[list[tuple[i
     return steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_ranks_come_and_go(seed: int) -> None:
     draw = random.Random(seed)

@@ -130,6 +130,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], lis
     return found
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["fewer", "more", pytest.param("again and again", marks=pytest.mark.slow)])
 def test_killed_ranks_come_back_as_others(

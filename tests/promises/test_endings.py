@@ -159,6 +159,7 @@ def wait_for_end(pid: int) -> None:
     os.close(pidfd)
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("iterator", ["iter(make(worker_init_fn=fail))", "iterators[0]"])
 def test_an_error_in_an_exit_function_that_runs_after_ours_is_raised_there(iterator: str) -> None:
@@ -189,6 +190,7 @@ def test_an_exception_while_iterating_prints_itself_only() -> None:
     assert result.stderr.count("Traceback") == 1
 
 
+@pytest.mark.long
 def test_few_descriptors() -> None:
     result = run(
         """
@@ -204,6 +206,7 @@ def test_few_descriptors() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.long
 def test_no_descriptors_at_all() -> None:
     result = run(
         """

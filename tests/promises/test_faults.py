@@ -287,6 +287,7 @@ def spawn_cells() -> list[Any]:
     return [pytest.param(fault, marks=[] if fault in quick else pytest.mark.slow) for fault in faults]
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.usefixtures("_resource_tracker")
 @pytest.mark.parametrize("fault", spawn_cells())
@@ -326,6 +327,7 @@ def test_a_hang_while_a_spawned_worker_is_unpickled(make_trap: MakeTrap, fault: 
     assert [checked(batch) for batch in loader] == ALL
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_resource_tracker")
 def test_a_spawned_worker_that_dies_while_it_is_unpickled_is_replaced(make_trap: MakeTrap) -> None:
     loader = make(

@@ -730,6 +730,7 @@ def fork_and_return(worker: int) -> None:
     os.fork()
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_children_that_come_back_from_where_a_pass_begins(num_workers: int) -> None:

@@ -120,6 +120,7 @@ print("all")
 """
 
 
+@pytest.mark.long
 def test_workers_are_scheduled_as_the_main_process_is() -> None:
     """A policy that only lets others go first would have them wait for a processor that other programs use."""
     result = run_file(POLICIES)
@@ -449,6 +450,7 @@ def test_what_cannot_be_pickled_is_named(context: str) -> None:
         assert "multiprocessing_context='fork'" in line
 
 
+@pytest.mark.long
 def test_a_class_that_spawned_workers_cannot_find() -> None:
     result = run_file(
         """

@@ -206,6 +206,7 @@ def test_interrupts_while_samples_block() -> None:
     interrupt_again_and_again("play(make(), steps, 3, blocks=True)", 3, seed=3, most_steps=6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nth", [1, 2])
 def test_an_interrupt_within_the_fork_beside_other_threads(nth: int) -> None:
     """The main thread has the signal blocked; the other one takes it, and its handler runs in the main one."""
@@ -242,6 +243,7 @@ def test_an_interrupt_within_the_fork_beside_other_threads(nth: int) -> None:
         assert running.end() == (0, "")
 
 
+@pytest.mark.long
 def test_a_spawned_worker_is_born_with_the_signal_blocked() -> None:
     """Else a Ctrl-C while it imports its modules ends it."""
     code = """

@@ -150,6 +150,7 @@ def test_workers_that_are_blocked(death: str, block: str) -> None:
     assert end.stderr == ""
 
 
+@pytest.mark.long
 @pytest.mark.sampled(6)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_loaders_in_interleaved_order(block: str) -> None:
@@ -207,6 +208,7 @@ def test_a_thread_that_ends_before_its_workers_do_not_take_them_along() -> None:
     assert not end.left
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 def test_workers_that_have_given_up_their_rights() -> None:
     """With them the kernel drops the request for a signal; and a child has the workers' pipes open."""
@@ -227,6 +229,7 @@ def test_workers_that_have_given_up_their_rights() -> None:
     assert not end.left
 
 
+@pytest.mark.long
 def test_a_forked_child_with_workers_of_its_own() -> None:
     end = run(
         f"""
@@ -264,6 +267,7 @@ def test_a_forked_child_outlives_its_parent_and_not_its_workers() -> None:
     assert not end.left
 
 
+@pytest.mark.long
 def test_successors_die_with_the_parent_too() -> None:
     end = run(
         f"""

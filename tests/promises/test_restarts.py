@@ -604,6 +604,7 @@ def test_batches_that_the_dead_had_kept_and_the_loop_holds() -> None:
     assert assert_survives(Setting(collation="kept"), [Kill("begin", seq) for seq in (2, 5, 8, 11)], loop) == 4
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("prefetch_factor", [1, 3])
 def test_all_workers_die_at_every_few_steps(prefetch_factor: int) -> None:

@@ -125,6 +125,7 @@ def test_a_worker_that_has_died_before_any_write(
     ).assert_all(0)
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @each_setting
 @pytest.mark.parametrize("restarts", [0, 1])
@@ -153,6 +154,7 @@ def test_a_worker_that_has_died_before_it_was_granted_room(run: Runner, restarts
     ).assert_all(0)
 
 
+@pytest.mark.long
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("setting", ["default", pytest.param("blocked", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -199,6 +201,7 @@ def test_a_worker_that_ends_before_it_has_read_what_it_is_given(method: str, set
     assert (end.returncode, end.stdout.strip(), end.stderr) == (0, "died", "")
 
 
+@pytest.mark.long
 @each_setting
 def test_a_fork_servers_process_that_ends_at_once(setting: str) -> None:
     end = run_file(
@@ -234,6 +237,7 @@ def test_a_fork_servers_process_that_ends_at_once(setting: str) -> None:
     assert (end.returncode, end.stdout.split(), end.stderr) == (0, ["died", "4"], "")
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_resource_tracker_that_has_died(method: str) -> None:

@@ -428,6 +428,7 @@ def test_a_permutation_goes_on_with_another_number_of_ranks() -> None:
         state = states[0]
 
 
+@pytest.mark.long
 def test_a_fresh_process_goes_on() -> None:
     seed_everything(2)
     state, _, rest, _, _ = interrupted(lambda: _map(shuffle=True, num_workers=2), 0, 4)

@@ -83,6 +83,7 @@ def figures(loader: ShmDataLoader[Any]) -> LoaderStatistics:
 MANY = (pytest.mark.slow, pytest.mark.timeout(1800))
 
 
+@pytest.mark.long
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("iterators", [36, pytest.param(1000, marks=MANY)])
 @pytest.mark.parametrize("fresh", [False, True], ids=["one loader", "a loader each"])
@@ -122,6 +123,7 @@ def test_passes_of_persistent_workers(passes: int, whole: bool) -> None:
     assert figures(loader).resident_bytes <= 12 * 5 * 4 * KIB
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", [40_000, pytest.param(1_000_000, marks=MANY)])
 def test_tiny_batches(batches: int) -> None:
     loader: ShmDataLoader[Any] = ShmDataLoader(range(batches), batch_size=None, num_workers=2, prefetch_factor=8)  # type: ignore[arg-type]
@@ -167,6 +169,7 @@ def test_an_outlier_now_and_then(batches: int, hold: int) -> None:
     assert_flat(samples)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loaders", [36, pytest.param(1000, marks=MANY)])
 def test_batches_that_outlive_their_loaders(loaders: int) -> None:
     """The last batch of each loader is held until the next one's comes; memory and mappings end with it."""

@@ -145,6 +145,7 @@ def run() -> Iterator[Runner]:
 # -- descriptors -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("persistent_workers", [False, True])
 @pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
@@ -206,10 +207,12 @@ def too_few_descriptors(run: Runner) -> list[list[str]]:
     return outcomes
 
 
+@pytest.mark.long
 def test_no_descriptor_is_lost_where_there_are_too_few(run: Runner) -> None:
     assert {state for _, state in too_few_descriptors(run)} == {"kept"}
 
 
+@pytest.mark.long
 def test_too_few_descriptors_are_called_so(run: Runner) -> None:
     assert {kind for kind, _ in too_few_descriptors(run)} == {"OSError", "all"}
 
@@ -280,6 +283,7 @@ def test_a_pool_takes_no_more_of_a_limited_address_space_than_it_can_use(
     ).assert_all(20)
 
 
+@pytest.mark.long
 def test_what_is_declared_has_room_under_a_limit_on_address_space(run: Runner) -> None:
     """Undeclared, it would not: a slot has a fourteenth of an eighth."""
     limit = "limit('AS', mapped() + 2000 * MIB)"
@@ -287,6 +291,7 @@ def test_what_is_declared_has_room_under_a_limit_on_address_space(run: Runner) -
     run(f"{limit}; read(make(20, 40 * MIB, sample_shapes=(40 * MIB,), sample_dtypes=torch.uint8))").assert_all(20)
 
 
+@pytest.mark.long
 def test_a_limit_on_address_space_while_batches_are_held(run: Runner) -> None:
     run("limit('AS', mapped() + 300 * MIB); read(make(400, MIB), hold=True)").assert_error("MemoryError")
     run("limit('AS', mapped() + 2000 * MIB); read(make(400, MIB), hold=True)").assert_all(400)

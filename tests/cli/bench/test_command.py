@@ -244,6 +244,7 @@ def test_an_interrupt_needs_no_traceback(user: str, capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_a_reader_that_has_gone_needs_no_traceback(user: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -119,6 +119,7 @@ def test_processes_of_the_scripts_own_and_spawned_workers(tmp_path: Path) -> Non
     assert ended.stdout == "\n".join([f"fork {OURS} none ['no worker']", *expected, ""])
 
 
+@pytest.mark.long
 def test_ranks_of_torchrun(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     ended = run(tmp_path, "--report", "--trace", "trace.json", "script.py", "0", launcher=launcher)

@@ -579,6 +579,7 @@ def test_what_is_no_flag(value: Any) -> None:
         ShmDataLoader(Talking(), forward_logs=value)
 
 
+@pytest.mark.long
 def test_modules_that_are_imported_in_a_spawned_worker_may_log() -> None:
     done = run_file(
         """

@@ -128,6 +128,7 @@ def ended_under(trace: SignalAt) -> bool:
     return True
 
 
+@pytest.mark.long
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("is_done_under", [begun_under, ended_under])
 def test_a_signal_whose_handler_raises_leaves_nothing(is_done_under: Callable[[SignalAt], bool]) -> None:
