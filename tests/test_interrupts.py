@@ -279,28 +279,6 @@ def test_what_ends_the_program_is_raised_once_behind_a_drop(
             signal.signal(one, handler_before)
 
 
-def test_what_an_alarm_raises_is_printed_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The block that has set the alarm, and expects it, might have ended when it is raised later."""
-
-    class Alarm(BaseException):
-        pass
-
-    def handler(number: int, frame: Any) -> None:
-        raise Alarm
-
-    printed: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
-    before = signal.signal(signal.SIGUSR1, handler), signal.getsignal(signal.SIGINT)
-    try:
-        due = [signal.SIGUSR1]
-        dropped = interrupts.at_drop(lambda: signal.raise_signal(due.pop()) if due else None)
-        del dropped
-        assert printed == [Alarm]
-        assert signal.getsignal(signal.SIGINT) is before[1]
-    finally:
-        signal.signal(signal.SIGUSR1, before[0])
-
-
 def drop_with(error: BaseException) -> None:
     """Drops something, while a signal comes whose handler raises ``error``."""
 
@@ -311,6 +289,21 @@ def drop_with(error: BaseException) -> None:
     signal.signal(signal.SIGUSR1, handler)
     dropped = interrupts.at_drop(lambda: signal.raise_signal(due.pop()) if due else None)
     del dropped
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_what_an_alarm_raises_is_printed_where_something_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block that has set the alarm, and expects it, might have ended when it is raised later."""
+
+    class Alarm(BaseException):
+        pass
+
+    printed: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: printed.append(unraisable.exc_type))
+    before = signal.getsignal(signal.SIGINT)
+    drop_with(Alarm())
+    assert printed == [Alarm]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.fixture
