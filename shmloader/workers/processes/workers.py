@@ -360,7 +360,6 @@ class ProcessWorkers:
         in a signal handler.
         """
         try:
-            _all.discard(self)
             for worker, member in enumerate(self._members):
                 if member.down.fd >= 0:
                     with contextlib.suppress(WorkerTimeoutError):  # it is not waited for any longer than others
